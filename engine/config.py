@@ -1,0 +1,235 @@
+"""Everything that can be chosen, one dataclass a stage; a stage's key in the store is its own dataclass and no more.
+
+The defaults are the paper's recipe. `preset("tiny")` is the recipe of the embedded model on a laptop.
+"""
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, get_args, get_type_hints
+
+from .errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeConfig:
+    first_frame: int = 0
+    """Index of the clip's first frame that is used."""
+    max_frames: int | None = None
+    """At most this many frames; None takes the whole clip."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DepthConfig:
+    model: str = "embedded"
+    """`embedded`, a directory in the transformers layout, or a hub name of depth_anything, depth_pro or zoedepth."""
+    smooth: bool = True
+    """Filter over time along the optical flow: a composite is only as steady as its depth."""
+    fov_deg: float | None = None
+    """Horizontal field of view of the clip; None takes the file's metadata, the depth model's estimate, or 55 degrees."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnchorConfig:
+    band: float = 0.05
+    """Relative depth within which two points are one surface."""
+    sharpen: int = 2
+    """Passes that move in-between depths at object borders to one side (flying pixels)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConditionConfig:
+    """What the video model sees of the source and of the anchor."""
+
+    height: int | None = None
+    """Working height in pixels; None derives the size from the model's training area and the clip's shape."""
+    width: int | None = None
+    micro_batch: int = 4
+    """Frames a VAE or image encoder call, counted from frame 0; fixed, so that no split changes a bit."""
+    noise_augmentation: float = 0.02
+    motion_bucket: int = 127
+    augmentations: int = 64
+    """Random crops and flips of source frames that the spatial adapter learns from."""
+    mask_mode: Literal["area", "min"] = "area"
+    mask_threshold: float = 0.9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuneConfig:
+    rank: int = 16
+    lr: float = 5e-4
+    spatial_steps: int = 400
+    temporal_steps: int = 400
+    spatial_batch: int = 1
+    """Frames a spatial step."""
+    schedule: Literal["decoupled", "joint"] = "decoupled"
+    """`joint` is the paper: each step tunes both. `decoupled` tunes the spatial adapter once per clip."""
+    spatial_prompt: Literal["other", "none"] = "other"
+    """Image prompt of the spatial pass: another source frame, or dropped (a frame as its own prompt teaches copying)."""
+    normalisation: Literal["window", "frame", "none"] = "window"
+    sigma_mean: float = 0.7
+    """Mean of ln sigma."""
+    sigma_std: float = 1.6
+    weight_decay: float = 0.0
+    checkpoint_every: int = 50
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleConfig:
+    steps: int = 25
+    start: Literal["noise", "anchor"] = "noise"
+    """`noise` is the paper; `anchor` begins from the hole-filled anchor, noised to `start_sigma`."""
+    start_sigma: float = 10.0
+    guidance: tuple[float, float] = (1.0, 3.0)
+    """Classifier-free guidance at a window's first and last frame; 1 costs nothing."""
+    overlap: int = 4
+    """Frames that a window shares with the one before it."""
+    decode_chunk: int | None = None
+    """Frames the VAE decodes at once; None is the model's window."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefineConfig:
+    """SDEdit with the spatial adapter alone."""
+
+    sigma: float = 1.0
+    """Noise the sample is taken back to; 0 skips the stage."""
+    steps: int = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeliverConfig:
+    composite: Literal["on", "off"] = "on"
+    """`on` keeps real pixels wherever the anchor has them; `off` delivers the pure model output, as the paper does."""
+    feather_px: float = 3.0
+    """Width of the blend between real and generated pixels, in pixels of the clip."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    model: str = "tiny"
+    seed: int = 0
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    depth: DepthConfig = field(default_factory=DepthConfig)
+    anchor: AnchorConfig = field(default_factory=AnchorConfig)
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    deliver: DeliverConfig = field(default_factory=DeliverConfig)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "RunConfig":
+        """Rebuild from `to_json`; unknown fields are refused by name."""
+        return _build(RunConfig, value, "")
+
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": {},
+    "tiny": {
+        "condition": {"augmentations": 32},
+        "tune": {"spatial_steps": 100, "temporal_steps": 100, "spatial_batch": 4, "checkpoint_every": 25},
+        "sample": {"steps": 16, "start": "anchor", "guidance": (1.0, 1.0)},
+        "refine": {"steps": 6, "sigma": 0.5},
+    },
+}
+"""Values that a preset sets, by section, over the defaults above."""
+
+
+def preset(name: str, *, model: str, seed: int = 0) -> RunConfig:
+    """A preset's configuration for a model.
+
+    Raises:
+        InputError: no such preset.
+    """
+    if name not in PRESETS:
+        raise InputError(f"no preset {name!r}; there are {', '.join(PRESETS)}", param="--preset")
+    return override(RunConfig(model=model, seed=seed), PRESETS[name])
+
+
+def override(config: RunConfig, sections: dict[str, dict[str, Any]]) -> RunConfig:
+    """Replace fields by section and name; the result is checked."""
+    changed = {}
+    for section, values in sections.items():
+        part = getattr(config, section)
+        known = {f.name for f in fields(part)}
+        unknown = set(values) - known
+        if unknown:
+            raise InputError(f"{section} has no option {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}")
+        changed[section] = replace(part, **values)
+    result = replace(config, **changed)
+    check(result)
+    return result
+
+
+# Bounds by section and field: (least, most). A number outside is refused by the option's name.
+_BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
+    "decode": {"first_frame": (0, 10**7), "max_frames": (2, 10**6)},
+    "depth": {"fov_deg": (5, 160)},
+    "anchor": {"band": (0.001, 0.5), "sharpen": (0, 8)},
+    "condition": {
+        "height": (32, 4096),
+        "width": (32, 4096),
+        "micro_batch": (1, 64),
+        "noise_augmentation": (0, 1),
+        "motion_bucket": (0, 255),
+        "augmentations": (2, 1024),
+        "mask_threshold": (0.01, 1),
+    },
+    "tune": {
+        "rank": (1, 256),
+        "lr": (1e-7, 0.1),
+        "spatial_steps": (0, 100_000),
+        "temporal_steps": (0, 100_000),
+        "spatial_batch": (1, 64),
+        "sigma_mean": (-5, 5),
+        "sigma_std": (0.01, 5),
+        "weight_decay": (0, 1),
+        "checkpoint_every": (1, 100_000),
+    },
+    "sample": {"steps": (1, 1000), "start_sigma": (0.01, 700), "overlap": (1, 64), "decode_chunk": (1, 256)},
+    "refine": {"sigma": (0, 700), "steps": (1, 1000)},
+    "deliver": {"feather_px": (0, 64)},
+}
+
+
+def check(config: RunConfig) -> None:
+    """Refuse values out of bounds and choices that do not exist.
+
+    Raises:
+        InputError: names the option and what is accepted.
+    """
+    for section, bounds in _BOUNDS.items():
+        part = getattr(config, section)
+        for name, (least, most) in bounds.items():
+            value = getattr(part, name)
+            if value is not None and not least <= value <= most:
+                raise InputError(f"{value} is out of range, {least:g} to {most:g} is accepted", param=_option(name))
+        for name, kind in get_type_hints(type(part)).items():
+            choices = [a for a in get_args(kind) if isinstance(a, str)]
+            if choices and getattr(part, name) not in choices:
+                accepted = ", ".join(choices)
+                raise InputError(f"{getattr(part, name)!r} is not one of {accepted}", param=_option(name))
+    size = config.condition.height, config.condition.width
+    if (size[0] is None) != (size[1] is None):
+        raise InputError("give both --height and --width, or neither", param="--height")
+    if config.tune.schedule == "joint" and config.tune.spatial_steps != config.tune.temporal_steps:
+        raise InputError("the joint schedule tunes both in each step: give one number of steps", param="--schedule")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _build(kind: type, value: dict[str, Any], where: str) -> Any:
+    hints = get_type_hints(kind)
+    unknown = set(value) - set(hints)
+    if unknown:
+        raise InputError(f"the configuration has no field {where}{sorted(unknown)[0]}")
+    made = {}
+    for name, item in value.items():
+        if is_dataclass(hints[name]):
+            item = _build(hints[name], item, f"{where}{name}.")
+        made[name] = tuple(item) if isinstance(item, list) else item
+    return kind(**made)

@@ -1,0 +1,108 @@
+"""Depth over time: one scale without flicker, averaged along the motion, crisp where objects end.
+
+Everything works on log depth, sky being the constant SKY (so that differences to sky are large but finite).
+"""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+SKY = 20.0
+"""Log depth that stands for infinity."""
+
+_RADIUS = 2
+_COLOR_SIGMA = 12.0  # levels of 255
+_DEPTH_SIGMA = 0.08  # of log depth: an average never crosses an object's border
+
+
+def to_log(depth: np.ndarray) -> np.ndarray:
+    """float32 log depth; infinity becomes SKY, NaN stays."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.minimum(np.log(depth.astype(np.float32)), SKY)
+
+
+def from_log(log_depth: np.ndarray) -> np.ndarray:
+    return np.where(log_depth >= SKY - 0.5, np.inf, np.exp(log_depth)).astype(np.float32)
+
+
+def optical_flow(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Flow [h, w, 2] in pixels from image a to image b, uint8 [h, w, 3] (dense inverse search)."""
+    grays = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (a, b)]
+    if min(grays[0].shape) < 32:  # below the coarsest pyramid level
+        return np.zeros((*grays[0].shape, 2), np.float32)
+    return cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST).calc(grays[0], grays[1], None)
+
+
+def warp(image: np.ndarray, flow: np.ndarray, *, nearest: bool = False) -> np.ndarray:
+    """image[x + flow(x)], [h, w] or [h, w, C]; outside is NaN (0 for integers)."""
+    h, w = flow.shape[:2]
+    x, y = np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32))
+    mode = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
+    outside = np.nan if image.dtype.kind == "f" else 0
+    return cv2.remap(image, x + flow[..., 0], y + flow[..., 1], mode, borderMode=cv2.BORDER_CONSTANT, borderValue=outside)
+
+
+def scale_corrections(
+    count: int, log_depth: Callable[[int], np.ndarray], image: Callable[[int], np.ndarray], sigma_frames: float = 6.0
+) -> np.ndarray:
+    """Log-scale correction of each frame, float32 [N], that removes the network's frame-to-frame scale flicker.
+
+    The median log ratio along the flow is summed over time; what is slow is motion and stays, what is fast goes.
+    """
+    drift = np.zeros(count, np.float64)
+    for t in range(1, count):
+        flow = optical_flow(image(t - 1), image(t))
+        ratio = warp(log_depth(t), flow, nearest=True) - log_depth(t - 1)
+        near = np.isfinite(ratio) & (np.abs(ratio) < 0.5)
+        drift[t] = drift[t - 1] + (float(np.median(ratio[near])) if near.any() else 0.0)
+    return (_gaussian(drift, sigma_frames) - drift).astype(np.float32)
+
+
+def _gaussian(values: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian smoothing that keeps a straight line straight at the ends (odd reflection)."""
+    radius = min(len(values) - 1, round(3 * sigma))
+    if radius < 1:
+        return values
+    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    left = 2 * values[0] - values[radius:0:-1]
+    right = 2 * values[-1] - values[-2 : -radius - 2 : -1]
+    return np.convolve(np.concatenate([left, values, right]), kernel / kernel.sum(), mode="valid")
+
+
+def temporal_mean(
+    t: int, count: int, log_depth: Callable[[int], np.ndarray], image: Callable[[int], np.ndarray]
+) -> np.ndarray:
+    """Log depth of frame t averaged with its neighbours along the flow, where colour and depth agree."""
+    center, center_image = log_depth(t), image(t).astype(np.float32)
+    total = np.ones_like(center)
+    mean = np.where(np.isfinite(center), center, 0.0)
+    for other in range(max(0, t - _RADIUS), min(count, t + _RADIUS + 1)):
+        if other == t:
+            continue
+        flow = optical_flow(image(t), image(other))
+        moved = warp(log_depth(other), flow, nearest=True)
+        color = np.abs(warp(image(other), flow).astype(np.float32) - center_image).mean(axis=2)
+        weight = np.exp(-0.5 * (color / _COLOR_SIGMA) ** 2 - 0.5 * ((moved - center) / _DEPTH_SIGMA) ** 2)
+        weight = np.nan_to_num(weight)
+        total += weight
+        mean += weight * np.nan_to_num(moved)
+    return np.where(np.isfinite(center), mean / total, np.nan).astype(np.float32)
+
+
+def sharpen(log_depth: np.ndarray, passes: int) -> np.ndarray:
+    """Move depths that lie between two surfaces to the nearer of them in value: no flying pixels, no rubber sheets.
+
+    A 5x5 window spans a border when its disparities differ by more than 15 % of the nearest and by more than 5 % of the
+    frame's median disparity; a receding floor passes neither test where its parallax could be seen.
+    """
+    disparity = np.exp(-np.nan_to_num(log_depth, nan=SKY))
+    kernel = np.ones((5, 5), np.uint8)
+    least = 0.05 * float(np.median(disparity))
+    for _ in range(passes):
+        near, far = cv2.dilate(disparity, kernel), cv2.erode(disparity, kernel)
+        border = (near - far > 0.15 * near) & (near - far > least)
+        side = np.where(disparity - far > near - disparity, near, far)
+        disparity = np.where(border, side, disparity)
+    moved = -np.log(np.maximum(disparity, np.exp(-SKY)))
+    return np.where(np.isnan(log_depth), np.nan, moved).astype(np.float32)

@@ -1,0 +1,292 @@
+"""The Python face: `Recapture.from_pretrained("tiny")`, a call with a video and a camera, a result that can be saved."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .cameras import CameraPath, CameraSpec, parse_camera
+from .config import PRESETS, RunConfig, check, preset
+from .errors import Cancelled, InputError, RecaptureError, ResourceError
+from .models import MODELS
+from .run import Models, Progress, Run
+from .stages import STAGES, Inputs, path_of, windows_of
+from .store import Entry, Store, stage_key
+from .video import Limits, admit, probe
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRecord:
+    """How one stage of a run went.
+
+    Attributes:
+        seconds: of work; for a reused stage, what was saved.
+    """
+
+    name: str
+    about: str
+    seconds: float
+    reused: bool
+
+
+@dataclass(kw_only=True)
+class Result:
+    """A finished run (or its first part, after `preview`). Arrays are memory-mapped from the store."""
+
+    run: Run
+    entries: dict[str, Entry]
+    records: list[StageRecord] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def source(self) -> np.ndarray:
+        """uint8 [N, H, W, 3]"""
+        return self.entries["frames"].array("frames")
+
+    @property
+    def frames(self) -> np.ndarray:
+        """Delivered frames, uint8 [N, H, W, 3]."""
+        return self.entries["deliver"].array("frames")
+
+    @property
+    def generated(self) -> np.ndarray:
+        """Pure model output at the working size, uint8 [N, h, w, 3]."""
+        return self.entries["generate"].array("frames")
+
+    @property
+    def anchor(self) -> np.ndarray:
+        """uint8 [N, H, W, 3], black in the holes."""
+        return self.entries["anchor"].array("color")
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool [N, H, W], True where the anchor is real footage."""
+        return self.entries["anchor"].array("mask")
+
+    @property
+    def matte(self) -> np.ndarray:
+        """uint8 [N, H, W], 255 where the delivered pixel is generated."""
+        return self.entries["deliver"].array("matte")
+
+    @property
+    def camera(self) -> CameraPath:
+        return path_of(self.entries)
+
+    @property
+    def hole_share(self) -> float:
+        """Share of the anchor's pixels that no source pixel covers."""
+        return float(np.mean(self.entries["anchor"].json("coverage")["holes"]))
+
+    @cached_property
+    def generated_share(self) -> float:
+        """Share of the delivered picture that comes from the model."""
+        return float(np.mean([frame.mean(dtype=np.float64) / 255 for frame in self.matte]))
+
+    @property
+    def windows(self) -> list[range]:
+        return windows_of(self.run, len(self.source))
+
+    def save(self, folder: str | Path, *, passes: bool = False) -> Path:
+        """Write the bundle (video, report, everything beside them) into a folder; returns the video's path."""
+        from .bundle import write_bundle
+
+        return write_bundle(self, Path(folder), passes=passes)
+
+
+class Recapture:
+    """Films clips again from other cameras, with one set of warm models.
+
+    >>> engine = Recapture.from_pretrained("tiny")
+    >>> result = engine("clip.mp4", camera="arc(20deg)", seed=0)
+    >>> result.save("out")
+    """
+
+    def __init__(self, models: Models, *, store: Store) -> None:
+        self.models, self.store = models, store
+        self._interrupt = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = "tiny",
+        *,
+        device: str = "auto",
+        torch_dtype: torch.dtype | None = None,
+        store: str | Path | Store | None = None,
+    ) -> "Recapture":
+        """Find a model by name (`tiny`, `svd`, `svd-xt`), directory or hub repository.
+
+        Args:
+            device: `auto` takes a GPU if there is one.
+            torch_dtype: of the UNet; fp32 on a CPU and fp16 on a GPU unless said.
+            store: where stages are kept; by default a folder of the user's cache.
+
+        Raises:
+            ModelError: the model is not to be had.
+            InputError: the device is not there.
+        """
+        chosen = pick_device(device)
+        dtype = torch_dtype or (torch.float16 if chosen.type == "cuda" else torch.float32)
+        opened = store if isinstance(store, Store) else Store(store or default_store())
+        return cls(Models(str(model), device=chosen, dtype=dtype), store=opened)
+
+    def default_config(self, *, seed: int = 0) -> RunConfig:
+        """The model's own preset: `tiny` for the embedded model, the paper's for all others."""
+        name = self.models.entry.name
+        return preset(name if name in PRESETS else "paper", model=name, seed=seed)
+
+    def __call__(
+        self,
+        video: str | Path,
+        camera: str | CameraSpec,
+        *,
+        seed: int | None = None,
+        config: RunConfig | None = None,
+        until: str = STAGES[-1].name,
+        depth_dir: Path | None = None,
+        mask_dir: Path | None = None,
+        force: bool = False,
+        limits: Limits | None = None,
+        callback_on_step_end: Callable[["Recapture", int, float, dict[str, Any]], dict[str, Any]] | None = None,
+        on_progress: Progress | None = None,
+        on_stage: Callable[[StageRecord | str, Result], None] = lambda record, result: None,
+    ) -> Result:
+        """Film a video again.
+
+        Args:
+            video: path of the clip.
+            camera: a preset expression (`arc(20deg)+zoom(1.1)`), a camera file, or a parsed camera.
+            seed: of everything random; overrides the configuration's.
+            config: all options; `default_config()` if absent.
+            until: name of the last stage to run (`anchor` for a preview).
+            depth_dir: the user's own depth, instead of a network's.
+            mask_dir: PNG masks of source pixels that may be used (white).
+            force: go on where the path sees next to nothing of the clip.
+            callback_on_step_end: as in diffusers: called after each sampling step with (self, step, sigma,
+                {"latents": ...}); what it returns replaces the latents; setting `self._interrupt` stops the run.
+            on_progress: called with (stage, done, total, details); may raise to stop.
+            on_stage: called with a stage's name before it runs and its record after.
+
+        Raises:
+            InputError: the clip, the camera or an option cannot be used; nothing was run.
+            Cancelled: stopped by a callback or Ctrl-C; what was finished stays in the store.
+            ResourceError: out of memory; names the knob.
+        """
+        config = config or self.default_config()
+        if seed is not None:
+            config = RunConfig.from_json({**config.to_json(), "seed": seed})
+        check(config)
+        spec = parse_camera(camera) if isinstance(camera, str) else camera
+        self._interrupt = False
+        started = time.monotonic()
+        limits = limits or Limits()
+        with tempfile.TemporaryDirectory(prefix="recapture-") as folder:
+            clip = admit(video, Path(folder), limits)
+            run = Run(
+                clip=clip, clip_name=Path(video).name, info=probe(clip, limits), limits=limits, camera=spec, config=config,
+                models=self.models, depth_dir=depth_dir, mask_dir=mask_dir, force=force,
+            )  # fmt: skip
+            if on_progress is not None:
+                run.on_progress = on_progress
+            if callback_on_step_end is not None:
+                run.on_step_end = self._adapt(callback_on_step_end)
+            _refuse_early(run)
+            result = Result(run=run, entries={})
+            with _errors_with_a_knob():
+                for record in self._execute(run, result, until, on_stage):
+                    result.records.append(record)
+            result.run.warnings += [w for w in result.entries["camera"].json("camera")["warnings"] if "camera" in result.entries]
+        result.seconds = time.monotonic() - started
+        return result
+
+    def _execute(
+        self, run: Run, result: Result, until: str, on_stage: Callable[[StageRecord | str, Result], None]
+    ) -> Iterator[StageRecord]:
+        for stage in STAGES:
+            inputs: Inputs = {name: result.entries[name] for name in stage.inputs}
+            key = stage_key(
+                stage=stage.name,
+                version=stage.version,
+                config=stage.config(run),
+                inputs={name: entry.digest for name, entry in inputs.items()},
+                weights=stage.weights(run),
+            )
+            entry = self.store.get(stage.name, key)
+            reused = entry is not None
+            if entry is None:
+                on_stage(stage.name, result)
+                with self.store.begin(stage.name, key) as writer:
+                    stage.run(run, inputs, writer)
+                    entry = writer.publish({"clip": run.clip_name})
+            result.entries[stage.name] = entry
+            record = StageRecord(name=stage.name, about=stage.about, seconds=entry.seconds, reused=reused)
+            on_stage(record, result)
+            yield record
+            if stage.name == until:
+                return
+
+    def _adapt(self, callback: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+        def on_step_end(stage: str, step: int, sigma: float, latents: torch.Tensor) -> torch.Tensor | None:
+            returned = callback(self, step, sigma, {"latents": latents}) or {}
+            if self._interrupt:
+                raise Cancelled("stopped by the callback")
+            return returned.get("latents")
+
+        return on_step_end
+
+
+def pick_device(name: str) -> torch.device:
+    """Raises InputError: unknown, or asked for and not there."""
+    if name not in DEVICES:
+        raise InputError(f"no device {name!r}; there are {', '.join(DEVICES)}", param="--device")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("no CUDA device is available; use --device cpu", param="--device")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def default_store() -> Path:
+    """$RECAPTURE_STORE, or a folder of the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return Path(os.environ.get("RECAPTURE_STORE") or cache / "recapture" / "stages")
+
+
+def _refuse_early(run: Run) -> None:
+    """What can be known to fail later is refused now."""
+    _ = run.size, run.depth_digest, run.mask_digest
+    if run.frame_count < 2:
+        raise InputError(
+            f"{run.clip_name} has {run.info.frame_count} frames, from frame {run.config.decode.first_frame} on "
+            f"{run.frame_count} would be used; at least 2 are needed",
+            param="CLIP",
+        )
+
+
+@contextmanager
+def _errors_with_a_knob() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Cancelled("interrupted; run the same command again and it goes on from here") from None
+    except torch.OutOfMemoryError:
+        raise ResourceError(
+            "the GPU is out of memory; lower --height and --width, or --decode-chunk", param="--height"
+        ) from None
+    except MemoryError:
+        raise ResourceError("out of memory; lower --height and --width, or --decode-chunk", param="--height") from None
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):  # how torch's CPU allocator says it
+            raise ResourceError("out of memory; lower --height and --width, or --decode-chunk", param="--height") from None
+        raise
+
+
+__all__ = ["DEVICES", "MODELS", "Recapture", "RecaptureError", "Result", "StageRecord", "default_store", "pick_device"]

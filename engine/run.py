@@ -1,0 +1,201 @@
+"""What one run carries through its stages: the clip, the camera, the options, warm models, and who wants to know."""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import adapters
+from .cameras import CameraSpec, SourceView
+from .config import RunConfig
+from .depth.models import DepthModel, DepthSource, find_depth_model, load_depth_model
+from .errors import InputError
+from .models import ModelEntry, ModelShape, VideoModel, find_model, weights_digest
+from .store import Entry
+from .video import ClipInfo, Limits
+
+
+class Models:
+    """Networks by name: found at once (so that a wrong name is refused early), loaded when first used, then kept warm."""
+
+    def __init__(self, model: str, *, device: torch.device, dtype: torch.dtype) -> None:
+        self.entry: ModelEntry
+        self.entry, self.folder = find_model(model)
+        self.shape = ModelShape.read(self.folder)
+        self.device, self.dtype = device, dtype
+        self.loads = 0
+        """How often the video model was loaded."""
+        self._video: VideoModel | None = None
+        self._rank: int | None = None
+        self._depth: dict[str, tuple[DepthSource, DepthModel | None]] = {}
+
+    @cached_property
+    def encoder_digest(self) -> str:
+        return weights_digest(self.folder, ("vae", "image_encoder", "feature_extractor"))
+
+    @cached_property
+    def unet_digest(self) -> str:
+        return weights_digest(self.folder, ("unet",))
+
+    def video(self, rank: int) -> VideoModel:
+        """The video model with both adapters injected at this rank."""
+        if self._video is None or self._rank != rank:
+            self._video = VideoModel(self.folder, device=self.device, dtype=self.dtype)
+            adapters.inject(self._video.unet, rank)
+            self._rank = rank
+            self.loads += 1
+        return self._video
+
+    def depth_source(self, name: str) -> DepthSource:
+        if name not in self._depth:
+            self._depth[name] = find_depth_model(name), None
+        return self._depth[name][0]
+
+    def depth(self, name: str) -> DepthModel:
+        source = self.depth_source(name)
+        model = self._depth[name][1] or load_depth_model(source, self.device)
+        self._depth[name] = source, model
+        return model
+
+
+Progress = Callable[[str, int, int, Mapping[str, Any]], None]
+"""Called with stage, units done, units in all, and details such as the loss. May raise to stop the run."""
+
+StepCallback = Callable[[str, int, float, Tensor], Tensor | None]
+"""Called after a sampling step with stage, step, sigma and latents; may return other latents, or raise to stop."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One clip, one camera."""
+
+    clip: Path
+    """The admitted copy of the user's file."""
+    clip_name: str
+    info: ClipInfo
+    limits: Limits
+    camera: CameraSpec
+    config: RunConfig
+    models: Models
+    depth_dir: Path | None = None
+    mask_dir: Path | None = None
+    force: bool = False
+    on_progress: Progress = lambda stage, done, total, detail: None
+    on_step_end: StepCallback = lambda stage, step, sigma, latents: None
+    warnings: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def progress(self, stage: str, done: int, total: int, **detail: Any) -> None:
+        self.on_progress(stage, done, total, detail)
+
+    def warn(self, sentence: str) -> None:
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
+
+    @property
+    def device(self) -> torch.device:
+        return self.models.device
+
+    @property
+    def model(self) -> VideoModel:
+        return self.models.video(self.config.tune.rank)
+
+    def fresh_adapters(self) -> None:
+        """Both adapters as injected; the seed makes a tuning run start from the same weights wherever it runs."""
+        adapters.reset(self.model.unet, seed=self.config.seed)
+
+    @cached_property
+    def clip_sha256(self) -> str:
+        with self.clip.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @property
+    def frame_count(self) -> int:
+        """Frames that will be used, by the header's word."""
+        available = max(0, self.info.frame_count - self.config.decode.first_frame)
+        return available if self.config.decode.max_frames is None else min(available, self.config.decode.max_frames)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Working (height, width).
+
+        Raises:
+            InputError: the asked size is no multiple of what the model needs.
+        """
+        height, width, multiple = self.config.condition.height, self.config.condition.width, self.models.shape.multiple
+        if height is None or width is None:
+            return self.models.shape.working_size(self.info.width, self.info.height)
+        for name, side in (("--height", height), ("--width", width)):
+            if side % multiple:
+                nearest = max(1, round(side / multiple)) * multiple
+                raise InputError(f"{side} is no multiple of {multiple}, which this model needs; try {nearest}", param=name)
+        return height, width
+
+    @property
+    def decode_chunk(self) -> int:
+        return self.config.sample.decode_chunk or self.models.shape.frames
+
+    @property
+    def depth_digest(self) -> str:
+        if self.depth_dir is not None:
+            return folder_digest(self.depth_dir, "--depth-dir")
+        return self.models.depth_source(self.config.depth.model).digest
+
+    @cached_property
+    def mask_digest(self) -> str | None:
+        return None if self.mask_dir is None else folder_digest(self.mask_dir, "--mask-dir")
+
+    @property
+    def source_mask(self) -> Callable[[int], np.ndarray] | None:
+        """Mask of frame t, bool [H, W]: white pixels of the user's PNGs, in the order of their names, may be lifted."""
+        if self.mask_dir is None:
+            return None
+        files = sorted(self.mask_dir.glob("*.png"))
+        first = self.config.decode.first_frame
+
+        def read(t: int) -> np.ndarray:
+            if first + t >= len(files):
+                raise InputError(f"{self.mask_dir} holds {len(files)} PNG masks, frame {first + t} has none", param="--mask-dir")
+            image = cv2.imread(str(files[first + t]), cv2.IMREAD_GRAYSCALE)
+            if image is None:
+                raise InputError(f"{files[first + t].name} cannot be read as a PNG", param="--mask-dir")
+            return cv2.resize(image, (self.info.width, self.info.height), interpolation=cv2.INTER_NEAREST) > 127
+
+        return read
+
+
+def folder_digest(folder: Path, param: str) -> str:
+    """sha256 over the names and contents of a folder's files.
+
+    Raises:
+        InputError: it is no folder, or empty.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    if not files:
+        raise InputError(f"{folder} is no folder with files in it", param=param)
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def source_view(inputs: Mapping[str, Entry]) -> SourceView:
+    """The clip as cameras see it, from the entries of frames, depth and intrinsics."""
+    lens, summary = inputs["intrinsics"].json("intrinsics"), inputs["depth"].json("summary")
+    return SourceView(
+        K_px=np.array(lens["K_px"]),
+        width=lens["width"],
+        height=lens["height"],
+        times_s=np.array(inputs["frames"].json("clip")["times_s"]),
+        median_depth=summary["median"],
+        subject_depth=summary["subject"],
+    )

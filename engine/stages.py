@@ -1,0 +1,490 @@
+"""The whole program, in order: each stage is a pure function of its inputs, its options and its weights.
+
+    clip -> frames -> depth -> intrinsics -> camera -> anchor -> source, condition -> spatial, temporal
+         -> sample -> refine -> generate -> deliver
+
+`STAGES` at the end is the list that runs. What a stage depends on is said where it is defined: other stages by name,
+the options it reads, the weights it uses; its key in the store is made of these and nothing else.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import adapters
+from .anchor import draw_anchor, to_tensor, to_uint8
+from .cameras import CameraPath, path_warnings, through_geometry
+from .condition import Encoder, anchor_mask, augmented_frames, working_anchor
+from .deliver import composite, to_clip_size
+from .depth.estimate import estimate_depth, read_depth
+from .errors import CameraError, VideoError
+from .run import Run, source_view
+from .sample import Condition, karras_sigmas, plan_windows
+from .sample import sample as sample_windows
+from .store import Entry, Writer
+from .tune import SourceBank, Tuner, tune
+from .video import decode as decode_video
+
+Inputs = Mapping[str, Entry]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One arrow of the design.
+
+    Attributes:
+        version: raised when the stage computes something else from the same inputs.
+        inputs: names of the stages whose results it reads.
+        config: the options (and digests of user files) it depends on.
+        weights: digest of the networks it runs, None where it runs none.
+        run: does the work, writing to the entry.
+        per_clip: shared by every path of a clip.
+    """
+
+    name: str
+    version: int
+    inputs: tuple[str, ...]
+    config: Callable[[Run], dict[str, Any]]
+    weights: Callable[[Run], str | None]
+    run: Callable[[Run, Inputs, Writer], None]
+    about: str
+    per_clip: bool
+
+
+STAGES: list[Stage] = []
+
+
+def stage(
+    *inputs: str,
+    version: int = 1,
+    config: Callable[[Run], dict[str, Any]] = lambda run: {},
+    weights: Callable[[Run], str | None] = lambda run: None,
+    per_clip: bool = False,
+) -> Callable[[Callable[[Run, Inputs, Writer], None]], Callable[[Run, Inputs, Writer], None]]:
+    """Append the function to STAGES under its own name; its docstring's first line is what progress shows."""
+
+    def register(function: Callable[[Run, Inputs, Writer], None]) -> Callable[[Run, Inputs, Writer], None]:
+        STAGES.append(
+            Stage(
+                name=function.__name__,
+                version=version,
+                inputs=inputs,
+                config=config,
+                weights=weights,
+                run=function,
+                about=(function.__doc__ or "").splitlines()[0].rstrip("."),
+                per_clip=per_clip,
+            )
+        )
+        return function
+
+    return register
+
+
+@stage(config=lambda run: {"clip": run.clip_sha256, **asdict(run.config.decode)}, per_clip=True)
+def frames(run: Run, inputs: Inputs, out: Writer) -> None:
+    """Decode the clip."""
+    options, info = run.config.decode, run.info
+    times = []
+    with out.array("frames", shape_per_row=(info.height, info.width, 3), dtype=np.uint8) as rows:
+        for frame in decode_video(
+            run.clip, info, run.limits, first_frame=options.first_frame, max_frames=options.max_frames
+        ):
+            rows.append(frame.rgb[None])
+            times.append(float(frame.time_s))
+            run.progress("frames", len(times), run.frame_count)
+    if len(times) < 2:
+        raise VideoError(
+            f"the clip gives {len(times)} frame{'s' * (len(times) != 1)} from frame {options.first_frame} on; "
+            "at least 2 are needed",
+            param="CLIP",
+        )
+    out.json("clip", {"info": info.to_json(), "times_s": times})
+
+
+@stage(
+    "frames",
+    config=lambda run: (
+        {"user": True, "first_frame": run.config.decode.first_frame}
+        if run.depth_dir is not None
+        else {"smooth": run.config.depth.smooth, "sharpen": run.config.anchor.sharpen}
+    ),
+    weights=lambda run: run.depth_digest,
+    per_clip=True,
+)
+def depth(run: Run, inputs: Inputs, out: Writer) -> None:
+    """Estimate depth, steady it over time, sharpen its edges."""
+    images = inputs["frames"].array("frames")
+
+    def rows(shape: tuple[int, int]) -> Any:
+        return out.array("depth", shape_per_row=shape, dtype=np.float32)
+
+    if run.depth_dir is not None:
+        summary = read_depth(run.depth_dir, len(images), rows, first=run.config.decode.first_frame)
+    else:
+        summary = estimate_depth(
+            run.models.depth(run.config.depth.model),
+            images,
+            rows,
+            smooth=run.config.depth.smooth,
+            sharpen=run.config.anchor.sharpen,
+            scratch=out.path,
+            on_frame=lambda done: run.progress("depth", done, len(images)),
+        )
+    out.json("summary", asdict(summary))
+
+
+@stage("frames", "depth", config=lambda run: {"fov_deg": run.config.depth.fov_deg}, per_clip=True)
+def intrinsics(run: Run, inputs: Inputs, out: Writer) -> None:
+    """Settle the clip's focal length: given, from the file, from the depth model, or stated."""
+    width, height = run.info.width, run.info.height
+    given, estimated = run.config.depth.fov_deg, inputs["depth"].json("summary")["fov_deg"]
+    if given is not None:
+        fov, source = given, "given"
+    elif run.info.focal_px is not None:
+        fov, source = float(np.degrees(2 * np.arctan(width / 2 / run.info.focal_px))), "metadata"
+    elif estimated is not None:
+        fov, source = estimated, "depth model"
+    else:
+        fov, source = 55.0, "assumed"
+    focal = width / 2 / np.tan(np.radians(fov) / 2)
+    K_px = [[float(focal), 0.0, width / 2], [0.0, float(focal), height / 2], [0.0, 0.0, 1.0]]
+    out.json("intrinsics", {"K_px": K_px, "width": width, "height": height, "fov_deg": float(fov), "source": source})
+
+
+@stage("frames", "depth", "intrinsics", config=lambda run: {"camera": json.loads(run.camera.to_json())})
+def camera(run: Run, inputs: Inputs, out: Writer) -> None:
+    """Sample the path at each frame's time."""
+    view = source_view(inputs)
+    path = run.camera.resolve(view)
+    warnings = run.camera.warnings(view) + path_warnings(path, view)
+    warnings += through_geometry(path, inputs["depth"].array("depth"), view.K_px)
+    out.json("camera", {"path": path.to_json(), "warnings": warnings})
+
+
+def path_of(inputs: Inputs) -> CameraPath:
+    return CameraPath.from_json(inputs["camera"].json("camera")["path"])
+
+
+@stage(
+    "frames",
+    "depth",
+    "intrinsics",
+    "camera",
+    config=lambda run: {"band": run.config.anchor.band, "mask": run.mask_digest},
+)
+def anchor(run: Run, inputs: Inputs, out: Writer) -> None:
+    """Draw the clip from the new path."""
+    images = inputs["frames"].array("frames")
+    path = path_of(inputs)
+    view = source_view(inputs)
+    covered: list[float] = []
+
+    def on_frame(done: int, share: float) -> None:
+        covered.append(share)
+        run.progress("anchor", done, len(images))
+
+    with (
+        out.array("color", shape_per_row=(path.height, path.width, 3), dtype=np.uint8) as color,
+        out.array("mask", shape_per_row=(path.height, path.width), dtype=bool) as mask,
+    ):
+        draw_anchor(
+            images,
+            inputs["depth"].array("depth"),
+            np.broadcast_to(view.K_px, (len(images), 3, 3)),
+            path,
+            color,
+            mask,
+            band=run.config.anchor.band,
+            valid=run.source_mask,
+            device=run.device,
+            on_frame=on_frame,
+        )
+    out.json("coverage", {"holes": [1 - share for share in covered]})
+    if max(covered) < 0.02:
+        # Refused before it is published: nothing downstream could be learned from it.
+        if not run.force:
+            raise CameraError(
+                "the path sees nothing of the clip (at most "
+                f"{100 * max(covered):.1f} % of any frame); turn or move the camera less, or use --force",
+                param="--camera",
+                code="camera_sees_nothing",
+            )
+        run.warn("the path sees almost nothing of the clip")
+
+
+def _condition_options(run: Run) -> dict[str, Any]:
+    return {**asdict(run.config.condition), "size": list(run.size), "seed": run.config.seed}
+
+
+@stage("frames", config=_condition_options, weights=lambda run: run.models.encoder_digest, per_clip=True)
+def source(run: Run, inputs: Inputs, out: Writer) -> None:
+    """Encode augmented source frames."""
+    options = run.config.condition
+    encoder = Encoder(run.model, options, run.size, run.config.seed)
+    waiting: list[Tensor] = []
+    index: list[int] = []
+    encoded: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def emit(frame: Tensor, source_index: int) -> None:
+        waiting.append(frame)
+        index.append(source_index)
+        if len(waiting) == options.micro_batch or len(index) == options.augmentations:
+            encoded.append(encoder(torch.cat(waiting)))
+            waiting.clear()
+            run.progress("source", len(index), options.augmentations)
+
+    augmented_frames(inputs["frames"].array("frames"), options.augmentations, run.size, run.config.seed, emit)
+    for name, parts in zip(("latents", "prompts", "tokens"), zip(*encoded, strict=True), strict=True):
+        out.save_array(name, torch.cat(parts).float().cpu().numpy())
+    out.json("bank", {"frame": index})
+
+
+@stage("anchor", config=_condition_options, weights=lambda run: run.models.encoder_digest)
+def condition(run: Run, inputs: Inputs, out: Writer) -> None:
+    """Fill the anchor's holes and encode it with its latent mask."""
+    options = run.config.condition
+    encoder = Encoder(run.model, options, run.size, run.config.seed)
+    color, mask = inputs["anchor"].array("color"), inputs["anchor"].array("mask")
+    arrays: dict[str, list[np.ndarray]] = {"latents": [], "prompts": [], "tokens": [], "mask": []}
+    for start in range(0, len(color), options.micro_batch):
+        part = slice(start, start + options.micro_batch)
+        filled, valid = working_anchor(color[part], mask[part], run.size)
+        encoded = (*encoder(filled), anchor_mask(valid, run.model, options))
+        for name, values in zip(("latents", "prompts", "tokens", "mask"), encoded, strict=True):
+            arrays[name].append(values.float().cpu().numpy())
+        run.progress("condition", min(part.stop, len(color)), len(color))
+    for name, parts in arrays.items():
+        out.save_array(name, np.concatenate(parts))
+
+
+def _tune_options(run: Run, *names: str) -> dict[str, Any]:
+    shared = ("rank", "lr", "schedule", "sigma_mean", "sigma_std", "weight_decay")
+    options = asdict(run.config.tune)
+    return {name: options[name] for name in (*shared, *names)} | {"seed": run.config.seed}
+
+
+def _spatial_options(run: Run) -> dict[str, Any]:
+    if run.config.tune.schedule == "joint":
+        return {"schedule": "joint"}  # tuned together with the temporal adapter, in the stage below
+    return _tune_options(run, "spatial_steps", "spatial_batch", "spatial_prompt")
+
+
+@stage("source", config=_spatial_options, weights=lambda run: run.models.unet_digest, per_clip=True)
+def spatial(run: Run, inputs: Inputs, out: Writer) -> None:
+    """Tune the spatial adapter on source frames."""
+    options = run.config.tune
+    if options.schedule == "joint" or options.spatial_steps == 0:
+        out.json("tuning", {"steps": 0, "losses": {}})
+        return
+    tuner = Tuner(run.model, options, run.config.seed)
+    run.fresh_adapters()
+    bank = _bank(run, inputs)
+    losses = tune(
+        run.model, options, out, options.spatial_steps, {"spatial": lambda step: tuner.spatial_loss(bank, step)},
+        lambda done, loss: run.progress("spatial", done, options.spatial_steps, loss=loss),
+    )  # fmt: skip
+    adapters.save(run.model.unet, "spatial", out.path / "spatial", base_model=run.models.entry.source_name)
+    out.json("tuning", {"steps": options.spatial_steps, "losses": losses})
+
+
+def _temporal_options(run: Run) -> dict[str, Any]:
+    names = ["temporal_steps", "normalisation"]
+    if run.config.tune.schedule == "joint":
+        names += ["spatial_batch", "spatial_prompt"]
+    return _tune_options(run, *names)
+
+
+@stage("source", "condition", "spatial", config=_temporal_options, weights=lambda run: run.models.unet_digest)
+def temporal(run: Run, inputs: Inputs, out: Writer) -> None:
+    """Tune the temporal adapter on the masked anchor."""
+    options = run.config.tune
+    told = _told(run, inputs)
+    tuner = Tuner(run.model, options, run.config.seed)
+    run.fresh_adapters()
+    before = tuner.held_out(told, ())
+    passes: dict[adapters.AdapterName, Callable[[int], Tensor]] = {
+        "temporal": lambda step: tuner.temporal_loss(told, step)
+    }
+    if options.schedule == "joint":
+        bank = _bank(run, inputs)
+        passes = {"spatial": lambda step: tuner.spatial_loss(bank, step), **passes}
+    else:
+        load_adapters(run, inputs, only="spatial")
+    losses = tune(
+        run.model, options, out, options.temporal_steps, passes,
+        lambda done, loss: run.progress("temporal", done, options.temporal_steps, loss=loss),
+    )  # fmt: skip
+    if options.temporal_steps:
+        for name in passes:
+            adapters.save(run.model.unet, name, out.path / name, base_model=run.models.entry.source_name)
+    chosen: list[tuple[adapters.AdapterName, ...]] = [("spatial",), ("temporal",), ("spatial", "temporal")]
+    held_out = {"none": before} | {"+".join(names): tuner.held_out(told, names) for names in chosen}
+    out.json("tuning", {"steps": options.temporal_steps, "losses": losses, "held_out": held_out})
+
+
+def load_adapters(run: Run, inputs: Inputs, *, only: adapters.AdapterName | None = None) -> None:
+    """Put the tuned adapters of these entries into the model; one that was not tuned stays at zero."""
+    run.fresh_adapters()
+    for name in adapters.ADAPTERS if only is None else (only,):
+        for entry in (inputs.get("spatial"), inputs.get("temporal")):
+            if entry is not None and (entry.path / name).is_dir():
+                adapters.load(run.model.unet, name, entry.path / name)
+
+
+def _tensor(run: Run, entry: Entry, name: str) -> Tensor:
+    return torch.from_numpy(entry.array(name).copy()).to(run.device)
+
+
+def _ids(run: Run) -> Tensor:
+    options = run.config.condition
+    rate = min(30.0, max(1.0, float(run.info.rate)))  # SVD was trained on 1 to 30 frames a second
+    return torch.tensor([round(rate) - 1, options.motion_bucket, options.noise_augmentation], device=run.device)
+
+
+def _bank(run: Run, inputs: Inputs) -> SourceBank:
+    entry = inputs["source"]
+    latents, prompts, tokens = (_tensor(run, entry, name) for name in ("latents", "prompts", "tokens"))
+    frame = torch.tensor(entry.json("bank")["frame"])
+    return SourceBank(latents=latents, prompts=prompts, tokens=tokens, frame=frame, ids=_ids(run))
+
+
+def _told(run: Run, inputs: Inputs) -> Condition:
+    entry = inputs["condition"]
+    latents, mask, prompts, tokens = (_tensor(run, entry, name) for name in ("latents", "mask", "prompts", "tokens"))
+    return Condition(latents=latents, mask=mask, prompts=prompts, tokens=tokens, ids=_ids(run))
+
+
+def windows_of(run: Run, count: int) -> list[range]:
+    return plan_windows(count, run.models.shape.frames, run.config.sample.overlap)
+
+
+@stage(
+    "condition",
+    "spatial",
+    "temporal",
+    config=lambda run: {**asdict(run.config.sample), "seed": run.config.seed, "frames": run.models.shape.frames},
+    weights=lambda run: run.models.unet_digest + run.models.encoder_digest,
+)
+def sample(run: Run, inputs: Inputs, out: Writer) -> None:
+    """Sample the new view with both adapters."""
+    options = run.config.sample
+    told = _told(run, inputs)
+    load_adapters(run, inputs)
+    from_anchor = options.start == "anchor"
+    sigmas = karras_sigmas(options.steps, options.start_sigma if from_anchor else run.model.sigma_max, run.model.sigma_min)
+    base = told.latents if from_anchor else torch.zeros_like(told.latents)
+    first = told.prompts[0], told.tokens[0]
+    with adapters.enabled(run.model.unet, adapters.ADAPTERS):
+        _sample(run, "sample", out, base, told, sigmas, first, guidance=options.guidance)
+
+
+@stage(
+    "condition",
+    "spatial",
+    "temporal",
+    "sample",
+    config=lambda run: {
+        **asdict(run.config.refine),
+        "seed": run.config.seed,
+        "overlap": run.config.sample.overlap,
+        "frames": run.models.shape.frames,
+    },
+    weights=lambda run: run.models.unet_digest + run.models.encoder_digest,
+)
+def refine(run: Run, inputs: Inputs, out: Writer) -> None:
+    """Sharpen by SDEdit with the spatial adapter alone."""
+    options = run.config.refine
+    told = _told(run, inputs)
+    base = _tensor(run, inputs["sample"], "latents")
+    if options.sigma == 0:
+        out.save_array("latents", base.cpu().numpy())
+        return
+    load_adapters(run, inputs)
+    encoder = Encoder(run.model, run.config.condition, run.size, run.config.seed)
+    sigmas = karras_sigmas(options.steps, options.sigma, min(run.model.sigma_min, options.sigma / 10))
+    with adapters.enabled(run.model.unet, ["spatial"]):
+        _sample(run, "refine", out, base, told, sigmas, encoder.prompt_of(base[0]), guidance=(1.0, 1.0))
+
+
+def _sample(
+    run: Run,
+    name: str,
+    out: Writer,
+    base: Tensor,
+    told: Condition,
+    sigmas: list[float],
+    first_prompt: tuple[Tensor, Tensor],
+    *,
+    guidance: tuple[float, float],
+) -> None:
+    windows = windows_of(run, len(base))
+    encoder = Encoder(run.model, run.config.condition, run.size, run.config.seed)
+    steps = len(sigmas) - 1
+
+    def on_step(window: int, step: int, latents: Tensor) -> Tensor | None:
+        run.progress(name, window * steps + step + 1, len(windows) * steps)
+        return run.on_step_end(name, window * steps + step, sigmas[step], latents)
+
+    # Another stream than the tuning's: the same seed must not hand the sampler noise that the adapters were trained on.
+    seed = run.config.seed + {"sample": 1 << 32, "refine": 1 << 33}[name]
+    parts = sample_windows(
+        run.model, base, told, windows, sigmas, prompt_of=encoder.prompt_of, first_prompt=first_prompt,
+        guidance=guidance, seed=seed, on_step=on_step,
+    )  # fmt: skip
+    out.save_array("latents", torch.cat(list(parts)).cpu().numpy())
+
+
+@stage("refine", config=lambda run: {"chunk": run.decode_chunk}, weights=lambda run: run.models.encoder_digest)
+def generate(run: Run, inputs: Inputs, out: Writer) -> None:
+    """Decode the generated video."""
+    latents = inputs["refine"].array("latents")
+    chunk, (height, width) = run.decode_chunk, run.size
+    with out.array("frames", shape_per_row=(height, width, 3), dtype=np.uint8) as rows:
+        for start in range(0, len(latents), chunk):
+            part = torch.from_numpy(latents[start : start + chunk].copy())
+            count = len(part)
+            part = torch.cat([part, part[-1:].expand(chunk - count, -1, -1, -1)])  # every call has one shape
+            rows.append(to_uint8(run.model.decode(part)[:count]))
+            run.progress("generate", start + count, len(latents))
+
+
+@stage("anchor", "generate", config=lambda run: asdict(run.config.deliver))
+def deliver(run: Run, inputs: Inputs, out: Writer) -> None:
+    """Put real pixels where there are any, generated ones where not."""
+    options = run.config.deliver
+    generated = inputs["generate"].array("frames")
+    color, mask = inputs["anchor"].array("color"), inputs["anchor"].array("mask")
+    count, height, width = mask.shape
+    with (
+        out.array("frames", shape_per_row=(height, width, 3), dtype=np.uint8) as rows,
+        out.array("matte", shape_per_row=(height, width), dtype=np.uint8) as mattes,
+    ):
+        for t in range(count):
+            made = to_tensor(generated[t : t + 1])
+            if options.composite == "on":
+                picture, matte = composite(
+                    made, to_tensor(color[t : t + 1]), mask[t : t + 1], feather_px=options.feather_px
+                )
+            else:
+                picture, matte = to_clip_size(made, (height, width)), np.ones((1, height, width), np.float32)
+            rows.append(to_uint8(picture))
+            mattes.append((matte * 255).round().astype(np.uint8))
+            run.progress("deliver", t + 1, count)
+
+
+def check_inputs() -> None:
+    """Every stage reads only stages before it."""
+    seen: set[str] = set()
+    for each in STAGES:
+        missing = set(each.inputs) - seen
+        assert not missing, f"{each.name} reads {missing} before they ran"
+        seen.add(each.name)
+
+
+check_inputs()

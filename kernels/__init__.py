@@ -1,0 +1,1 @@
+"""The project's own numerics: point splat, latent mask, masked loss."""

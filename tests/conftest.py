@@ -1,0 +1,13 @@
+"""Real classes at tiny size: a Stable-Video-Diffusion directory with random weights, a short real video."""
+
+from pathlib import Path
+
+import pytest
+
+from .small_models import write_small_svd
+
+
+@pytest.fixture(scope="session")
+def small_svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of SVD's exact class layout, a few MB, written by `save_pretrained`."""
+    return write_small_svd(tmp_path_factory.mktemp("models") / "small-svd")

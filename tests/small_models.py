@@ -1,0 +1,72 @@
+"""Stable-Video-Diffusion directories small enough for a test, of the exact class layout, with random weights."""
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKLTemporalDecoder,
+    EulerDiscreteScheduler,
+    StableVideoDiffusionPipeline,
+    UNetSpatioTemporalConditionModel,
+)
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+
+def small_unet(*, latent_channels: int = 4, extra_channels: int = 0, frames: int = 4) -> UNetSpatioTemporalConditionModel:
+    return UNetSpatioTemporalConditionModel(
+        sample_size=8,
+        in_channels=2 * latent_channels + extra_channels,
+        out_channels=latent_channels,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        block_out_channels=(32, 64),
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24,
+        layers_per_block=1,
+        cross_attention_dim=16,
+        num_attention_heads=(2, 4),
+        num_frames=frames,
+    )
+
+
+def write_small_svd(folder: Path, *, latent_channels: int = 4, extra_channels: int = 0, frames: int = 4) -> Path:
+    torch.manual_seed(0)
+    vae = AutoencoderKLTemporalDecoder(
+        block_out_channels=(32, 32, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        sample_size=64,
+    )
+    image_encoder = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=224,
+            patch_size=56,
+            projection_dim=16,
+        )
+    )
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        interpolation_type="linear",
+        use_karras_sigmas=True,
+        timestep_spacing="leading",
+        timestep_type="continuous",
+        sigma_min=0.002,
+        sigma_max=700.0,
+        steps_offset=1,
+    )
+    StableVideoDiffusionPipeline(
+        vae=vae,
+        image_encoder=image_encoder,
+        unet=small_unet(latent_channels=latent_channels, extra_channels=extra_channels, frames=frames),
+        scheduler=scheduler,
+        feature_extractor=CLIPImageProcessor(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}),
+    ).save_pretrained(folder)
+    return folder

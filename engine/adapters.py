@@ -83,7 +83,9 @@ def reset(unet: nn.Module, adapters: Iterable[AdapterName] = ADAPTERS, *, seed: 
 
 def adapter_parameters(unet: nn.Module, adapter: AdapterName) -> dict[str, nn.Parameter]:
     """Parameters of one adapter by full name, in module order."""
-    return {name: p for name, p in unet.named_parameters() if f".lora_A.{adapter}." in name or f".lora_B.{adapter}." in name}
+    return {
+        name: p for name, p in unet.named_parameters() if f".lora_A.{adapter}." in name or f".lora_B.{adapter}." in name
+    }
 
 
 def train_only(unet: nn.Module, adapters: Iterable[AdapterName]) -> None:
@@ -130,7 +132,9 @@ def save(unet: nn.Module, adapter: AdapterName, folder: Path, *, base_model: str
     config = LoraConfig(
         r=layer.r[adapter],
         lora_alpha=layer.lora_alpha[adapter],
-        target_modules=[name.rsplit(".lora_A.", 1)[0] for name in adapter_parameters(unet, adapter) if ".lora_A." in name],
+        target_modules=[
+            name.rsplit(".lora_A.", 1)[0] for name in adapter_parameters(unet, adapter) if ".lora_A." in name
+        ],
         base_model_name_or_path=base_model,
         inference_mode=True,
     )

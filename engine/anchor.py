@@ -48,7 +48,14 @@ def draw_anchor(
         if valid is not None:
             allowed = torch.from_numpy(np.stack([valid(t) for t in range(part.start, part.stop)])).to(device)
         drawn = splat(
-            images, lifted, source_K[part], w2c[part], target_K[part], (path.height, path.width), valid=allowed, band=band
+            images,
+            lifted,
+            source_K[part],
+            w2c[part],
+            target_K[part],
+            (path.height, path.width),
+            valid=allowed,
+            band=band,
         )
         color.append(to_uint8(drawn.color))
         mask.append(drawn.mask.cpu().numpy())

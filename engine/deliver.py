@@ -40,9 +40,7 @@ def match_color(generated: Tensor, anchor: Tensor, mask: Tensor) -> Tensor:
     return generated + F.interpolate(field, size=(height, width), mode="bilinear")
 
 
-def composite(
-    generated: Tensor, anchor: Tensor, mask: np.ndarray, *, feather_px: float
-) -> tuple[Tensor, np.ndarray]:
+def composite(generated: Tensor, anchor: Tensor, mask: np.ndarray, *, feather_px: float) -> tuple[Tensor, np.ndarray]:
     """Delivered frames and their matte.
 
     Args:

@@ -25,7 +25,7 @@ def push_pull(image: Tensor, mask: Tensor) -> Tensor:
 
 def _fill(image: Tensor, weight: Tensor) -> Tensor:
     height, width = image.shape[-2:]
-    if height == 1 and width == 1 or bool((weight >= 1).all()):
+    if (height == 1 and width == 1) or bool((weight >= 1).all()):
         return image
     # Odd sizes: the window that hangs over the edge counts only what is inside (weights of the padding are zero).
     padding = (0, width % 2, 0, height % 2)

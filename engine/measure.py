@@ -1,5 +1,9 @@
 """What a run measures of itself, without ground truth."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
 import numpy as np
 
 
@@ -13,8 +17,12 @@ def psnr(a: np.ndarray, b: np.ndarray, mask: np.ndarray | None = None) -> float:
         error = error[mask]
     if not error.size:
         return float("nan")
-    mean = float(error.mean(dtype=np.float64))
-    return float("inf") if mean == 0 else 10 * float(np.log10(255**2 / mean))
+    return psnr_of_error(float(error.mean(dtype=np.float64)))
+
+
+def psnr_of_error(mean_square: float) -> float:
+    """PSNR in dB of a mean squared error in levels of 255."""
+    return float("inf") if mean_square == 0 else 10 * float(np.log10(255**2 / mean_square))
 
 
 def frame_changes(frames: np.ndarray) -> list[float]:
@@ -22,7 +30,9 @@ def frame_changes(frames: np.ndarray) -> list[float]:
 
     VBench's temporal flickering is (255 - their mean) / 255.
     """
-    changes = (np.abs(frames[t].astype(np.int16) - frames[t - 1].astype(np.int16)).mean() for t in range(1, len(frames)))
+    changes = (
+        np.abs(frames[t].astype(np.int16) - frames[t - 1].astype(np.int16)).mean() for t in range(1, len(frames))
+    )
     return [float(value) for value in changes]
 
 
@@ -39,3 +49,102 @@ def seam_ratios(changes: list[float], seams: list[int]) -> dict[int, float]:
         usual = float(np.median(around)) if around else 0.0
         ratios[frame] = changes[frame - 1] / max(usual, 1e-3)
     return ratios
+
+
+def smoothed(values: Sequence[float], span: float = 12.0) -> list[float]:
+    """Exponential mean of a noisy curve over about `span` values; the start is not pulled towards zero."""
+    keep = 1 - 1 / max(span, 1.0)
+    total = weight = 0.0
+    out = []
+    for value in values:
+        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+        out.append(total / weight)
+    return out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boundary:
+    """A place where generated pixels meet real ones.
+
+    Attributes:
+        frame: index of the frame.
+        x, y: middle of the patch, pixels of the delivered frame.
+        step: difference in tone between the generated and the real picture there, mean over RGB, levels of 255.
+    """
+
+    frame: int
+    x: int
+    y: int
+    step: float
+
+
+_LEAST_ALPHA = 64
+"""Matte levels from which the generated picture can be told from the blend: below, rounding is more than a few levels."""
+
+
+def rim_difference(
+    delivered: np.ndarray, anchor: np.ndarray, mask: np.ndarray, matte: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far the generated picture is from the real one along the rim of one frame's holes.
+
+    Where the two are blended both are known at the same pixel: delivered = real + alpha (generated - real). So an edge
+    of the scene that runs along the rim, as most holes have one, counts only if the generated picture misses it.
+    Where the matte is hard, each generated pixel is compared with the real ones that touch it.
+
+    Args:
+        delivered: uint8 [H, W, 3].
+        anchor: uint8 [H, W, 3].
+        mask: bool [H, W], True where the anchor is real.
+        matte: uint8 [H, W], 255 where the delivered pixel is generated.
+
+    Returns:
+        Generated minus real in levels of 255, float32 [H, W, 3], and the rim it holds on, bool [H, W].
+    """
+    real = anchor.astype(np.float32)
+    rim = mask & (matte >= _LEAST_ALPHA)
+    if rim.any():
+        alpha = np.maximum(matte, 1).astype(np.float32)[..., None] / 255
+        return (delivered - real) / alpha, rim
+    weight = mask.astype(np.float32)
+    near = cv2.blur(weight, (3, 3))
+    touching = cv2.blur(real * weight[..., None], (3, 3)) / np.maximum(near, 1e-6)[..., None]
+    return delivered - touching, ~mask & (near > 0.01)
+
+
+def worst_boundaries(
+    delivered: np.ndarray, anchor: np.ndarray, mask: np.ndarray, matte: np.ndarray, *, count: int = 3
+) -> list[Boundary]:
+    """The places with the largest step in tone between generated and real pixels, worst first, no two at one spot.
+
+    The signed difference is averaged over the rim inside a patch (a tenth of the picture's height), so that texture
+    cancels out and a tone that is off does not. Nothing is found where no frame is a composite of both.
+
+    Args:
+        delivered: uint8 [N, H, W, 3].
+        anchor: uint8 [N, H, W, 3].
+        mask: bool [N, H, W].
+        matte: uint8 [N, H, W].
+    """
+    height = mask.shape[1]
+    patch = max(5, height // 10 | 1)
+    found: list[Boundary] = []
+    for frame in range(len(mask)):
+        if mask[frame].all() or not mask[frame].any() or matte[frame].min() > 0:
+            continue  # no boundary: all real, all hole, or a picture that is the model's everywhere
+        difference, rim = rim_difference(delivered[frame], anchor[frame], mask[frame], matte[frame])
+        weight = rim.astype(np.float32)
+        share = cv2.blur(weight, (patch, patch), borderType=cv2.BORDER_CONSTANT)
+        mean = cv2.blur(difference * weight[..., None], (patch, patch), borderType=cv2.BORDER_CONSTANT)
+        # A patch with fewer rim pixels than it is wide holds a speck, not a boundary.
+        step = np.where(share * patch >= 1, np.abs(mean).mean(-1) / np.maximum(share, 1e-6), 0.0)
+        for _ in range(count):
+            y, x = divmod(int(step.argmax()), step.shape[1])
+            if step[y, x] <= 0:
+                break
+            found.append(Boundary(frame=frame, x=x, y=y, step=float(step[y, x])))
+            step[max(0, y - 2 * patch) : y + 2 * patch + 1, max(0, x - 2 * patch) : x + 2 * patch + 1] = 0
+    chosen: list[Boundary] = []
+    for each in sorted(found, key=lambda b: -b.step):
+        if len(chosen) < count and all(max(abs(each.x - b.x), abs(each.y - b.y)) > 2 * patch for b in chosen):
+            chosen.append(each)
+    return chosen

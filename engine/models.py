@@ -33,7 +33,11 @@ class ModelEntry:
     @property
     def source_name(self) -> str:
         """What an adapter's config names as its base: the hub repository, or the model's own name."""
-        return self.source if "/" in self.source and not Path(self.source).is_dir() else f"recapture/{Path(self.name).name}"
+        return (
+            self.source
+            if "/" in self.source and not Path(self.source).is_dir()
+            else f"recapture/{Path(self.name).name}"
+        )
 
 
 MODELS = {
@@ -78,6 +82,8 @@ def find_model(name: str) -> tuple[ModelEntry, Path]:
             )
         entry = ModelEntry(name=name, source=name, licence="not stated, see the model's card", about="user's model")
     folder = Path(entry.source)
+    if folder.is_relative_to(EMBEDDED) and not folder.is_dir():
+        raise ModelError(f"the embedded weights are not in this installation ({folder}); install the package again")
     if not folder.is_dir():
         folder = download(entry.source, param="--model", allow=["*.json", "*/*.json", "*/*.safetensors"])
     missing = [part for part in COMPONENTS if not (folder / part).is_dir()]
@@ -223,7 +229,9 @@ class VideoModel:
         self.sigma_min = float(scheduler.config.sigma_min or 0.002)
         self.sigma_max = float(scheduler.config.sigma_max or 700.0)
         self.scaling = float(self.vae.config.scaling_factor)
-        self._mean, self._std = (torch.tensor(pixels[k], device=device).view(3, 1, 1) for k in ("image_mean", "image_std"))
+        self._mean, self._std = (
+            torch.tensor(pixels[k], device=device).view(3, 1, 1) for k in ("image_mean", "image_std")
+        )
 
     @property
     def parameters(self) -> int:
@@ -283,4 +291,6 @@ class VideoModel:
 def _load(kind: type, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     variant = "fp16" if not any(folder.glob("*model.safetensors")) and any(folder.glob("*.fp16.safetensors")) else None
     keyword = "dtype" if kind.__module__.startswith("transformers") else "torch_dtype"
-    return kind.from_pretrained(folder, variant=variant, use_safetensors=True, local_files_only=True, **{keyword: dtype})
+    return kind.from_pretrained(
+        folder, variant=variant, use_safetensors=True, local_files_only=True, **{keyword: dtype}
+    )

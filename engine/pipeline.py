@@ -1,6 +1,5 @@
 """The Python face: `Recapture.from_pretrained("tiny")`, a call with a video and a camera, a result that can be saved."""
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +14,10 @@ import torch
 
 from .cameras import CameraPath, CameraSpec, parse_camera
 from .config import PRESETS, RunConfig, check, preset
-from .errors import Cancelled, InputError, RecaptureError, ResourceError
-from .models import MODELS
+from .errors import Cancelled, InputError, ResourceError
 from .run import Models, Progress, Run
 from .stages import STAGES, Inputs, path_of, windows_of
-from .store import Entry, Store, stage_key
+from .store import Entry, Store, default_store, stage_key
 from .video import Limits, admit, probe
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -193,7 +191,8 @@ class Recapture:
         with tempfile.TemporaryDirectory(prefix="recapture-") as folder:
             clip = admit(video, Path(folder), limits)
             run = Run(
-                clip=clip, clip_name=Path(video).name, info=probe(clip, limits), limits=limits, camera=spec, config=config,
+                clip=clip, clip_path=Path(video).absolute(), clip_name=Path(video).name, info=probe(clip, limits),
+                limits=limits, camera=spec, config=config,
                 models=self.models, depth_dir=depth_dir, mask_dir=mask_dir, force=force,
             )  # fmt: skip
             if on_progress is not None:
@@ -205,7 +204,8 @@ class Recapture:
             with _errors_with_a_knob():
                 for record in self._execute(run, result, until, on_stage):
                     result.records.append(record)
-            result.run.warnings += [w for w in result.entries["camera"].json("camera")["warnings"] if "camera" in result.entries]
+            if "camera" in result.entries:
+                run.warnings += result.entries["camera"].json("camera")["warnings"]
         result.seconds = time.monotonic() - started
         return result
 
@@ -254,12 +254,6 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def default_store() -> Path:
-    """$RECAPTURE_STORE, or a folder of the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return Path(os.environ.get("RECAPTURE_STORE") or cache / "recapture" / "stages")
-
-
 def _refuse_early(run: Run) -> None:
     """What can be known to fail later is refused now."""
     _ = run.size, run.depth_digest, run.mask_digest
@@ -285,8 +279,7 @@ def _errors_with_a_knob() -> Iterator[None]:
         raise ResourceError("out of memory; lower --height and --width, or --decode-chunk", param="--height") from None
     except RuntimeError as error:
         if "can't allocate memory" in str(error):  # how torch's CPU allocator says it
-            raise ResourceError("out of memory; lower --height and --width, or --decode-chunk", param="--height") from None
+            raise ResourceError(
+                "out of memory; lower --height and --width, or --decode-chunk", param="--height"
+            ) from None
         raise
-
-
-__all__ = ["DEVICES", "MODELS", "Recapture", "RecaptureError", "Result", "StageRecord", "default_store", "pick_device"]

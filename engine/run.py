@@ -78,7 +78,9 @@ class Run:
     """One clip, one camera."""
 
     clip: Path
-    """The admitted copy of the user's file."""
+    """The admitted copy of the user's file; it is gone when the run has ended."""
+    clip_path: Path
+    """The user's own file, which the sound is copied from when the result is saved."""
     clip_name: str
     info: ClipInfo
     limits: Limits
@@ -136,7 +138,9 @@ class Run:
         for name, side in (("--height", height), ("--width", width)):
             if side % multiple:
                 nearest = max(1, round(side / multiple)) * multiple
-                raise InputError(f"{side} is no multiple of {multiple}, which this model needs; try {nearest}", param=name)
+                raise InputError(
+                    f"{side} is no multiple of {multiple}, which this model needs; try {nearest}", param=name
+                )
         return height, width
 
     @property
@@ -163,7 +167,9 @@ class Run:
 
         def read(t: int) -> np.ndarray:
             if first + t >= len(files):
-                raise InputError(f"{self.mask_dir} holds {len(files)} PNG masks, frame {first + t} has none", param="--mask-dir")
+                raise InputError(
+                    f"{self.mask_dir} holds {len(files)} PNG masks, frame {first + t} has none", param="--mask-dir"
+                )
             image = cv2.imread(str(files[first + t]), cv2.IMREAD_GRAYSCALE)
             if image is None:
                 raise InputError(f"{files[first + t].name} cannot be read as a PNG", param="--mask-dir")

@@ -5,6 +5,7 @@ Our own loop, because the stock pipeline fails at one frame with guidance and kn
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def plan_windows(count: int, size: int, overlap: int) -> list[range]:
     if count <= size:
         return [range(count)]
     overlap = min(overlap, size - 1)
-    starts = list(range(0, count - size, size - overlap)) + [count - size]
+    starts = [*range(0, count - size, size - overlap), count - size]
     return [range(start, start + size) for start in starts]
 
 
@@ -83,7 +84,7 @@ def denoise(
     prompts = torch.stack([prompt, torch.zeros_like(prompt)][:batch])
     tokens = torch.stack([token, torch.zeros_like(token)][:batch])
     ids = condition.ids.expand(batch, -1)
-    for step, (sigma, below) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for step, (sigma, below) in enumerate(pairwise(sigmas)):
         if known is not None:
             latents = torch.cat([known + sigma * noise[: len(known)], latents[len(known) :]])
         level = latents.new_full((batch,), sigma)

@@ -377,7 +377,9 @@ def sample(run: Run, inputs: Inputs, out: Writer) -> None:
     told = _told(run, inputs)
     load_adapters(run, inputs)
     from_anchor = options.start == "anchor"
-    sigmas = karras_sigmas(options.steps, options.start_sigma if from_anchor else run.model.sigma_max, run.model.sigma_min)
+    sigmas = karras_sigmas(
+        options.steps, options.start_sigma if from_anchor else run.model.sigma_max, run.model.sigma_min
+    )
     base = told.latents if from_anchor else torch.zeros_like(told.latents)
     first = told.prompts[0], told.tokens[0]
     with adapters.enabled(run.model.unet, adapters.ADAPTERS):

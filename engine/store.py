@@ -52,10 +52,22 @@ __all__ = [
     "Store",
     "Writer",
     "canonical_json",
+    "default_store",
     "stage_key",
 ]
 
 _UPLOAD_MAX_S = 86_400.0  # an object that no manifest names is a dead upload only after a day
+
+_TRASH = "removed-"
+
+
+def default_store() -> Path:
+    """$RECAPTURE_STORE, or a folder of the user's cache."""
+    return Path(os.environ.get("RECAPTURE_STORE") or user_cache() / "stages")
+
+
+def user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "recapture"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +227,7 @@ class Store:
                     filesystem = None
             if filesystem is not None:
                 self._bucket = Bucket(filesystem, base)
-                cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "recapture" / "store"
-                base = local_dir or cache / hashlib.sha256(self.uri.encode()).hexdigest()[:16]
+                base = local_dir or user_cache() / "store" / hashlib.sha256(self.uri.encode()).hexdigest()[:16]
             self.root = Path(base).expanduser().absolute()
             for name in (".scratch", ".checkpoints", ".live"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
@@ -301,19 +312,12 @@ class Store:
         problems = []
         with as_store_error(self.uri, "verify"):
             for where, _ in self._places():
-                info = self._info(where)
-                if info is None:
-                    problems.append(Problem(where, "no valid manifest"))
-                    continue
-                for name, (_, sha256) in info.files.items():
-                    found = self._sha256(str(PurePosixPath(where, info.attempt, name)))
-                    if found != sha256:
-                        what = "missing" if found is None else "content differs from what was published"
-                        problems.append(Problem(f"{where}/{name}", what))
+                found = self._check(where)
+                if self._bucket or (self.root / where).exists():  # else a gc removed it meanwhile
+                    problems += found
             with self._locked():
-                problems += [
-                    Problem(str(path.relative_to(self.root)), "left by a dead process") for path in self._dead()
-                ]
+                dead = [path for path in self._dead() if not path.name.startswith(_TRASH)]  # somebody is deleting those
+            problems += [Problem(str(path.relative_to(self.root)), "left by a dead process") for path in dead]
         return problems
 
     def close(self) -> None:
@@ -370,7 +374,7 @@ class Store:
         held = set()
         for mark in (self.root / ".live").iterdir():
             if busy(mark):
-                held.update(mark.read_text().splitlines())
+                held.update((bytes_or_none(mark) or b"").decode().splitlines())  # none: its owner closed just now
             else:
                 mark.unlink(missing_ok=True)
         return held
@@ -425,7 +429,7 @@ class Store:
 
     def _set_aside(self, path: Path) -> Path:
         """Out of sight by one rename, to be deleted without the lock; a crash between leaves ownerless scratch."""
-        trash = self.root / ".scratch" / f"removed-{secrets.token_hex(6)}"
+        trash = self.root / ".scratch" / f"{_TRASH}{secrets.token_hex(6)}"
         with contextlib.suppress(FileNotFoundError):
             path.rename(trash)
         return trash
@@ -465,6 +469,18 @@ class Store:
         except FileNotFoundError:
             return None
 
+    def _check(self, where: str) -> list[Problem]:
+        info = self._info(where)
+        if info is None:
+            return [Problem(where, "no valid manifest")]
+        problems = []
+        for name, (_, sha256) in info.files.items():
+            found = self._sha256(str(PurePosixPath(where, info.attempt, name)))
+            if found != sha256:
+                what = "missing" if found is None else "content differs from what was published"
+                problems.append(Problem(f"{where}/{name}", what))
+        return problems
+
     def _dead(self, older_than_s: float | None = None) -> list[Path]:
         """Scratch and checkpoints without owner or use; the lock must be held."""
 
@@ -473,13 +489,15 @@ class Store:
             old = older_than_s is not None and time.time() - path.stat().st_mtime > older_than_s
             return old or self._read(f"{stage}/{key[:2]}/{key}") is not None
 
-        dead = [path for path in (self.root / ".scratch").iterdir() if not busy(path)]
+        # A path that is gone is not dead: its writer ended while we looked.
+        dead = [path for path in (self.root / ".scratch").iterdir() if not busy(path) and path.exists()]
         return dead + [path for path in (self.root / ".checkpoints").iterdir() if useless(path) and not busy(path)]
 
     def _sweep(self, older_than_s: float | None) -> list[str]:
         """Delete what `_dead` names and entries that no `get` returns; the paths."""
         with as_store_error(self.uri, "clean"):
             with self._locked():
+                self._held()  # drops the marks of dead processes
                 dead = self._dead(older_than_s)
                 dead += [path for path in self._folders() if self._read(str(path.relative_to(self.root))) is None]
                 trash = [self._set_aside(path) for path in dead]

@@ -93,7 +93,9 @@ class Tuner:
 
     def _generator(self, kind: AdapterName, step: int) -> torch.Generator:
         # Large odd multipliers keep (seed, pass, step) from colliding.
-        mixed = (self.seed * 0x9E3779B97F4A7C15 + _PASSES[kind] * 0xBF58476D1CE4E5B9 + step * 0x94D049BB133111EB) % 2**63
+        mixed = (
+            self.seed * 0x9E3779B97F4A7C15 + _PASSES[kind] * 0xBF58476D1CE4E5B9 + step * 0x94D049BB133111EB
+        ) % 2**63
         return torch.Generator().manual_seed(mixed)
 
     def _noised(self, clean: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:

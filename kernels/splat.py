@@ -92,9 +92,7 @@ def _projection(source_K_px: Tensor, w2c: Tensor, target_K_px: Tensor) -> tuple[
     return homography, K2 @ pose[:3, 3]
 
 
-def _project(
-    u: Tensor, v: Tensor, z: Tensor, homography: Tensor, offset: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _project(u: Tensor, v: Tensor, z: Tensor, homography: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Target x, y in pixels and z. Sky is drawn by rotation alone and gets the depth `_SKY`."""
     ray = [homography[i, 0] * u + homography[i, 1] * v + homography[i, 2] for i in range(3)]
     sky = torch.isinf(z)
@@ -124,9 +122,7 @@ def _density(depth: Tensor, drawn: Tensor, homography: Tensor, offset: Tensor, m
     return min(most, max(1, int(-(-max(spacing, default=1.0) // 1.25))))
 
 
-def _densify(
-    color: Tensor, depth: Tensor, drawn: Tensor, density: int, band: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _densify(color: Tensor, depth: Tensor, drawn: Tensor, density: int, band: float) -> tuple[Tensor, Tensor, Tensor]:
     """Sample the frame `density` times an axis: colour bilinear, depth bilinear inside a surface and nearest at its edge."""
     if density == 1:
         return color, depth, drawn

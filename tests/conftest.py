@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from .small_models import write_small_svd
+
+# Networks this small lose more to waking threads than they gain.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,9 @@ from diffusers import (
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 
-def small_unet(*, latent_channels: int = 4, extra_channels: int = 0, frames: int = 4) -> UNetSpatioTemporalConditionModel:
+def small_unet(
+    *, latent_channels: int = 4, extra_channels: int = 0, frames: int = 4
+) -> UNetSpatioTemporalConditionModel:
     return UNetSpatioTemporalConditionModel(
         sample_size=8,
         in_channels=2 * latent_channels + extra_channels,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from recapture.engine.cameras import (
     CameraPath,
     SourceView,
@@ -151,8 +152,10 @@ def test_dolly_zoom_through_the_subject_is_refused() -> None:
 
 @pytest.mark.parametrize("spec", ["truck(0.3, look_at=subject)", "crane(0.3)", "spiral", "lemniscate", "arc(30deg)"])
 def test_looking_at_the_subject_holds_it_even_off_the_axis(spec: str) -> None:
-    pixels = project(resolve(f"pan(8deg, from=0, to=0.01)+{spec}"), SUBJECT)[1:]
-    np.testing.assert_allclose(pixels, np.broadcast_to(pixels[0], pixels.shape), atol=1e-6)
+    aside = "pan(8deg, to=0.01)"
+    np.testing.assert_allclose(
+        project(resolve(f"{aside}+{spec}"), SUBJECT), project(resolve(aside), SUBJECT), atol=1e-6
+    )
 
 
 def test_motions_multiply_from_left_to_right() -> None:
@@ -335,8 +338,8 @@ def test_jumps_are_found_with_their_frames() -> None:
 
 
 def test_magnification_warns() -> None:
-    (warning,) = path_warnings(resolve("zoom(4)"), make_view())
-    assert "up to 4.0 times at frames 13-24" in warning or "up to 4.0 times at frames 12-24" in warning
+    (warning,) = path_warnings(resolve("zoom(5)"), make_view())
+    assert "up to 5.0 times at frames 11-24" in warning
 
 
 def test_through_geometry() -> None:

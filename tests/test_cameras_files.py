@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from recapture.engine.cameras import CameraPath, SourceView, parse_camera, read_cameras, write_cameras
 from recapture.engine.cameras.rigid import inverse, rigid, rot_x, rot_y, rotation_angle_deg
 from recapture.engine.errors import CameraError

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from recapture.engine.cameras import FORMATS, CameraPath, read_cameras, write_cameras
 from recapture.engine.cameras.formats import strict
 from recapture.engine.cameras.rigid import matrix_from_quaternion, rigid

@@ -1,5 +1,6 @@
 """The stage store: keys, round trips, publication, crashes, full disks, garbage, object stores."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -7,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pyarrow import fs
+
 from recapture.engine.arrays import ArrayWriter, read_array
 from recapture.engine.errors import StoreError
 from recapture.engine.store import Entry, Store, canonical_json, stage_key
@@ -93,6 +97,12 @@ def test_key_changes_with_any_single_part(a: dict, b: dict, name: str) -> None:
     assert (stage_key(**a) == stage_key(**mixed)) == same
 
 
+def test_every_option_counts() -> None:
+    same = {"stage": "depth", "version": 1, "inputs": {"clip": "aa"}, "weights": None}
+    configs = [{"a": 1}, {"a": 2}, {"a": 1.0}, {"a": True}, {"a": "1"}, {"a": None}, {"a": [1]}, {"b": 1}]
+    assert len({stage_key(config=config, **same) for config in configs}) == len(configs)
+
+
 @pytest.mark.parametrize(
     ("value", "error"),
     [
@@ -145,7 +155,7 @@ def test_arrays_round_trip_however_they_were_chunked(
 def test_any_arrow_reader_reads_an_array(tmp_path: Path) -> None:
     depth_m = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     with ArrayWriter(tmp_path / "d.arrow", shape_per_row=(3, 4), dtype="float32") as rows:
-        rows.append(depth_m.transpose(0, 2, 1).copy().transpose(0, 2, 1))  # not contiguous
+        rows.append(np.asfortranarray(depth_m))
     column = pa.ipc.open_file(pa.memory_map(str(tmp_path / "d.arrow"))).read_all().column("rows").combine_chunks()
     np.testing.assert_array_equal(column.to_numpy_ndarray(), depth_m)
 
@@ -269,6 +279,7 @@ def test_damage_is_a_miss_and_is_replaced(tmp_path: Path, damage: str) -> None:
         manifest.write_bytes(publish(store, OTHER).path.joinpath("manifest.json").read_bytes())
     else:
         body = json.loads(manifest.read_bytes())
+        (tmp_path / "x").touch()
         body["files"]["../../../x"] = [0, hashlib.sha256().hexdigest()]
         body["digest"] = hashlib.sha256(canonical_json({n: s for n, (_, s) in body["files"].items()})).hexdigest()
         manifest.write_bytes(canonical_json(body))
@@ -362,6 +373,14 @@ def test_gc_by_age_and_size_and_keep(tmp_path: Path) -> None:
     assert [e.key for e in store.entries()] == [entries[2].key]
 
 
+def test_gc_stops_when_the_rest_fits(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        entries = [publish(store, f"{i:02x}" + "0" * 62) for i in range(4)]
+    for i, entry in enumerate(entries):
+        os.utime(entry.path / "manifest.json", (i, i))
+    assert [e.key for e in store.gc(max_bytes=entries[0].bytes * 2).removed] == [e.key for e in entries[:2]]
+
+
 def test_get_is_use(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         entries = [publish(store), publish(store, OTHER)]
@@ -389,6 +408,18 @@ def test_remove_leaves_an_open_array_readable(tmp_path: Path) -> None:
 
 
 # Processes
+
+
+def test_one_process_at_a_time_changes_the_tree(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    publish(store)
+    with (tmp_path / ".lock").open() as lock, ThreadPoolExecutor(2) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = [pool.submit(store.get, "depth", KEY), pool.submit(store.gc)]
+        assert not wait(waiting, timeout=0.2).done
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert len(wait(waiting, timeout=10).done) == 2
+
 
 PROGRAM = """
 import os, resource, sys, time
@@ -479,8 +510,27 @@ def test_gc_spares_what_a_live_process_uses(tmp_path: Path) -> None:
     assert store.gc(older_than_s=-1, max_bytes=0).removed == []
     process.kill()
     process.communicate()
-    assert [entry.key for entry in store.gc(max_bytes=0).removed] == [KEY]
+    assert len(list((tmp_path / ".live").iterdir())) == 1
+    store.gc()
     assert list((tmp_path / ".live").iterdir()) == []
+    assert [entry.key for entry in store.gc(max_bytes=0).removed] == [KEY]
+
+
+def test_gc_while_others_come_and_go(tmp_path: Path) -> None:
+    def work() -> None:
+        for _ in range(50):
+            with Store(tmp_path) as store:
+                entry = store.get("depth", KEY) or publish(store)
+                assert entry.array("depth_m").sum() == 60
+
+    store = Store(tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        workers = [pool.submit(work) for _ in range(2)]
+        while wait(workers, timeout=0).not_done:
+            store.gc(max_bytes=0)
+            assert store.verify() == []
+        for worker in workers:
+            worker.result()
 
 
 def test_a_forked_child_keeps_its_parents_claim(tmp_path: Path) -> None:
@@ -613,6 +663,20 @@ def test_an_object_store_serves_two_machines(remote: fs.FileSystem, tmp_path: Pa
     assert Store(tmp_path / "there").verify() == [], "the cache is a store of its own"
 
 
+def test_a_stale_copy_is_fetched_again(remote: fs.FileSystem, tmp_path: Path) -> None:
+    here = Store("s", filesystem=remote, local_dir=tmp_path / "here")
+    there = Store("s", filesystem=remote, local_dir=tmp_path / "there")
+    first = publish(here)
+    assert there.get("depth", KEY) == replace(first, path=tmp_path / "there" / first.where)
+    here.close()
+    assert here.remove(first)
+    second = publish(here, value=2.0)
+    found = there.get("depth", KEY)
+    assert found is not None
+    assert found.digest == second.digest != first.digest
+    assert found.array("depth_m")[0, 0, 0] == 2.0
+
+
 def test_an_object_store_is_checked_on_arrival(remote: fs.FileSystem, tmp_path: Path) -> None:
     publish(Store("s", filesystem=remote, local_dir=tmp_path / "here"))
     there = Store("s", filesystem=remote, local_dir=tmp_path / "there")
@@ -639,7 +703,8 @@ def test_an_upload_without_manifest_is_no_entry(tmp_path: Path) -> None:
     (attempt / "a.json").write_text("1")
     assert store.get("depth", KEY) is None
     assert store.gc().leftovers == [], "it may still be going on"
-    os.utime(attempt / "a.json", (0, 0))
+    for path in (tmp_path / "s").rglob("*"):
+        os.utime(path, (0, 0))
     assert store.gc().leftovers == [f"depth/ab/{KEY}/0123/a.json"]
     found = store.get("depth", OTHER)
     assert found is not None

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from recapture.engine.video import ClipInfo, ColorTags, Frame, Limits, decode, probe
 from recapture.engine.video.rates import constant_rate
 
@@ -35,7 +36,7 @@ def mean_error(rgb: np.ndarray, expected: np.ndarray) -> float:
         ("hevc.mp4", {"codec": "libx265", "options": {"x265-params": "log-level=none"}}),
         ("vp9.webm", {"codec": "libvpx-vp9"}),
         ("hidden_reference_frames.webm", {"codec": "libvpx", "options": {"auto-alt-ref": "1", "lag-in-frames": "16"}}),
-        ("mpeg4.avi", {"codec": "mpeg4"}),
+        ("mpeg4.avi", {"codec": "mpeg4", "bit_rate": 4_000_000}),
         ("mjpeg.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
         ("prores.mov", {"codec": "prores", "pix_fmt": "yuv422p10le"}),
         ("ffv1.mkv", {"codec": "ffv1", "pix_fmt": "yuv444p"}),
@@ -57,7 +58,7 @@ def test_every_frame_comes_once_and_in_order(tmp_path: Path, name: str, options:
 def test_ntsc_rates_survive_coarse_time_bases(tmp_path: Path, name: str) -> None:
     info, frames = look(write_clip(tmp_path / name, 40, rate=NTSC))
     assert info.rate == NTSC
-    assert abs(frames[-1].time_s - 39 / NTSC) <= info.time_base
+    assert frames[-1].time_s == 39 / NTSC
 
 
 def test_a_range_of_frames_keeps_its_place_in_the_clip(tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_colours_follow_the_tags_or_else_the_height(
     info, frames = look(path)
     assert (info.color.matrix, info.color.full_range) == (tag, full_range)
     assert mean_error(frames[0].rgb, picture(64, height)) < 1
-    assert abs((frames[0].rgb.astype(float) - picture(64, height)).mean(axis=(0, 1))).max() < 0.6
+    assert abs((frames[0].rgb.astype(float) - picture(64, height)).mean(axis=(0, 1))).max() < 1
 
 
 def test_an_info_survives_json(tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_cover_art_is_not_taken_for_the_video(tmp_path: Path) -> None:
         output.add_attachment("cover.jpg", "image/jpeg", jpeg(32, 32))
         video = output.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
-            if packet.dts is not None:
+            if packet.size:
                 packet.stream = video
                 output.mux(packet)
     assert probe(covered).codec == "h264"
@@ -182,7 +183,7 @@ def test_a_focal_length_is_taken_from_the_file_or_not_at_all(tmp_path: Path) -> 
         output.metadata["com.apple.quicktime.camera.focal_length.35mm_equivalent"] = "26"
         video = output.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
-            if packet.dts is not None:
+            if packet.size:
                 packet.stream = video
                 output.mux(packet)
     assert probe(bare).focal_px is None

@@ -8,13 +8,13 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+
 from recapture.engine.errors import OutputError, VideoError
 from recapture.engine.video import ColorTags, VideoWriter, decode, probe, write_png
 
 from .video_clips import picture, sound_packets, write_clip
 
 NTSC = Fraction(30000, 1001)
-HOUR = 3600
 
 
 def write_frames(path: Path, frames: int = 12, size: tuple[int, int] = (64, 48), **options) -> VideoWriter:
@@ -101,7 +101,7 @@ def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("offset_s", [0.0, 0.3])
 @pytest.mark.parametrize(
-    ("name", "codec"), [("s.mp4", "aac"), ("s.mkv", "aac"), ("s.mkv", "libopus"), ("s.avi", "mp3")]
+    ("name", "codec"), [("s.mp4", "aac"), ("s.mkv", "aac"), ("s.mkv", "libopus"), ("s.avi", "libmp3lame")]
 )
 def test_sound_is_copied_packet_by_packet_with_its_offset(
     tmp_path: Path, name: str, codec: str, offset_s: float
@@ -150,11 +150,45 @@ def test_sound_is_measured_from_the_first_video_frame(tmp_path: Path) -> None:
 
 
 def test_sound_that_mp4_cannot_carry_is_left_out_with_a_warning(tmp_path: Path) -> None:
-    source = write_clip(tmp_path / "source.avi", codec="mpeg4", audio="wmav2")
+    source = write_clip(tmp_path / "source.avi", codec="mpeg4", audio="adpcm_ms")
     writer = write_frames(tmp_path / "out.mp4", audio_from=source)
     assert len(writer.warnings) == 1
-    assert "wmav2" in writer.warnings[0]
+    assert "adpcm_ms" in writer.warnings[0]
     assert not probe(tmp_path / "out.mp4").has_audio
+
+
+@pytest.mark.parametrize(
+    ("healthy", "damaged"),
+    [(b"A_OPUS", b"A_OPUX"), (b"c\xa2\x93OpusHead", b"\xec\x94\0OpusHead")],
+    ids=["unknown codec", "codec header lost"],
+)
+def test_damaged_sound_does_not_cost_the_video(tmp_path: Path, healthy: bytes, damaged: bytes) -> None:
+    source = write_clip(tmp_path / "source.mkv", 50, audio="libopus")
+    data = source.read_bytes()
+    assert healthy in data
+    source.write_bytes(data.replace(healthy, damaged))
+    writer = write_frames(tmp_path / "out.mp4", 10, audio_from=source)
+    assert len(writer.warnings) == 1
+    assert probe(tmp_path / "out.mp4").frame_count == 10
+
+
+def test_only_the_first_of_two_sound_tracks_is_kept_and_said(tmp_path: Path) -> None:
+    one, two = write_clip(tmp_path / "one.mkv", audio="aac"), tmp_path / "two.mkv"
+    with av.open(str(one)) as source, av.open(str(two), "w") as output:
+        video, sound = source.streams.video[0], source.streams.audio[0]
+        copies = [output.add_stream_from_template(s, opaque=True) for s in (video, sound, sound)]
+        for packet in source.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream.index]
+                output.mux(packet)
+    writer = write_frames(tmp_path / "out.mp4", audio_from=two)
+    assert writer.warnings == ["only the first of 2 sound tracks is kept"]
+    assert probe(tmp_path / "out.mp4").has_audio
+
+
+def test_colons_in_a_path_are_part_of_the_name(tmp_path: Path) -> None:
+    write_frames(tmp_path / "take 2: http:x.mp4")
+    assert probe(tmp_path / "take 2: http:x.mp4").frame_count == 12
 
 
 def test_a_silent_source_gives_a_silent_video(tmp_path: Path) -> None:
@@ -172,10 +206,15 @@ def test_an_unreadable_sound_source_leaves_nothing_behind(tmp_path: Path) -> Non
 def test_an_exception_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     path.write_bytes(b"the old one")
-    with pytest.raises(KeyboardInterrupt), VideoWriter(path, width=64, height=48, rate=Fraction(25)) as video:
-        video.write(picture(64, 48))
-        assert (tmp_path / "out.mp4.part").exists()
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with VideoWriter(path, width=64, height=48, rate=Fraction(25)) as video:
+            video.write(picture(64, 48))
+            assert (tmp_path / "out.mp4.part").exists()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"]
     assert path.read_bytes() == b"the old one"
 
@@ -211,18 +250,20 @@ def test_a_place_that_cannot_be_written_is_named_before_the_first_frame(tmp_path
 
 @pytest.mark.parametrize("room_bytes", [0, 40, 20_000, 60_000])
 def test_no_more_room_is_one_error_and_nothing_left(tmp_path: Path, room_bytes: int) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (12, 96, 128, 3), dtype=np.uint8)
     path = tmp_path / "out.mp4"
+
+    def write_noise() -> None:
+        noise = np.random.default_rng(0).integers(0, 255, (12, 96, 128, 3), dtype=np.uint8)
+        with VideoWriter(path, width=128, height=96, rate=Fraction(25), preset="ultrafast") as video:
+            for rgb in noise:
+                video.write(rgb)
+
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     # The kernel refuses to let any file grow past this, as it does on a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, limits[1]))
     try:
-        with (
-            pytest.raises(OutputError, match="cannot write .*out.mp4: "),
-            VideoWriter(path, width=128, height=96, rate=Fraction(25), preset="ultrafast") as video,
-        ):
-            for rgb in noise:
-                video.write(rgb)
+        with pytest.raises(OutputError, match=r"cannot write .*out\.mp4: "):
+            write_noise()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []

@@ -36,6 +36,7 @@ def write_clip(
     audio: str | None = None,
     audio_from_s: float = 0.0,
     container_options: dict[str, str] | None = None,
+    metadata: dict[str, str] | None = None,
     matrix: int = 5,
     full_range: bool = False,
     **context: Any,
@@ -60,6 +61,7 @@ def write_clip(
         if rotate is not None:
             video.set_display_rotation(*rotate)
         sound = output.add_stream(audio, rate=SAMPLE_RATE) if audio else None
+        output.metadata.update(metadata or {})
         output.start_encoding()
         for index in range(frames):
             frame = VideoReformatter().reformat(

@@ -139,7 +139,7 @@ def _warp(K_file: np.ndarray, K_source: np.ndarray) -> np.ndarray:
     return warp
 
 
-def parse_camera(spec: str, *, source_camera: Path | None = None, path_scale: float | None = None) -> CameraSpec:
+def parse_camera(spec: str, *, source_camera: str | Path | None = None, path_scale: float | None = None) -> CameraSpec:
     """Read a preset expression or a camera file.
 
     Text that begins with a preset's name is an expression (`./arc` names a file called arc); other text is a file if it
@@ -162,7 +162,7 @@ def parse_camera(spec: str, *, source_camera: Path | None = None, path_scale: fl
         return parse_expression(spec)
     if path_scale is not None and not (math.isfinite(path_scale) and 0 < path_scale <= 1e9):
         raise CameraError(f"the scale must be a positive number up to 1e9, not {path_scale}", param="--path-scale")
-    track = read_cameras(Path(spec))
+    track = read_cameras(spec)
     source = None
     if source_camera is not None:
         if track.reference == "source":

@@ -110,7 +110,9 @@ def read_depth(
     Raises:
         InputError: names the file and what is wrong.
     """
-    files = sorted(path for path in folder.glob("*") if path.suffix in (".npy", ".npz", ".png")) if folder.is_dir() else []
+    files = (
+        sorted(path for path in folder.glob("*") if path.suffix in (".npy", ".npz", ".png")) if folder.is_dir() else []
+    )
     if not files:
         raise InputError(f"{folder} holds no .npy, .npz or 16-bit .png depth", param="--depth-dir")
     stack = _array(files[0]) if len(files) == 1 else None
@@ -118,7 +120,8 @@ def read_depth(
     available = len(files) if stack is None else len(stack)
     if available < first + count:
         raise InputError(
-            f"{folder} holds {available} depth maps, frames {first} to {first + count - 1} are needed", param="--depth-dir"
+            f"{folder} holds {available} depth maps, frames {first} to {first + count - 1} are needed",
+            param="--depth-dir",
         )
 
     def read(t: int) -> np.ndarray:

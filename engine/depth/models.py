@@ -55,13 +55,16 @@ def find_depth_model(name: str) -> DepthSource:
     if not folder.is_dir():
         if "/" not in name or name.startswith((".", "/")):
             raise ModelError(
-                f"no depth model {name!r}; give embedded, a directory or a hub name of {', '.join(KINDS)}", param="--depth"
+                f"no depth model {name!r}; give embedded, a directory or a hub name of {', '.join(KINDS)}",
+                param="--depth",
             )
         folder = download(name, param="--depth", allow=["*.json", "*.safetensors"])
     try:
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
     except (OSError, ValueError):
-        raise ModelError(f"{folder} has no readable config.json of a transformers depth model", param="--depth") from None
+        raise ModelError(
+            f"{folder} has no readable config.json of a transformers depth model", param="--depth"
+        ) from None
     if kind not in KINDS:
         raise ModelError(f"{folder} holds a {kind!r} model; {', '.join(KINDS)} are understood", param="--depth")
     digest = weights_digest(folder, tuple(p.name for p in sorted(folder.iterdir()) if p.is_file()))
@@ -124,7 +127,8 @@ class TransformersDepth:
         self._size = config["size"]
         self._multiple = int(config.get("ensure_multiple_of") or 1)
         self._mean, self._std = (
-            torch.tensor(config.get(key) or [0.5] * 3, device=device).view(3, 1, 1) for key in ("image_mean", "image_std")
+            torch.tensor(config.get(key) or [0.5] * 3, device=device).view(3, 1, 1)
+            for key in ("image_mean", "image_std")
         )
 
     @torch.no_grad()

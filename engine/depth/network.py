@@ -111,7 +111,9 @@ class DepthPrediction(NamedTuple):
 class DepthNet(nn.Module):
     """Monocular depth. `train_height`, `train_width` say at what size it was trained: feed about that area."""
 
-    def __init__(self, widths: tuple[int, ...] = (128, 96, 64, 32), train_height: int = 192, train_width: int = 288) -> None:
+    def __init__(
+        self, widths: tuple[int, ...] = (128, 96, 64, 32), train_height: int = 192, train_width: int = 288
+    ) -> None:
         super().__init__()
         self.config = {"widths": list(widths), "train_height": train_height, "train_width": train_width}
         self.train_height, self.train_width = train_height, train_width
@@ -149,7 +151,9 @@ class DepthNet(nn.Module):
         """Writes `config.json` and `model.safetensors` in the module's own precision."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps({"model_type": "recapture_depth", **self.config}, indent=2) + "\n")
+        (folder / "config.json").write_text(
+            json.dumps({"model_type": "recapture_depth", **self.config}, indent=2) + "\n"
+        )
         save_file({name: t.contiguous() for name, t in self.state_dict().items()}, folder / "model.safetensors")
 
     @classmethod

@@ -40,7 +40,9 @@ def warp(image: np.ndarray, flow: np.ndarray, *, nearest: bool = False) -> np.nd
     x, y = np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32))
     mode = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
     outside = np.nan if image.dtype.kind == "f" else 0
-    return cv2.remap(image, x + flow[..., 0], y + flow[..., 1], mode, borderMode=cv2.BORDER_CONSTANT, borderValue=outside)
+    return cv2.remap(
+        image, x + flow[..., 0], y + flow[..., 1], mode, borderMode=cv2.BORDER_CONSTANT, borderValue=outside
+    )
 
 
 def scale_corrections(

@@ -1,18 +1,18 @@
 """Copies a clip's sound packet by packet into another file: no re-encoding, the offset against the picture kept."""
 
-import io
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 
 import av
-from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 
-from .clip import DEFAULT_LIMITS
+from ..errors import VideoError
+from .clip import Limits
 from .opening import first_picture, frame_pts, open_clip, video_of
 
 _PREROLL_S = Fraction(1, 10)
@@ -26,38 +26,37 @@ class AudioCopy:
     Raises VideoError if `source` cannot be read. `warnings` says what could not be kept.
     """
 
-    def __init__(self, source: Path, start_s: float, output: OutputContainer) -> None:
+    def __init__(self, source: Path, start_s: float, output: OutputContainer, limits: Limits) -> None:
         self.warnings: list[str] = []
         self._open = ExitStack()
         self._packets: Iterator[Packet] = iter(())
         self._waiting: Packet | None = None
-        self._last_dts: int | None = None
         self._output = output
-        origin_s = _video_origin_s(source)
-        container = self._open.enter_context(open_clip(source, DEFAULT_LIMITS))
+        origin_s = _video_origin_s(source, limits)
+        container = self._open.enter_context(open_clip(source, limits))
         if not container.streams.audio:
             return
         track = container.streams.audio[0]
         if len(container.streams.audio) > 1:
             self.warnings.append(f"only the first of {len(container.streams.audio)} sound tracks is kept")
-        if not _mp4_carries(track):
+        zero_s = origin_s + Fraction(start_s)
+        if not _mp4_carries(source, zero_s, limits):
             codec = track.codec_context.name if track.codec_context is not None else "unknown"
-            self.warnings.append(f"the sound is left out: MP4 cannot carry its codec ({codec}) without re-encoding")
+            self.warnings.append(f"the sound is left out: MP4 cannot carry it without re-encoding (codec {codec})")
             return
         assert track.time_base is not None
         self._time_base = track.time_base
-        self._shift = round((origin_s + Fraction(start_s)) / track.time_base)
         self._stream = output.add_stream_from_template(track)
-        self._packets = container.demux(track)
+        self._packets = _on_clock(container.demux(track), zero_s, track.time_base)
 
     def copy_until(self, end_s: Fraction) -> None:
         """Muxes every packet that starts before `end_s` on the output's clock."""
-        while (packet := self._next()) is not None:
-            dts = packet.dts
-            assert dts is not None
-            if dts * self._time_base >= end_s:
+        while (packet := self._waiting or next(self._packets, None)) is not None:
+            assert packet.pts is not None
+            if packet.pts * self._time_base >= end_s:
                 self._waiting = packet
                 return
+            self._waiting = None
             packet.stream = self._stream
             self._output.mux(packet)
 
@@ -65,39 +64,57 @@ class AudioCopy:
         self._packets = iter(())
         self._open.close()
 
-    def _next(self) -> Packet | None:
-        """The next packet on the output's clock, in rising order."""
-        if self._waiting is not None:
-            packet, self._waiting = self._waiting, None
-            return packet
-        for packet in self._packets:
-            stamp = packet.pts if packet.pts is not None else packet.dts
-            if not packet.size or packet.is_corrupt or stamp is None:
+
+def _on_clock(packets: Iterable[Packet], zero_s: Fraction, time_base: Fraction) -> Iterator[Packet]:
+    """The packets from shortly before `zero_s` on, in rising order, with `zero_s` as time 0 and their durations set.
+
+    Matroska leaves durations out, and MP4 would then hide the last packet: each lasts until the next one starts.
+    """
+    shift = round(zero_s / time_base)
+    held: Packet | None = None
+    held_at = duration = 0
+    for packet in packets:
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if not packet.size or packet.is_corrupt or stamp is None:
+            continue
+        at = stamp - shift
+        if held is not None:
+            if at <= held_at:
                 continue
-            stamp -= self._shift
-            ends = stamp + (packet.duration or 0)
-            if ends * self._time_base <= -_PREROLL_S or (self._last_dts is not None and stamp <= self._last_dts):
-                continue
-            packet.pts = packet.dts = self._last_dts = stamp
-            return packet
-        return None
+            duration = held.duration = held.duration or at - held_at
+            if (held_at + duration) * time_base > -_PREROLL_S:
+                yield held
+        packet.pts = packet.dts = at
+        held, held_at = packet, at
+    if held is not None:
+        held.duration = held.duration or duration
+        if (held_at + held.duration) * time_base > -_PREROLL_S:
+            yield held
 
 
-def _video_origin_s(source: Path) -> Fraction:
+def _video_origin_s(source: Path, limits: Limits) -> Fraction:
     """When the first video frame is shown, on the clock of the file; 0 without video."""
-    with open_clip(source, DEFAULT_LIMITS) as container:
-        stream = video_of(container, DEFAULT_LIMITS)
+    with open_clip(source, limits) as container:
+        stream = video_of(container, limits)
         if stream is None or stream.time_base is None:
             return Fraction(0)
-        return frame_pts(first_picture(container, stream, source.name, DEFAULT_LIMITS)) * stream.time_base
+        return frame_pts(first_picture(container, stream, source.name, limits)) * stream.time_base
 
 
-def _mp4_carries(track: AudioStream) -> bool:
-    """Tries it on a header in memory: the muxer's tables say yes to some codecs that it then refuses to write."""
+def _mp4_carries(source: Path, zero_s: Fraction, limits: Limits) -> bool:
+    """Whether the whole track can be written, tried on the null device.
+
+    The muxer's tables say yes to codecs that it then refuses, and a damaged packet fails only when it is written: by
+    then the video would be lost with it.
+    """
     try:
-        with av.open(io.BytesIO(), "w", format="mp4") as trial:
-            trial.add_stream_from_template(track)
+        with open_clip(source, limits) as container, av.open(f"file:{os.devnull}", "w", format="mp4") as trial:
+            track = container.streams.audio[0]
+            stream = trial.add_stream_from_template(track)
             trial.start_encoding()
-    except (ValueError, FFmpegError):
+            for packet in _on_clock(container.demux(track), zero_s, track.time_base or Fraction(1)):
+                packet.stream = stream
+                trial.mux(packet)
+    except (ValueError, FFmpegError, VideoError):
         return False
     return True

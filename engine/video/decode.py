@@ -29,9 +29,10 @@ class Frame:
     index: int
     """Counted from the clip's first frame, whatever `first_frame` was."""
     pts: int
-    """The file's own presentation time, in `ClipInfo.time_base`."""
+    """The file's own presentation time, in `ClipInfo.time_base`; AVI has none and may give them out of order."""
     time_s: Fraction
-    """Seconds since the clip's first frame."""
+    """Seconds since the clip's first frame: index over rate. `probe` saw that the file's times say the same, but
+    for what its time base rounds off."""
     rgb: np.ndarray
     """uint8 [H, W, 3], contiguous."""
 
@@ -54,16 +55,13 @@ def decode(
     name = path.name
     stop = info.frame_count if max_frames is None else min(info.frame_count, first_frame + max_frames)
     reformatter = VideoReformatter()
-    start_pts: int | None = None
     if stop <= first_frame:
         return
     index = -1
     for index, frame in enumerate(_pictures(path, limits)):
         _check(index, frame, info, limits, name)
-        pts = frame_pts(frame)
-        start_pts = pts if start_pts is None else start_pts
         if index >= first_frame:
-            yield Frame(index, pts, (pts - start_pts) * info.time_base, _upright_rgb(frame, info, reformatter))
+            yield Frame(index, frame_pts(frame), index / info.rate, _upright_rgb(frame, info, reformatter))
         if index + 1 == stop:
             return
     raise VideoError(f"{name} ends early at frame {index + 1} of {info.frame_count}: it is cut short or damaged")
@@ -83,6 +81,8 @@ def _pictures(path: Path, limits: Limits) -> Iterator[VideoFrame]:
                 for frame in packet.decode():
                     if count == 0:
                         refuse_kind(stream, frame, path.name)
+                    if frame.is_corrupt:  # decoders paint over damage and say so here only
+                        raise VideoError(f"{path.name} is damaged at frame {count}; copy or export it again")
                     count += 1
                     yield frame
         except FFmpegError as error:

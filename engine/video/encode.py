@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 
 from ..errors import OutputError
 from .audio import AudioCopy
-from .clip import UNSPECIFIED, ColorTags
+from .clip import DEFAULT_LIMITS, UNSPECIFIED, ColorTags, Limits
 from .decode import SCALER_FLAGS, SCALER_MATRIX
 
 _THREADS = 4  # x264's choices depend on it, so it is no machine's business
@@ -41,6 +41,7 @@ class VideoWriter:
         audio_from: A clip whose sound is copied, packet by packet.
         audio_start_s: Where in that clip the first written frame was, in seconds from its first frame.
         audio_duration_s: Most sound to copy; in any case it is cut where the video ends.
+        limits: The caps that `audio_from` is read under.
 
     Raises:
         OutputError: The file cannot be written (no permission, disk full, no frames).
@@ -63,6 +64,7 @@ class VideoWriter:
         audio_from: Path | None = None,
         audio_start_s: float = 0.0,
         audio_duration_s: float | None = None,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         if width < 1 or height < 1 or rate <= 0:
             raise ValueError(f"a video of {width}x{height} at {rate} frames a second cannot be")
@@ -80,6 +82,7 @@ class VideoWriter:
         )
         self._options = {"crf": str(crf), "preset": preset}
         self._audio_request = (audio_from, audio_start_s, audio_duration_s)
+        self._limits = limits
         self._audio: AudioCopy | None = None
         self._container: OutputContainer | None = None
         self._reformatter = VideoReformatter()
@@ -152,7 +155,7 @@ class VideoWriter:
         context.color_range = ColorRange.JPEG if self._color.full_range else ColorRange.MPEG
         source, start_s, _ = self._audio_request
         if source is not None:
-            self._audio = AudioCopy(source, start_s, self._container)
+            self._audio = AudioCopy(source, start_s, self._container, self._limits)
             self.warnings += self._audio.warnings
 
     def _finish(self) -> None:

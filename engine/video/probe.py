@@ -119,10 +119,12 @@ def _packet_times(path: Path, start_pts: int, limits: Limits) -> list[int]:
             if not packet.size or packet.is_discard:
                 continue
             if packet.is_corrupt:
-                break
+                raise VideoError(f"{path.name} ends early at frame {len(times)}: the file was cut short or is damaged")
             if hidden_bit and not bytes(packet)[0] & hidden_bit:
                 continue  # a VP8 reference picture that is never shown
-            if (pts := packet.pts if packet.pts is not None else packet.dts) is None or pts < start_pts:
+            if (pts := packet.pts if packet.pts is not None else packet.dts) is None:
+                continue
+            if pts < start_pts and container.format.name != "avi":  # AVI's times are of decoding, not of showing
                 continue
             times.append(pts)
             if len(times) > limits.max_frames:

@@ -7,6 +7,7 @@ _USUAL = tuple(Fraction(n) for n in (10, 12, 15, 20, 24, 25, 30, 48, 50, 60, 90,
     Fraction(n * 1000, 1001) for n in (12, 15, 24, 30, 48, 60, 120, 240)
 )
 _SNAP = Fraction(3, 10_000)  # under a third of the 0.1 % between 30 and 30000/1001
+_LONGEST = 1_000_000  # denominator of a rate that libav can still hold in two 32-bit numbers
 _JITTER = Fraction(1, 10)  # of a frame: what a camera's clock may do and a viewer cannot see
 
 
@@ -30,7 +31,7 @@ def constant_rate(pts: Sequence[int], time_base: Fraction, declared: Iterable[Fr
     if not Fraction(1, 10) <= mean <= 1000:
         return None
     rates = [r for claim in claims for r in (_snapped(claim), claim)]
-    rates += [_snapped(mean), *_USUAL, mean.limit_denominator(1001), mean]
+    rates += [_snapped(mean), *_USUAL, mean.limit_denominator(1001), mean.limit_denominator(_LONGEST)]
     # A tick is never read as leave to lose a frame, however coarse the time base (AVI counts in whole frames).
     rounding = min(time_base * Fraction(101, 100), 1 / (4 * mean))
     for tolerance_s in (rounding, rounding + _JITTER / mean):

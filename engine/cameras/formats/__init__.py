@@ -59,12 +59,13 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def read_cameras(path: Path) -> PoseTrack:
+def read_cameras(path: str | Path) -> PoseTrack:
     """Read a camera file of any known format.
 
     Raises:
         CameraError: missing, unreadable, of no known format, or malformed; names file and line or frame.
     """
+    path = Path(path)
     try:
         head = b""
         if not path.is_dir():
@@ -82,7 +83,7 @@ def read_cameras(path: Path) -> PoseTrack:
     raise CameraError(f"{path}: not a camera file of a known format. Known: {kinds}", param="--camera")
 
 
-def write_cameras(path: Path, fmt: str, cameras: CameraPath) -> None:
+def write_cameras(path: str | Path, fmt: str, cameras: CameraPath) -> None:
     """Write a path as absolute poses in the world of the source camera, translation in scene units.
 
     Read back, the poses of a foreign format are again relative to a source camera: its first pose unless told
@@ -100,7 +101,7 @@ def write_cameras(path: Path, fmt: str, cameras: CameraPath) -> None:
     write = writable.get(fmt)
     if write is None:
         raise CameraError(f"no camera format {fmt!r} to write; known: {', '.join(writable)}", param="--camera-format")
-    contents = write(cameras)
+    path, contents = Path(path), write(cameras)
     try:
         for name, data in contents.items():
             if name:

@@ -1,0 +1,53 @@
+# `make demo` films a clip again, `make test` runs the tests; each makes its own environment in .venv first.
+#   make demo TORCH_INDEX=URL   takes torch from another index (a laptop without a GPU wants the CPU build)
+#   make demo PYTHON=python3.12 OUT=somewhere
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+OUT ?= demo-out
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test test-all ci lint lock setup clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml requirements.lock
+	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else 'Python 3.11 or 3.12 is needed: make PYTHON=python3.11')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $(READY)
+
+# Half a second of a street: a bollard in front, a bicycle behind, a passer-by. The clip ships inside a PyPI package.
+demo: $(READY)
+	$(BIN)/recapture run "$$($(BIN)/python examples/demo_clip.py)" --first-frame 187 --frames 24 \
+		--camera "arc(10deg)+zoom(1.08)" --out $(OUT)
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -q -m "not gpu"
+
+# What CI runs: the fast tests and the slow ones that guard the main path.
+ci: $(READY)
+	$(BIN)/python -m pytest -q -m "not gpu and not chaos and (not slow or ci)"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# torch and what only its CUDA build brings stay out of the lock: they differ from machine to machine.
+lock:
+	uv pip compile pyproject.toml --extra engine --extra demo --extra dev --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --no-header --upgrade -o requirements.lock \
+		$(foreach name,torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti \
+		nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
+		nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
+		nvidia-nvshmem-cu13 nvidia-nvtx,--no-emit-package $(name))
+
+clean:
+	rm -rf .venv demo-out build *.egg-info

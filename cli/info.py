@@ -1,0 +1,109 @@
+"""`recapture presets`, `models` and `doctor`: what there is to choose from, and what this machine would use."""
+
+import platform
+import shutil
+import sys
+from dataclasses import asdict
+from importlib import metadata
+
+import typer
+
+from .. import __version__
+from .main import Json, app, emit
+
+
+@app.command()
+def presets(as_json: Json = False) -> None:
+    """Camera moves that --camera understands."""
+    from ..engine.cameras import presets as camera_presets
+
+    known = camera_presets()
+    if as_json:
+        emit([
+            {
+                "name": preset.name,
+                "summary": preset.summary,
+                "parameters": [asdict(p) for p in preset.parameters],
+            }
+            for preset in known
+        ])  # fmt: skip
+        return
+    for preset in known:
+        typer.echo(f"{preset.name:12}{preset.summary}")
+        for p in preset.parameters:
+            bounds = " or ".join([*p.words, *([f"{p.low:g} to {p.high:g} {p.unit}"] if p.unit != "word" else [])])
+            typer.echo(f"{'':14}{p.name:11}{p.help}: {bounds}; default {p.default}")
+    typer.echo("\nJoin moves with +, as in 'arc(20deg)+zoom(1.1)'.")
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """Video models and depth models that can be named."""
+    from ..engine.depth.models import KINDS
+    from ..engine.models import MODELS
+
+    if as_json:
+        video = [{"name": e.name, "source": e.source, "licence": e.licence, "about": e.about} for e in MODELS.values()]
+        emit({"video": video, "depth": ["embedded", *KINDS]})
+        return
+    typer.echo("Video models (--model), or a directory in the diffusers layout of StableVideoDiffusionPipeline:")
+    for entry in MODELS.values():
+        typer.echo(f"  {entry.name:8}{entry.about}\n{'':10}{entry.licence}")
+    typer.echo(f"Depth models (--depth): embedded, or a directory or hub name of {', '.join(KINDS)}")
+
+
+_PACKAGES = (
+    "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "av", "numpy", "opencv-python-headless",
+    "pyarrow", "triton", "xformers", "ray", "deepspeed",
+)  # fmt: skip
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What is installed, which devices there are, and what a run would use."""
+    versions = {name: _version(name) for name in _PACKAGES}
+    found: dict[str, object] = {
+        "recapture": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": versions,
+    }
+    if versions["torch"]:
+        import torch
+
+        from ..engine.models import EMBEDDED
+        from ..engine.pipeline import pick_device
+        from ..engine.store import default_store
+
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        place = default_store()
+        free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
+        found |= {
+            "gpus": gpus,
+            "device": str(pick_device("auto")),
+            "threads": torch.get_num_threads(),
+            "store": str(place),
+            "store_free_gib": round(free / 2**30, 1),
+            "embedded_weights": {part: (EMBEDDED / part).is_dir() for part in ("tiny", "depth")},
+        }
+    if as_json:
+        emit(found)
+        return
+    typer.echo(f"recapture {__version__}, Python {found['python']}, {found['platform']}")
+    for name, version in versions.items():
+        typer.echo(f"  {name:24}{version or '-'}")
+    if "device" not in found:
+        typer.echo("rendering needs: pip install 'recapture[engine]'")
+        return
+    gpus_text = ", ".join(found["gpus"]) if found["gpus"] else "none"  # pyright: ignore[reportArgumentType, reportCallIssue]
+    typer.echo(f"GPUs: {gpus_text}; a run would use {found['device']} with {found['threads']} threads")
+    typer.echo(f"store: {found['store']} ({found['store_free_gib']} GiB free)")
+    if sys.version_info[:2] not in ((3, 11), (3, 12)):
+        typer.echo("note: Python 3.11 and 3.12 are what the project is tested with")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,73 @@
+"""`recapture`: film a clip again from another camera. Heavy imports happen inside the commands, never here."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+
+app = typer.Typer(
+    name="recapture",
+    help="Film a video again from another camera: the same scene, the same motion, a new path.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+def emit(value: object) -> None:
+    """Print a JSON document on standard output."""
+    typer.echo(json.dumps(value, indent=2, default=str))
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+# Importing the command modules registers them; they import nothing heavy themselves.
+
+
+def main() -> None:
+    """Entry point: every foreseeable error is one line on standard error and an exit code, never a traceback.
+
+    Exit codes: 0 well, 1 failed, 2 usage or bad input, 130 interrupted.
+    """
+    from ..engine.errors import RecaptureError
+
+    as_json = "--json" in sys.argv
+    try:
+        code = app(standalone_mode=False)
+    except RecaptureError as error:
+        if as_json:
+            emit({"error": {"code": error.code, "message": error.message, "param": error.param}})
+        typer.echo(f"recapture: {error}", err=True)
+        code = error.exit_code
+    except typer.TyperException as error:
+        typer.echo(f"recapture: {error.format_message()} (see `recapture --help`)", err=True)
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("recapture: interrupted; run the same command again and it goes on from here", err=True)
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 1
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "recapture":
+            raise
+        typer.echo(
+            f"recapture: {error.name} is not installed; rendering needs: pip install 'recapture[engine]'", err=True
+        )
+        code = 1
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Stages on the terminal: a bar with the remaining time where there is a terminal, a line a stage where there is none."""
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from ..engine.pipeline import StageRecord
+
+
+class Display:
+    """Shows a run on standard error, so that standard output stays for results."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._bars = Progress(
+            TextColumn("{task.description:10}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:>4.0f}/{task.total:<4.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=self._console,
+            transient=True,
+            disable=not sys.stderr.isatty() or quiet,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def on_stage(self, record: "StageRecord | str") -> None:
+        """A stage begins (its name) or has ended (its record)."""
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None
+        if isinstance(record, str):
+            self._task = self._bars.add_task(record, total=1, detail="")
+        else:
+            how = f"{record.seconds:6.1f} s" if not record.reused else f"reused, {record.seconds:.1f} s saved"
+            self.say(f"{record.name:11}{how:24}{record.about.lower() if not record.reused else ''}".rstrip())
+
+    def on_progress(self, stage: str, done: int, total: int, detail: Mapping[str, Any]) -> None:
+        if self._task is not None:
+            text = "  ".join(f"{name} {value:.3f}" for name, value in detail.items())
+            self._bars.update(self._task, completed=done, total=total, detail=text)

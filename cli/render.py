@@ -1,0 +1,362 @@
+"""`recapture run` and `recapture preview`."""
+
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .main import Json, app, emit
+from .progress import Display
+
+if TYPE_CHECKING:
+    from ..engine.pipeline import Recapture, Result, StageRecord
+
+Clip = Annotated[str, typer.Argument(help="The video.", metavar="CLIP", show_default=False)]
+Camera = Annotated[
+    str,
+    typer.Option(
+        help="The new path: a preset expression such as 'arc(20deg)+zoom(1.1)' (see `recapture presets`) or a camera file.",
+        show_default=False,
+    ),
+]
+SourceCamera = Annotated[
+    Path | None, typer.Option(help="Camera file of the source, in the same world as --camera's.", show_default=False)
+]
+PathScale = Annotated[
+    float | None, typer.Option(help="Scene units in one unit of the camera file.", show_default=False)
+]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store", help="Where finished stages are kept: a folder or s3://, gs://. Default: the user's cache.",
+        show_default=False,
+    ),
+]  # fmt: skip
+FirstFrame = Annotated[int, typer.Option(help="First frame of the clip to use.")]
+Frames = Annotated[int | None, typer.Option(help="Use at most this many frames.", show_default=False)]
+Depth = Annotated[
+    str, typer.Option(help="Depth model: embedded, or a directory or hub name of depth_anything, depth_pro, zoedepth.")
+]
+DepthDir = Annotated[
+    Path | None,
+    typer.Option(help="Your own depth: one .npy/.npz [N, h, w], or .npy / 16-bit .png (mm) files.", show_default=False),
+]
+MaskDir = Annotated[
+    Path | None, typer.Option(help="PNG masks a frame: white pixels of the source may be used.", show_default=False)
+]
+Fov = Annotated[float | None, typer.Option(help="Horizontal field of view of the clip, degrees.", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", help="Go on where the path sees next to nothing of the clip.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+MaxFrames = Annotated[int, typer.Option(help="Refuse clips with more frames than this.")]
+
+
+@app.command()
+def run(
+    clip: Clip,
+    camera: Camera,
+    out: Annotated[Path, typer.Option(help="Folder for the result.", show_default=False)],
+    model: Annotated[
+        str, typer.Option(help="tiny, svd, svd-xt, a directory in the diffusers layout, or a hub name.")
+    ] = "tiny",
+    preset: Annotated[
+        str | None,
+        typer.Option(help="paper or tiny; by default tiny for the embedded model, else paper.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.", min=0, max=2**31 - 1)] = 0,
+    source_camera: SourceCamera = None,
+    path_scale: PathScale = None,
+    first_frame: FirstFrame = 0,
+    frames: Frames = None,
+    depth: Depth = "embedded",
+    depth_dir: DepthDir = None,
+    mask_dir: MaskDir = None,
+    fov: Fov = None,
+    height: Annotated[
+        int | None, typer.Option(help="Working height of the model, with --width.", show_default=False)
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="Working width of the model.", show_default=False)] = None,
+    rank: Annotated[int | None, typer.Option(help="LoRA rank.", show_default="16")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="5e-4")] = None,
+    steps: Annotated[int | None, typer.Option(help="Tuning steps of each adapter.", show_default="by preset")] = None,
+    spatial_steps: Annotated[int | None, typer.Option(help="Of the spatial adapter alone.", show_default=False)] = None,
+    temporal_steps: Annotated[
+        int | None, typer.Option(help="Of the temporal adapter alone.", show_default=False)
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="decoupled (the spatial adapter once per clip) or joint (the paper).", show_default=False),
+    ] = None,
+    mask: Annotated[str | None, typer.Option(help="Latent mask: area or min.", show_default=False)] = None,
+    mask_threshold: Annotated[
+        float | None, typer.Option(help="Valid share of a cell, for area.", show_default="0.9")
+    ] = None,
+    sample_steps: Annotated[
+        int | None, typer.Option(help="Denoising steps a window.", show_default="by preset")
+    ] = None,
+    start: Annotated[str | None, typer.Option(help="noise (the paper) or anchor.", show_default="by preset")] = None,
+    start_sigma: Annotated[float | None, typer.Option(help="Noise over the anchor.", show_default="10")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance at a window's last frame; 1 is off.", show_default="by preset")
+    ] = None,
+    overlap: Annotated[int | None, typer.Option(help="Frames that windows share.", show_default="4")] = None,
+    decode_chunk: Annotated[int | None, typer.Option(help="Frames decoded at once.", show_default="window")] = None,
+    sdedit_sigma: Annotated[
+        float | None, typer.Option(help="SDEdit's noise; 0 skips it.", show_default="by preset")
+    ] = None,
+    sdedit_steps: Annotated[int | None, typer.Option(help="SDEdit's steps.", show_default="by preset")] = None,
+    composite: Annotated[
+        str | None, typer.Option(help="on: real pixels where there are any; off: pure model output.", show_default="on")
+    ] = None,
+    feather: Annotated[
+        float | None, typer.Option(help="Blend between real and generated, pixels.", show_default="3")
+    ] = None,
+    passes: Annotated[
+        bool, typer.Option("--passes", help="Also write lossless PNG sequences, depth and matte.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print sizes, windows, memory, time and hole share; render nothing.")
+    ] = False,
+    force: Force = False,
+    device: Device = "auto",
+    store: StoreOption = None,
+    max_frames: MaxFrames = 3000,
+    as_json: Json = False,
+) -> None:
+    """Film CLIP from a new camera and write the result to a folder."""
+    from ..engine.config import override
+    from ..engine.config import preset as named_preset
+
+    given = {
+        "decode": {"first_frame": first_frame, "max_frames": frames},
+        "depth": {"model": depth, "fov_deg": fov},
+        "condition": {"height": height, "width": width, "mask_mode": mask, "mask_threshold": mask_threshold},
+        "tune": {
+            "rank": rank,
+            "lr": lr,
+            "spatial_steps": steps if spatial_steps is None else spatial_steps,
+            "temporal_steps": steps if temporal_steps is None else temporal_steps,
+            "schedule": schedule,
+        },
+        "sample": {
+            "steps": sample_steps,
+            "start": start,
+            "start_sigma": start_sigma,
+            "guidance": None if guidance is None else (1.0, guidance),
+            "overlap": overlap,
+            "decode_chunk": decode_chunk,
+        },
+        "refine": {"sigma": sdedit_sigma, "steps": sdedit_steps},
+        "deliver": {"composite": composite, "feather_px": feather},
+    }
+    spec = _parse_camera(camera, source_camera, path_scale)
+    engine = _engine(model, device, store)
+    config = engine.default_config(seed=seed) if preset is None else named_preset(preset, model=model, seed=seed)
+    config = override(config, {s: {k: v for k, v in values.items() if v is not None} for s, values in given.items()})
+    inputs: dict[str, Any] = {
+        "depth_dir": depth_dir,
+        "mask_dir": mask_dir,
+        "force": force,
+        "limits": _limits(max_frames),
+    }
+    if dry_run:
+        _print_plan(engine, clip, spec, {**inputs, "config": config}, as_json=as_json)
+        return
+    with _claimed(out), Display(quiet=as_json) as display:
+
+        def on_stage(record: "StageRecord | str", result: "Result") -> None:
+            display.on_stage(record)
+            if not isinstance(record, str) and record.name == "anchor":
+                sheet = _anchor_sheet(result, out)
+                display.say(f"anchor sheet  {sheet}  ({100 * result.hole_share:.1f} % holes)")
+
+        result = engine(clip, spec, config=config, on_progress=display.on_progress, on_stage=on_stage, **inputs)
+        display.say("writing the bundle")
+        video = result.save(out, passes=passes)
+    for warning in result.run.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if as_json:
+        import json
+
+        emit(json.loads((out / "report.json").read_text()))
+        return
+    shared = [record.name for record in result.records if record.name in _PER_CLIP]
+    second = "arc(-10deg)" if camera != "arc(-10deg)" else "arc(10deg)"
+    typer.echo(f"video      {video}")
+    typer.echo(f"report     {out / 'report.html'}")
+    typer.echo(f"generated  {100 * result.generated_share:.1f} % of the pixels; the rest is your footage")
+    typer.echo(f"time       {_clock(result.seconds)}")
+    typer.echo(f"next       {_next_command(camera, second, out)}  (reuses {', '.join(shared)})")
+
+
+_PER_CLIP = ("frames", "depth", "intrinsics", "source", "spatial")
+
+
+@app.command()
+def preview(
+    clip: Clip,
+    camera: Camera,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the sheet and anchor.", show_default="CLIP-preview")
+    ] = None,
+    source_camera: SourceCamera = None,
+    path_scale: PathScale = None,
+    first_frame: FirstFrame = 0,
+    frames: Frames = None,
+    depth: Depth = "embedded",
+    depth_dir: DepthDir = None,
+    mask_dir: MaskDir = None,
+    fov: Fov = None,
+    force: Force = False,
+    device: Device = "auto",
+    store: StoreOption = None,
+    max_frames: MaxFrames = 3000,
+    as_json: Json = False,
+) -> None:
+    """Draw the anchor: what the new camera sees of the clip, and what share of it nobody filmed. Seconds, no tuning."""
+    from ..engine.config import override
+
+    spec = _parse_camera(camera, source_camera, path_scale)
+    folder = Path(f"{Path(clip).stem}-preview") if out is None else out
+    started = time.monotonic()
+    engine = _engine("tiny", device, store)
+    options: dict[str, dict[str, Any]] = {
+        "decode": {"first_frame": first_frame, "max_frames": frames},
+        "depth": {"model": depth, "fov_deg": fov},
+    }
+    with _claimed(folder), Display(quiet=as_json) as display:
+        result = engine(
+            clip,
+            spec,
+            config=override(engine.default_config(), options),
+            until="anchor",
+            depth_dir=depth_dir,
+            mask_dir=mask_dir,
+            force=force,
+            limits=_limits(max_frames),
+            on_progress=display.on_progress,
+            on_stage=lambda record, result: display.on_stage(record),
+        )
+        sheet = _anchor_sheet(result, folder)
+    seconds = time.monotonic() - started
+    for warning in result.run.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if as_json:
+        emit({
+            "anchor_sheet": str(sheet),
+            "hole_share": result.hole_share,
+            "frames": len(result.source),
+            "size": [result.camera.width, result.camera.height],
+            "seconds": seconds,
+            "warnings": result.run.warnings,
+        })  # fmt: skip
+        return
+    typer.echo(f"anchor sheet  {sheet}")
+    typer.echo(f"holes         {100 * result.hole_share:.1f} % of the picture")
+    typer.echo(f"time          {_clock(seconds)}")
+
+
+def _engine(model: str, device: str, store: str | None) -> "Recapture":
+    _silence_libraries()
+    from ..engine.pipeline import Recapture
+
+    return Recapture.from_pretrained(model, device=device, store=store)
+
+
+def _silence_libraries() -> None:
+    """Loading bars and advice of the libraries are no message to our user; their errors still are."""
+    import warnings
+
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def _parse_camera(camera: str, source_camera: Path | None, path_scale: float | None) -> Any:
+    from ..engine.cameras import parse_camera
+
+    return parse_camera(camera, source_camera=source_camera, path_scale=path_scale)
+
+
+def _limits(max_frames: int) -> Any:
+    from ..engine.video import Limits
+
+    return Limits(max_frames=max_frames)
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Refuse an output folder that cannot be written before any work is done; leave no empty one behind an error.
+
+    Raises:
+        OutputError: names the folder and the system's reason.
+    """
+    from ..engine.errors import OutputError
+
+    existed = folder.is_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".recapture-"):
+            pass
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written ({error.strerror})", param="--out") from None
+    try:
+        yield
+    except BaseException:
+        if not existed and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
+def _anchor_sheet(result: "Result", folder: Path) -> Path:
+    from ..engine.bundle import write_anchor_sheet
+
+    path = folder / "anchor_sheet.png"
+    write_anchor_sheet(result.source, result.anchor, result.mask, path)
+    return path
+
+
+def _print_plan(engine: "Recapture", clip: str, spec: Any, options: dict[str, Any], *, as_json: bool) -> None:
+    from ..engine.plan import make_plan
+
+    with Display(quiet=as_json) as display:
+        preview = engine(
+            clip, spec, until="anchor", on_progress=display.on_progress,
+            on_stage=lambda record, result: display.on_stage(record), **options,
+        )  # fmt: skip
+    plan = make_plan(preview)
+    if as_json:
+        emit(plan.to_json())
+        return
+    (width, height), (columns, rows) = plan.clip_size, plan.working_size
+    windows = ", ".join(f"{first}-{last}" for first, last in plan.windows)
+    typer.echo(f"delivered  {width}x{height}, {plan.frames} frames at {plan.fps:.3f} fps, nothing cropped")
+    typer.echo(f"model      {columns}x{rows} (pixels {plan.pixel_aspect:.3f} wide), windows of frames {windows}")
+    typer.echo(f"holes      {100 * plan.hole_share:.1f} % of the anchor")
+    parts = ", ".join(f"{what} {size / 2**20:.0f}" for what, size in plan.memory.items())
+    typer.echo(f"memory     about {plan.memory_bytes / 2**30:.1f} GiB (MiB: {parts})")
+    parts = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in plan.stages_s.items() if seconds >= 0.5)
+    typer.echo(f"time       about {_clock(plan.seconds)} (seconds: {parts})")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _next_command(camera: str, second: str, out: Path) -> str:
+    """The command that was typed, with another camera and another folder."""
+    words = [second if word == camera else f"{out}-2" if word == str(out) else word for word in sys.argv[1:]]
+    words = [f"--camera={second}" if word == f"--camera={camera}" else word for word in words]
+    words = [f"--out={out}-2" if word == f"--out={out}" else word for word in words]
+    return shlex.join(["recapture", *words])

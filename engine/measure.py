@@ -69,12 +69,14 @@ class Boundary:
     Attributes:
         frame: index of the frame.
         x, y: middle of the patch, pixels of the delivered frame.
+        size: side of the patch in pixels.
         step: difference in tone between the generated and the real picture there, mean over RGB, levels of 255.
     """
 
     frame: int
     x: int
     y: int
+    size: int
     step: float
 
 
@@ -141,7 +143,7 @@ def worst_boundaries(
             y, x = divmod(int(step.argmax()), step.shape[1])
             if step[y, x] <= 0:
                 break
-            found.append(Boundary(frame=frame, x=x, y=y, step=float(step[y, x])))
+            found.append(Boundary(frame=frame, x=x, y=y, size=patch, step=float(step[y, x])))
             step[max(0, y - 2 * patch) : y + 2 * patch + 1, max(0, x - 2 * patch) : x + 2 * patch + 1] = 0
     chosen: list[Boundary] = []
     for each in sorted(found, key=lambda b: -b.step):

@@ -204,8 +204,6 @@ class Recapture:
             with _errors_with_a_knob():
                 for record in self._execute(run, result, until, on_stage):
                     result.records.append(record)
-            if "camera" in result.entries:
-                run.warnings += result.entries["camera"].json("camera")["warnings"]
         result.seconds = time.monotonic() - started
         return result
 
@@ -225,9 +223,12 @@ class Recapture:
             reused = entry is not None
             if entry is None:
                 on_stage(stage.name, result)
+                before = len(run.warnings)
                 with self.store.begin(stage.name, key) as writer:
                     stage.run(run, inputs, writer)
-                    entry = writer.publish({"clip": run.clip_name})
+                    entry = writer.publish({"clip": run.clip_name, "warnings": run.warnings[before:]})
+            for sentence in entry.meta["warnings"]:  # a reused stage still has something to say
+                run.warn(sentence)
             result.entries[stage.name] = entry
             record = StageRecord(name=stage.name, about=stage.about, seconds=entry.seconds, reused=reused)
             on_stage(record, result)

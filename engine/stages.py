@@ -162,9 +162,10 @@ def camera(run: Run, inputs: Inputs, out: Writer) -> None:
     """Sample the path at each frame's time."""
     view = source_view(inputs)
     path = run.camera.resolve(view)
-    warnings = run.camera.warnings(view) + path_warnings(path, view)
-    warnings += through_geometry(path, inputs["depth"].array("depth"), view.K_px)
-    out.json("camera", {"path": path.to_json(), "warnings": warnings})
+    through = through_geometry(path, inputs["depth"].array("depth"), view.K_px)
+    for sentence in [*run.camera.warnings(view), *path_warnings(path, view), *through]:
+        run.warn(sentence)
+    out.json("camera", {"path": path.to_json()})
 
 
 def path_of(inputs: Inputs) -> CameraPath:
@@ -316,16 +317,19 @@ def temporal(run: Run, inputs: Inputs, out: Writer) -> None:
         passes = {"spatial": lambda step: tuner.spatial_loss(bank, step), **passes}
     else:
         load_adapters(run, inputs, only="spatial")
+    steps = options.temporal_steps
+    if steps and not told.mask.any():
+        run.warn("no cell of the anchor is free of holes: the temporal adapter has nothing to learn from and stays off")
+        steps = 0
     losses = tune(
-        run.model, options, out, options.temporal_steps, passes,
-        lambda done, loss: run.progress("temporal", done, options.temporal_steps, loss=loss),
-    )  # fmt: skip
-    if options.temporal_steps:
+        run.model, options, out, steps, passes, lambda done, loss: run.progress("temporal", done, steps, loss=loss)
+    )
+    if steps:
         for name in passes:
             adapters.save(run.model.unet, name, out.path / name, base_model=run.models.entry.source_name)
     chosen: list[tuple[adapters.AdapterName, ...]] = [("spatial",), ("temporal",), ("spatial", "temporal")]
     held_out = {"none": before} | {"+".join(names): tuner.held_out(told, names) for names in chosen}
-    out.json("tuning", {"steps": options.temporal_steps, "losses": losses, "held_out": held_out})
+    out.json("tuning", {"steps": steps, "losses": losses, "held_out": held_out})
 
 
 def load_adapters(run: Run, inputs: Inputs, *, only: adapters.AdapterName | None = None) -> None:

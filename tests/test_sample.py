@@ -1,5 +1,7 @@
 """Windows, noise levels and the sampler against a model whose answer is known."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
@@ -15,7 +17,7 @@ def test_windows_cover_everything_and_overlap(count, overlap):
     windows = plan_windows(count, 14, overlap)
     assert sorted({frame for window in windows for frame in window}) == list(range(count))
     assert all(len(window) == min(14, count) for window in windows)
-    for a, b in zip(windows, windows[1:], strict=False):
+    for a, b in pairwise(windows):
         assert a.stop - b.start >= min(overlap, 13)
         assert b.stop > a.stop
 
@@ -52,7 +54,9 @@ def test_euler_steps_reach_what_the_network_knows(model, monkeypatch):
     clean = torch.randn(4, 4, 4, 4)
     told = known(model, clean, monkeypatch)
     sigmas = karras_sigmas(5, 700.0, 0.002)
-    result = denoise(model, 700 * torch.randn(4, 4, 4, 4), sigmas, told, range(4), prompt=clean[0], token=told.tokens[0])
+    result = denoise(
+        model, 700 * torch.randn(4, 4, 4, 4), sigmas, told, range(4), prompt=clean[0], token=told.tokens[0]
+    )
     assert torch.allclose(result, clean, atol=1e-3)
 
 
@@ -87,7 +91,9 @@ def test_vae_and_prompt_conventions_are_the_stock_pipelines(model, small_svd):
     latents = torch.randn(1, 3, 4, 8, 8)
     frames = stock.decode_latents(latents, 3, 3)[0].permute(1, 0, 2, 3)
     assert torch.allclose(model.decode(latents[0]), (frames / 2 + 0.5).clamp(0, 1), atol=1e-6)
-    token = stock._encode_image(torch.nn.functional.interpolate(image, (224, 224), mode="bicubic", antialias=True), "cpu", 1, False)
+    token = stock._encode_image(
+        torch.nn.functional.interpolate(image, (224, 224), mode="bicubic", antialias=True), "cpu", 1, False
+    )
     assert torch.allclose(model.embed(image), token, atol=1e-5)
 
 

@@ -142,7 +142,7 @@ class TransformersDepth:
         if self.kind != "depth_pro":
             return predicted.clamp(min=0), None
         # Canonical inverse depth; metres need the focal length in units of the picture's width.
-        fov = outputs.field_of_view
+        fov = None if outputs.field_of_view is None else outputs.field_of_view.clamp(5, 160)
         focal = 0.5 / torch.tan(0.5 * torch.deg2rad(fov)) if fov is not None else predicted.new_ones(len(predicted))
         depth = 1 / (predicted / focal.view(-1, 1, 1)).clamp(1e-4, 1e4)
         return depth, float(fov.float().median()) if fov is not None else None

@@ -1,0 +1,271 @@
+"""Depth over time and at full resolution, the user's own maps, and models in the transformers layout."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    BeitConfig,
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    DepthProConfig,
+    DepthProForDepthEstimation,
+    Dinov2Config,
+    ZoeDepthConfig,
+    ZoeDepthForDepthEstimation,
+)
+
+from recapture.engine.arrays import ArrayWriter, read_array
+from recapture.engine.depth import steady
+from recapture.engine.depth.estimate import FAR_TO_NEAR, estimate_depth, read_depth
+from recapture.engine.depth.models import find_depth_model, load_depth_model
+from recapture.engine.depth.upsample import guided_upsample
+from recapture.engine.errors import InputError, ModelError
+
+H, W = 64, 96
+
+
+class Drawn:
+    """A depth network whose answers are given: what follows it is under test."""
+
+    parameters = 0
+
+    def __init__(self, maps: list[np.ndarray], *, relative: bool = False) -> None:
+        self.maps, self.relative, self.asked = maps, relative, 0
+
+    def predict(self, frames: torch.Tensor) -> tuple[torch.Tensor, float | None]:
+        self.asked += 1
+        return torch.from_numpy(self.maps[self.asked - 1])[None], None
+
+
+def textured(seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 255, (H // 8, W // 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+
+
+def estimate(model, frames, tmp_path: Path, **options):
+    writers = []
+
+    def rows(shape):
+        writers.append(ArrayWriter(tmp_path / "depth.arrow", shape_per_row=shape, dtype=np.float32))
+        return writers[0]
+
+    settings = {"smooth": True, "sharpen": 2, "scratch": tmp_path, "on_frame": lambda done: None} | options
+    summary = estimate_depth(model, frames, rows, **settings)
+    return read_array(tmp_path / "depth.arrow"), summary
+
+
+def test_flicker_of_scale_and_noise_is_reduced_where_nothing_moves(tmp_path):
+    rng = np.random.default_rng(0)
+    truth = np.linspace(2, 6, H, dtype=np.float32)[:, None].repeat(W, 1)
+    scale = np.exp(rng.normal(0, 0.1, 12)).astype(np.float32)
+    maps = [truth * s * np.exp(rng.normal(0, 0.02, truth.shape)).astype(np.float32) for s in scale]
+    frames = np.stack([textured()] * 12)
+    depth, summary = estimate(Drawn(maps), frames, tmp_path)
+
+    def flicker(stack: np.ndarray) -> float:
+        return float(np.abs(np.diff(np.log(stack), axis=0)).mean())
+
+    assert flicker(depth) < 0.25 * flicker(np.stack(maps))
+    assert abs(summary.median - np.median(truth)) < 0.5
+    assert depth.dtype == np.float32
+
+
+def test_a_slow_change_of_scale_is_motion_and_stays():
+    maps = [np.full((H, W), np.log(4 - 0.1 * t), np.float32) for t in range(12)]
+    image = textured()
+    correction = steady.scale_corrections(12, lambda t: maps[t], lambda t: image)
+    assert np.abs(correction).max() < 0.03
+
+
+def test_sky_stays_infinite_and_unknown_stays_unknown(tmp_path):
+    depth = np.full((H, W), 3.0, np.float32)
+    depth[:20] = np.inf
+    result, summary = estimate(Drawn([depth] * 4), np.stack([textured()] * 4), tmp_path)
+    assert np.isinf(result[:, :18]).all()
+    assert np.isfinite(result[:, 22:]).all()
+    assert summary.median == pytest.approx(3.0, rel=1e-3)
+
+
+def test_flying_pixels_go_to_a_side_and_a_floor_stays_smooth():
+    edge = np.full((H, W), 2.0, np.float32)
+    edge[:, 50:] = 6.0
+    edge[:, 48:52] = [2.5, 3.2, 4.2, 5.3]
+    sharp = np.exp(steady.sharpen(np.log(edge), 2))
+    assert set(np.round(np.unique(sharp), 3)) == {2.0, 6.0}
+    # A floor seen from 1.6 m: depth falls towards the bottom as f h / (v - horizon).
+    floor = 350 * 1.6 / (np.arange(H, dtype=np.float32) + 30)[:, None].repeat(W, 1)
+    assert np.allclose(np.exp(steady.sharpen(np.log(floor), 2)), floor, rtol=1e-5)
+
+
+def test_relative_disparity_gets_one_scale_and_shift_for_the_clip(tmp_path):
+    ramp = np.linspace(100, 900, H, dtype=np.float32)[:, None].repeat(W, 1)
+    maps = [ramp, ramp * 0.5 + 20]
+    depth, _ = estimate(Drawn(maps, relative=True), np.stack([textured()] * 2), tmp_path, smooth=False, sharpen=0)
+    low, high = np.percentile(np.stack(maps)[:, ::4, ::4], [1, 99])
+    assert depth[0][ramp >= high].max() <= 1.001
+    near, far = depth[0].min(), depth.max()
+    assert FAR_TO_NEAR * 0.9 < far / near < 4 * FAR_TO_NEAR
+    same = np.isclose(maps[1], 400, atol=4)
+    assert np.allclose(depth[1][same].mean(), depth[0][np.isclose(maps[0], 400, atol=8)].mean(), rtol=0.05)
+    assert low < high
+
+
+def test_guided_upsampling_puts_depth_edges_on_colour_edges():
+    frames = torch.zeros(1, 3, 64, 96)
+    frames[..., 45:] = 1.0  # not on the coarse grid
+    depth = torch.full((1, 16, 24), 2.0)
+    depth[..., 11:] = 8.0
+    fine = guided_upsample(depth, frames)
+    assert torch.allclose(fine[..., :45], torch.tensor(2.0))
+    assert torch.allclose(fine[..., 45:], torch.tensor(8.0))
+    assert torch.equal(guided_upsample(depth, torch.zeros(1, 3, 16, 24)), depth)
+    depth[..., :4, :] = torch.inf
+    assert torch.isinf(guided_upsample(depth, torch.rand(1, 3, 64, 96))[..., :12, :]).all()
+
+
+def write(path: Path, count: int = 3) -> ArrayWriter:
+    return ArrayWriter(path, shape_per_row=(4, 5), dtype=np.float32)
+
+
+@pytest.mark.parametrize("kind", ["npy files", "one npz", "png"])
+def test_own_depth_in_each_form(tmp_path, kind):
+    import cv2
+
+    folder = tmp_path / "own"
+    folder.mkdir()
+    depth = np.arange(60, dtype=np.float32).reshape(3, 4, 5) / 10
+    if kind == "npy files":
+        for t in range(3):
+            np.save(folder / f"{t:04}.npy", depth[t])
+    elif kind == "one npz":
+        np.savez(folder / "all.npz", depth=depth)
+    else:
+        for t in range(3):
+            cv2.imwrite(str(folder / f"{t:04}.png"), (depth[t] * 1000).round().astype(np.uint16))
+    read_depth(folder, 2, lambda shape: write(tmp_path / "out.arrow"), first=1)
+    assert np.allclose(read_array(tmp_path / "out.arrow"), depth[1:], atol=1e-6)
+
+
+def test_own_depth_that_cannot_be_used(tmp_path):
+    def refuse(match: str, count: int = 2) -> None:
+        with pytest.raises(InputError, match=match):
+            read_depth(tmp_path / "own", count, lambda shape: write(tmp_path / "out.arrow"))
+        assert not (tmp_path / "out.arrow").exists()
+
+    refuse("holds no")
+    folder = tmp_path / "own"
+    folder.mkdir()
+    np.save(folder / "0.npy", np.ones((4, 5), np.float32))
+    refuse("holds 1 depth maps")
+    np.save(folder / "1.npy", np.ones((4, 6), np.float32))
+    refuse("map 1")
+    np.save(folder / "1.npy", np.full((4, 5), np.nan))
+    refuse("no positive depth")
+    np.save(folder / "1.npy", np.array([[{}]]), allow_pickle=True)
+    refuse("cannot be read")
+    (folder / "1.npy").write_bytes(b"garbage")
+    refuse("cannot be read")
+
+
+def save_model(folder: Path, network, **processor) -> Path:
+    network.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def depth_models(tmp_path_factory) -> dict[str, Path]:
+    """Random weights in the exact class layouts, a few hundred kB each."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("depth-models")
+    dino = Dinov2Config(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, image_size=56, patch_size=14,
+        out_features=["stage1", "stage2", "stage3", "stage4"], reshape_hidden_states=False, apply_layernorm=True,
+    )  # fmt: skip
+    common = {
+        "reassemble_hidden_size": 16,
+        "neck_hidden_sizes": [8, 8, 8, 8],
+        "fusion_hidden_size": 8,
+        "patch_size": 14,
+    }
+    size = {
+        "size": {"height": 56, "width": 56},
+        "ensure_multiple_of": 14,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    found = {}
+    for name, extra in [("relative", {}), ("metric", {"depth_estimation_type": "metric", "max_depth": 20})]:
+        config = DepthAnythingConfig(backbone_config=dino, head_hidden_size=8, **common, **extra)
+        found[name] = save_model(root / name, DepthAnythingForDepthEstimation(config), **size)
+    small = {
+        "model_type": "dinov2", "image_size": 32, "patch_size": 8, "num_hidden_layers": 2, "intermediate_size": 32,
+        "hidden_size": 16, "num_attention_heads": 2,
+    }  # fmt: skip
+    config = DepthProConfig(
+        patch_size=32, fusion_hidden_size=16, intermediate_hook_ids=[1, 0], intermediate_feature_dims=[10, 8],
+        scaled_images_ratios=[0.5, 1.0], scaled_images_overlap_ratios=[0.0, 0.2], scaled_images_feature_dims=[12, 12],
+        use_fov_model=True, patch_model_config=small, image_model_config=small, fov_model_config=small,
+    )  # fmt: skip
+    found["pro"] = save_model(root / "pro", DepthProForDepthEstimation(config), size={"height": 64, "width": 64})
+    beit = BeitConfig(
+        image_size=32, patch_size=16, num_hidden_layers=4, hidden_size=32, intermediate_size=37, num_attention_heads=2,
+        out_features=["stage1", "stage2", "stage3", "stage4"], reshape_hidden_states=False,
+        use_relative_position_bias=True, use_absolute_position_embeddings=False,
+    )  # fmt: skip
+    config = ZoeDepthConfig(
+        backbone_config=beit, neck_hidden_sizes=[16] * 4, fusion_hidden_size=16, bottleneck_features=16,
+        num_attractors=[16, 8, 4, 1], bin_embedding_dim=16, patch_transformer_hidden_size=16,
+        patch_transformer_intermediate_size=32, num_patch_transformer_layers=1, patch_transformer_num_attention_heads=2,
+        bin_configurations=[{"n_bins": 16, "min_depth": 0.001, "max_depth": 10.0}],
+    )  # fmt: skip
+    zoe = {"size": {"height": 32, "width": 48}, "ensure_multiple_of": 32}
+    found["zoe"] = save_model(root / "zoe", ZoeDepthForDepthEstimation(config), **zoe)
+    return found
+
+
+def test_metric_directories_of_other_kinds(depth_models):
+    frames = torch.rand(2, 3, 64, 96)
+    for name, has_fov in [("pro", True), ("zoe", False)]:
+        model = load_depth_model(find_depth_model(str(depth_models[name])), torch.device("cpu"))
+        depth, fov = model.predict(frames)
+        assert not model.relative
+        assert (fov is not None) == has_fov
+        assert torch.isfinite(depth).all()
+        assert bool((depth >= 0).all())
+        assert torch.allclose(model.predict(frames[:1])[0], depth[:1], rtol=1e-4)
+
+
+def test_depth_anything_directories(depth_models):
+    frames = torch.rand(2, 3, 64, 96)
+    for name, relative in [("relative", True), ("metric", False)]:
+        source = find_depth_model(str(depth_models[name]))
+        model = load_depth_model(source, torch.device("cpu"))
+        depth, fov = model.predict(frames)
+        assert model.relative == relative
+        assert depth.shape[0] == 2
+        assert depth.shape[1] % 14 == depth.shape[2] % 14 == 0
+        assert fov is None
+        assert torch.allclose(model.predict(frames[:1])[0], depth[:1], atol=1e-5)
+    assert (
+        find_depth_model(str(depth_models["relative"])).digest != find_depth_model(str(depth_models["metric"])).digest
+    )
+
+
+def test_models_that_cannot_be_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="embedded, a directory"):
+        find_depth_model("nonsense")
+    with pytest.raises(ModelError, match=r"config\.json"):
+        find_depth_model(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ModelError, match="'bert' model"):
+        find_depth_model(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "zoedepth"}')
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_depth_model(find_depth_model(str(tmp_path)), torch.device("cpu"))
+    with pytest.raises(ModelError, match=r"huggingface\.co/owner/model"):
+        find_depth_model("owner/model")

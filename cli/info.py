@@ -9,10 +9,9 @@ from importlib import metadata
 import typer
 
 from .. import __version__
-from .main import Json, app, emit
+from .output import Json, emit
 
 
-@app.command()
 def presets(as_json: Json = False) -> None:
     """Camera moves that --camera understands."""
     from ..engine.cameras import presets as camera_presets
@@ -36,7 +35,6 @@ def presets(as_json: Json = False) -> None:
     typer.echo("\nJoin moves with +, as in 'arc(20deg)+zoom(1.1)'.")
 
 
-@app.command()
 def models(as_json: Json = False) -> None:
     """Video models and depth models that can be named."""
     from ..engine.depth.models import KINDS
@@ -58,7 +56,6 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-@app.command()
 def doctor(as_json: Json = False) -> None:
     """What is installed, which devices there are, and what a run would use."""
     versions = {name: _version(name) for name in _PACKAGES}

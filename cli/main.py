@@ -1,12 +1,13 @@
 """`recapture`: film a clip again from another camera. Heavy imports happen inside the commands, never here."""
 
-import json
 import sys
 from typing import Annotated
 
 import typer
 
 from .. import __version__
+from . import info, render, stages
+from .output import emit
 
 app = typer.Typer(
     name="recapture",
@@ -16,13 +17,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-
-
-def emit(value: object) -> None:
-    """Print a JSON document on standard output."""
-    typer.echo(json.dumps(value, indent=2, default=str))
+app.command()(render.run)
+app.command()(render.preview)
+app.command()(info.presets)
+app.command()(info.models)
+app.command()(info.doctor)
+app.add_typer(stages.store, name="store")
 
 
 @app.callback(invoke_without_command=True)
@@ -30,9 +30,6 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
     if version:
         typer.echo(__version__)
         raise typer.Exit
-
-
-# Importing the command modules registers them; they import nothing heavy themselves.
 
 
 def main() -> None:

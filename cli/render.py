@@ -6,12 +6,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .main import Json, app, emit
+from .output import Json, emit
 from .progress import Display
 
 if TYPE_CHECKING:
@@ -38,10 +39,14 @@ StoreOption = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
-FirstFrame = Annotated[int, typer.Option(help="First frame of the clip to use.")]
+FirstFrame = Annotated[int | None, typer.Option(help="First frame of the clip to use.", show_default="0")]
 Frames = Annotated[int | None, typer.Option(help="Use at most this many frames.", show_default=False)]
 Depth = Annotated[
-    str, typer.Option(help="Depth model: embedded, or a directory or hub name of depth_anything, depth_pro, zoedepth.")
+    str | None,
+    typer.Option(
+        help="Depth model: embedded, or a directory or hub name of depth_anything, depth_pro, zoedepth.",
+        show_default="embedded",
+    ),
 ]
 DepthDir = Annotated[
     Path | None,
@@ -56,24 +61,31 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 MaxFrames = Annotated[int, typer.Option(help="Refuse clips with more frames than this.")]
 
 
-@app.command()
 def run(
     clip: Clip,
     camera: Camera,
     out: Annotated[Path, typer.Option(help="Folder for the result.", show_default=False)],
     model: Annotated[
-        str, typer.Option(help="tiny, svd, svd-xt, a directory in the diffusers layout, or a hub name.")
-    ] = "tiny",
+        str | None,
+        typer.Option(
+            help="tiny, svd, svd-xt, a directory in the diffusers layout, or a hub name.", show_default="tiny"
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="config.json of an earlier run; other options override it.", show_default=False)
+    ] = None,
     preset: Annotated[
         str | None,
         typer.Option(help="paper or tiny; by default tiny for the embedded model, else paper.", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.", min=0, max=2**31 - 1)] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of everything random.", min=0, max=2**31 - 1, show_default="0")
+    ] = None,
     source_camera: SourceCamera = None,
     path_scale: PathScale = None,
-    first_frame: FirstFrame = 0,
+    first_frame: FirstFrame = None,
     frames: Frames = None,
-    depth: Depth = "embedded",
+    depth: Depth = None,
     depth_dir: DepthDir = None,
     mask_dir: MaskDir = None,
     fov: Fov = None,
@@ -129,7 +141,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Film CLIP from a new camera and write the result to a folder."""
-    from ..engine.config import override
+    from ..engine.config import override, read_config
     from ..engine.config import preset as named_preset
 
     given = {
@@ -155,9 +167,13 @@ def run(
         "deliver": {"composite": composite, "feather_px": feather},
     }
     spec = _parse_camera(camera, source_camera, path_scale)
-    engine = _engine(model, device, store)
-    config = engine.default_config(seed=seed) if preset is None else named_preset(preset, model=model, seed=seed)
-    config = override(config, {s: {k: v for k, v in values.items() if v is not None} for s, values in given.items()})
+    read = None if config is None else read_config(config)
+    engine = _engine(model or (read.model if read else "tiny"), device, store)
+    chosen = read or engine.default_config()
+    if preset is not None:
+        chosen = named_preset(preset, model=chosen.model)
+    chosen = replace(chosen, model=engine.models.entry.name, seed=chosen.seed if seed is None else seed)
+    chosen = override(chosen, _given(given))
     inputs: dict[str, Any] = {
         "depth_dir": depth_dir,
         "mask_dir": mask_dir,
@@ -165,7 +181,7 @@ def run(
         "limits": _limits(max_frames),
     }
     if dry_run:
-        _print_plan(engine, clip, spec, {**inputs, "config": config}, as_json=as_json)
+        _print_plan(engine, clip, spec, {**inputs, "config": chosen}, as_json=as_json)
         return
     with _claimed(out), Display(quiet=as_json) as display:
 
@@ -175,7 +191,7 @@ def run(
                 sheet = _anchor_sheet(result, out)
                 display.say(f"anchor sheet  {sheet}  ({100 * result.hole_share:.1f} % holes)")
 
-        result = engine(clip, spec, config=config, on_progress=display.on_progress, on_stage=on_stage, **inputs)
+        result = engine(clip, spec, config=chosen, on_progress=display.on_progress, on_stage=on_stage, **inputs)
         display.say("writing the bundle")
         video = result.save(out, passes=passes)
     for warning in result.run.warnings:
@@ -197,7 +213,6 @@ def run(
 _PER_CLIP = ("frames", "depth", "intrinsics", "source", "spatial")
 
 
-@app.command()
 def preview(
     clip: Clip,
     camera: Camera,
@@ -206,9 +221,9 @@ def preview(
     ] = None,
     source_camera: SourceCamera = None,
     path_scale: PathScale = None,
-    first_frame: FirstFrame = 0,
+    first_frame: FirstFrame = None,
     frames: Frames = None,
-    depth: Depth = "embedded",
+    depth: Depth = None,
     depth_dir: DepthDir = None,
     mask_dir: MaskDir = None,
     fov: Fov = None,
@@ -233,7 +248,7 @@ def preview(
         result = engine(
             clip,
             spec,
-            config=override(engine.default_config(), options),
+            config=override(engine.default_config(), _given(options)),
             until="anchor",
             depth_dir=depth_dir,
             mask_dir=mask_dir,
@@ -259,6 +274,11 @@ def preview(
     typer.echo(f"anchor sheet  {sheet}")
     typer.echo(f"holes         {100 * result.hole_share:.1f} % of the picture")
     typer.echo(f"time          {_clock(seconds)}")
+
+
+def _given(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The options that were typed."""
+    return {name: {k: v for k, v in values.items() if v is not None} for name, values in sections.items()}
 
 
 def _engine(model: str, device: str, store: str | None) -> "Recapture":

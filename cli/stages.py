@@ -5,11 +5,10 @@ from typing import Annotated
 
 import typer
 
-from .main import Json, app, emit
+from .output import Json, emit
 from .render import StoreOption
 
 store = typer.Typer(help="The stages that finished: what there is, what may go, what is damaged.", no_args_is_help=True)
-app.add_typer(store, name="store")
 
 
 def _open(uri: str | None):

@@ -74,7 +74,7 @@ def reset(unet: nn.Module, adapters: Iterable[AdapterName] = ADAPTERS, *, seed: 
     generator = torch.Generator().manual_seed(seed)
     for adapter in adapters:
         for name, parameter in adapter_parameters(unet, adapter).items():
-            value = torch.zeros(parameter.shape)
+            value = torch.zeros(parameter.shape, device="cpu")
             if ".lora_A." in name:
                 bound = 1 / math.sqrt(parameter.shape[1])  # kaiming_uniform with a = sqrt(5), as peft initialises
                 value.uniform_(-bound, bound, generator=generator)

@@ -3,7 +3,9 @@
 The defaults are the paper's recipe. `preset("tiny")` is the recipe of the embedded model on a laptop.
 """
 
+import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from .errors import InputError
@@ -146,6 +148,23 @@ def preset(name: str, *, model: str, seed: int = 0) -> RunConfig:
     if name not in PRESETS:
         raise InputError(f"no preset {name!r}; there are {', '.join(PRESETS)}", param="--preset")
     return override(RunConfig(model=model, seed=seed), PRESETS[name])
+
+
+def read_config(path: Path) -> RunConfig:
+    """The configuration in the `config.json` of an earlier run.
+
+    Raises:
+        InputError: no such file, or not of this kind.
+    """
+    try:
+        document = json.loads(path.read_text())
+        if document["schema"] != "recapture.config" or document["version"] != 1:
+            raise ValueError("another schema or version")
+        config = RunConfig.from_json(document["config"])
+        check(config)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not the config.json of a run ({error})", param="--config") from None
+    return config
 
 
 def override(config: RunConfig, sections: dict[str, dict[str, Any]]) -> RunConfig:

@@ -4,6 +4,7 @@ Memory is counted on the meta device, tensor by tensor; time is measured on this
 network and scaled by the area.
 """
 
+import json
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -73,7 +74,7 @@ def memory_plan(run: Run) -> dict[str, int]:
     frames = shape.frames
     with torch.device("meta"):
         config = UNetSpatioTemporalConditionModel.load_config(run.models.folder / "unet")
-        unet = UNetSpatioTemporalConditionModel.from_config(config)
+        unet = UNetSpatioTemporalConditionModel.from_config(config).to("meta")  # some parameters ignore the context
         adapters.inject(unet, run.config.tune.rank)
         adapters.train_only(unet, ["temporal"])
         latent = (height // shape.vae_scale, width // shape.vae_scale)
@@ -87,19 +88,14 @@ def memory_plan(run: Run) -> dict[str, int]:
         f.stat().st_size for part in ("vae", "image_encoder") for f in (run.models.folder / part).glob("*.safetensors")
     )
     # The decoder's widest maps: at full resolution its first level's channels, a handful alive at a time, in fp32.
-    decode = run.decode_chunk * height * width * 4 * 5 * _first_level(run)
+    vae = json.loads((run.models.folder / "vae" / "config.json").read_text())
+    decode = run.decode_chunk * height * width * 4 * 5 * vae["block_out_channels"][0]
     return {
         "weights": weights + 2 * others,
         "adapters and optimiser": tuned * 4 * 4,
         "a training step or a decoded chunk": max(step * element // 4, decode),
         "frames in flight": 8 * run.info.width * run.info.height * 3 * 4,
     }
-
-
-def _first_level(run: Run) -> int:
-    import json
-
-    return json.loads((run.models.folder / "vae" / "config.json").read_text())["block_out_channels"][0]
 
 
 def saved_bytes(unet: torch.nn.Module, inputs: Tensor, token: Tensor) -> int:

@@ -13,7 +13,7 @@ import pytest
 from recapture.engine.errors import OutputError, VideoError
 from recapture.engine.video import Limits, admit, decode, probe
 
-from .video_clips import jpeg, write_clip, write_packets
+from .video_clips import jpeg, write_bomb, write_clip, write_packets, write_sound
 
 
 def refusal(path: Path, limits: Limits = Limits()) -> str:  # noqa: B008
@@ -142,14 +142,7 @@ def test_the_canary_sings(tmp_path: Path, canary: tuple[int, list[str]]) -> None
 
 
 def test_sound_without_video_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "sound.mp4"
-    both = write_clip(tmp_path / "both.mp4", audio="aac")
-    with av.open(str(both)) as source, av.open(str(path), "w") as output:
-        track = output.add_stream_from_template(source.streams.audio[0])
-        for packet in source.demux(audio=0):
-            if packet.dts is not None:
-                packet.stream = track
-                output.mux(packet)
+    path = write_sound(tmp_path / "sound.mp4")
     assert "sound but no video" in refusal(path)
 
 
@@ -194,10 +187,7 @@ def test_caps_are_inclusive(clip: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
 def test_a_small_file_with_huge_frames_is_refused(tmp_path: Path, suffix: str) -> None:
-    bomb = bytearray(jpeg(64, 48))
-    size_at = bomb.index(b"\xff\xc0") + 5
-    bomb[size_at : size_at + 4] = (4096).to_bytes(2, "big") + (8192).to_bytes(2, "big")
-    path = write_packets(tmp_path / f"bomb.{suffix}", "mjpeg", [bytes(bomb)] * 3, (8192, 4096))
+    path = write_bomb(tmp_path / f"bomb.{suffix}")
     assert path.stat().st_size < 10_000
     assert "pixels" in refusal(path)
 

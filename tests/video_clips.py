@@ -96,6 +96,17 @@ def _write_tone(output: Any, sound: Any, start_s: float, seconds: float) -> None
     output.mux(sound.encode(None))
 
 
+def write_sound(path: Path) -> Path:
+    """A tone without a picture."""
+    with av.open(str(write_clip(path.with_stem("both"), audio="aac"))) as source, av.open(str(path), "w") as output:
+        track = output.add_stream_from_template(source.streams.audio[0])
+        for packet in source.demux(audio=0):
+            if packet.dts is not None:
+                packet.stream = track
+                output.mux(packet)
+    return path
+
+
 def jpeg(width: int, height: int) -> bytes:
     """One JPEG frame of the given size."""
     encoder = av.CodecContext.create("mjpeg", "w")
@@ -116,6 +127,14 @@ def write_packets(path: Path, codec: str, packets: Sequence[bytes], declared: tu
             packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 25), stream, True
             output.mux(packet)
     return path
+
+
+def write_bomb(path: Path) -> Path:
+    """A few kB that claim, and decode to, frames of 8192x4096."""
+    frame = bytearray(jpeg(64, 48))
+    size_at = frame.index(b"\xff\xc0") + 5
+    frame[size_at : size_at + 4] = (4096).to_bytes(2, "big") + (8192).to_bytes(2, "big")
+    return write_packets(path, "mjpeg", [bytes(frame)] * 3, (8192, 4096))
 
 
 def sound_packets(path: Path) -> list[tuple[bytes, Fraction]]:

@@ -17,7 +17,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 # (kernel, stride, expansion, channels, repeats) of EfficientNet-B0; "lite" drops squeeze-excitation, swish becomes ReLU6.
-STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3), (5, 1, 6, 112, 3), (5, 2, 6, 192, 4), (3, 1, 6, 320, 1))  # fmt: skip
+STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
 TAPS = (0, 2, 4, 10, 15)
 """Blocks whose outputs feed the decoder: strides 2, 4, 8, 16, 32."""
 TAP_CHANNELS = (16, 24, 40, 112, 320)
@@ -162,5 +170,5 @@ class DepthNet(nn.Module):
         folder = Path(path)
         config = json.loads((folder / "config.json").read_text())
         model = cls(tuple(config["widths"]), config["train_height"], config["train_width"])
-        model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in load_file(folder / "model.safetensors").items()})  # fmt: skip
+        model.load_state_dict(load_file(folder / "model.safetensors"))
         return model.eval()

@@ -1,0 +1,233 @@
+"""Everything a report says, as JSON values: `report.json` is this, and the page shows nothing else but pictures."""
+
+import json
+import math
+import os
+import platform
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..anchor import to_uint8
+from ..condition import working_anchor
+from ..measure import frame_changes, psnr_of_error, seam_ratios, worst_boundaries
+from ..run import Run
+from .command import command_of
+
+if TYPE_CHECKING:
+    from ..pipeline import Result
+
+SCHEMA = "recapture.report"
+_PACKAGES = ("recapture", "torch", "diffusers", "transformers", "peft", "av", "numpy")
+_LENS = {
+    "given": "given with --fov",
+    "metadata": "from the file's metadata",
+    "depth model": "estimated by the depth model",
+    "assumed": "assumed; give --fov if you know it",
+}
+
+
+def gather(result: "Result") -> dict[str, Any]:
+    """The account of a finished run.
+
+    Numbers that do not exist (a PSNR over no pixels) are null; infinite ones (identical pictures) are the text "inf".
+    """
+    run, entries = result.run, result.entries
+    lens, depth = entries["intrinsics"].json("intrinsics"), entries["depth"].json("summary")
+    spatial, temporal = entries["spatial"].json("tuning"), entries["temporal"].json("tuning")
+    parameters = parameter_count(run.models.folder)
+    command, unsaid = command_of(run)
+    generated_share = result.generated_share
+    facts = {
+        "schema": SCHEMA,
+        "version": 1,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "sentence": sentence(generated_share, parameters, model_name(run)),
+        "shares": {
+            "footage": 1 - generated_share,
+            "generated": generated_share,
+            "holes": result.hole_share,
+            "holes_per_frame": entries["anchor"].json("coverage")["holes"],
+        },
+        "clip": {
+            **run.info.to_json(),
+            "name": run.clip_name,
+            "sha256": run.clip_sha256,
+            "frames": len(result.source),
+            "frames_in_file": run.info.frame_count,
+            "first_frame": run.config.decode.first_frame,
+        },
+        "working_size": list(run.size[::-1]),
+        "camera": {"text": run.camera.text, **_motion(result)},
+        "intrinsics": {**lens, "source_says": _LENS[lens["source"]]},
+        "depth": depth,
+        "models": [_video_model(run, parameters), _depth_model(run)],
+        "seed": run.config.seed,
+        "versions": versions(),
+        "device": device_name(run.device),
+        "stages": [asdict(record) for record in result.records],
+        "seconds": result.seconds,
+        "tuning": {
+            "steps": {"spatial": spatial["steps"], "temporal": temporal["steps"]},
+            "losses": {**spatial["losses"], **temporal["losses"]},
+            "held_out": temporal["held_out"],
+        },
+        "windows": [[window.start, window.stop - 1] for window in result.windows],
+        "measures": measures(result),
+        "warnings": list(run.warnings),
+        "command": command,
+        "command_leaves_out": unsaid,
+        "config": run.config.to_json(),
+    }
+    return jsonable(facts)
+
+
+def measures(result: "Result") -> dict[str, Any]:
+    """What the run measures of its pictures; every array is read frame by frame."""
+    changes = {
+        "source": frame_changes(result.source),
+        "delivered": frame_changes(result.frames),
+        "generated": frame_changes(result.generated),
+    }
+    windows = result.windows
+    seams = [before.stop for before in windows[:-1]]  # where each window's own frames begin
+    worst = worst_boundaries(result.frames, result.anchor, result.mask, result.matte)
+    return {
+        "generated_psnr_visible_db": visible_psnr(result),
+        "frame_change": changes,
+        "flicker": {name: (255 - float(np.mean(values))) / 255 for name, values in changes.items()},
+        "seams": seams,
+        "seam_ratios": {
+            name: {str(frame): ratio for frame, ratio in seam_ratios(changes[name], seams).items()}
+            for name in ("delivered", "generated")
+        },
+        "worst_boundaries": [asdict(each) for each in worst],
+    }
+
+
+def visible_psnr(result: "Result") -> float:
+    """PSNR in dB of the generated frames against the anchor, over what it shows, at the working size."""
+    size = result.generated.shape[1:3]
+    total, count = 0.0, 0
+    for t in range(len(result.generated)):
+        picture, valid = working_anchor(result.anchor[t : t + 1], result.mask[t : t + 1], size)
+        error = result.generated[t].astype(np.float32) - to_uint8(picture)[0]
+        error = error[valid[0].numpy()]
+        total, count = total + float(np.square(error).sum(dtype=np.float64)), count + error.size
+    return psnr_of_error(total / count) if count else float("nan")
+
+
+def sentence(generated_share: float, parameters: int | None, name: str) -> str:
+    """The sentence that every report begins with."""
+    if 0 < generated_share < 0.0005:
+        generated, footage = "Less than 0.1", "More than 99.9"
+    elif 0.9995 < generated_share < 1:
+        generated, footage = "More than 99.9", "Less than 0.1"
+    else:
+        generated = f"{100 * generated_share:.1f}"
+        footage = f"{100 - float(generated):.1f}"
+    size = "" if parameters is None else f"{spoken_count(parameters)}-parameter "
+    article = "an" if size.startswith(("8", "11-", "18-", "11.", "18.")) else "a"
+    return (
+        f"{footage} % of these pixels are your footage; {generated[0].lower() + generated[1:]} % come from "
+        f"{article} {size}model ({name})."
+    )
+
+
+def model_name(run: Run) -> str:
+    """The video model's name for a reader; of a directory its last part."""
+    name = run.models.entry.name
+    return Path(name).name if Path(name).is_dir() else name
+
+
+def spoken_count(count: int) -> str:
+    """5900000 as "5.9-million"."""
+    for unit, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
+        if count >= unit:
+            return f"{count / unit:.3g}-{word}"
+    return str(count)
+
+
+def parameter_count(folder: Path) -> int | None:
+    """Parameters of a model directory by the headers of its safetensors files, None where it has none.
+
+    Loading a network for it would cost more than the whole report.
+    """
+    total = 0
+    for part in ("unet", "vae", "image_encoder"):
+        files = sorted((folder / part).glob("*.safetensors"))
+        # Repositories hold half-precision twins beside the full files: one of the two is counted.
+        for path in [f for f in files if ".fp16" not in f.name] or files:
+            with path.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            total += sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
+    return total or None
+
+
+def versions() -> dict[str, str]:
+    """Version of Python and of each package that a picture depends on; packages that are absent are left out."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {platform.machine()}, {os.cpu_count()} cores ({sys.platform})"
+
+
+def _video_model(run: Run, parameters: int | None) -> dict[str, Any]:
+    entry = run.models.entry
+    return {
+        "role": "video",
+        "name": model_name(run),
+        "source": entry.source_name,
+        "licence": entry.licence,
+        "parameters": parameters,
+        "digests": {"unet": run.models.unet_digest, "encoders": run.models.encoder_digest},
+    }
+
+
+def _depth_model(run: Run) -> dict[str, Any]:
+    if run.depth_dir is not None:
+        own = {"name": "your own depth", "source": "--depth-dir", "licence": "yours", "parameters": None}
+        return {"role": "depth", **own, "digests": {"files": run.depth_digest}}
+    source = run.models.depth_source(run.config.depth.model)
+    return {
+        "role": "depth",
+        "name": source.name,
+        "source": source.kind,
+        "licence": source.licence,
+        "parameters": None,
+        "digests": {"weights": source.digest},
+    }
+
+
+def _motion(result: "Result") -> dict[str, float]:
+    """How far the path leaves the source camera, at most."""
+    path = result.camera
+    turn = np.degrees(np.arccos(np.clip((np.trace(path.c2w[:, :3, :3], axis1=1, axis2=2) - 1) / 2, -1, 1)))
+    away = np.linalg.norm(path.c2w[:, :3, 3], axis=1) / result.entries["depth"].json("summary")["median"]
+    return {"largest_turn_deg": float(turn.max()), "largest_move_median_depths": float(away.max())}
+
+
+def jsonable(value: Any) -> Any:
+    """The value without numbers that JSON has no form for: NaN becomes null, an infinity the text "inf" or "-inf"."""
+    if isinstance(value, dict):
+        return {name: jsonable(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value

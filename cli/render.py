@@ -143,6 +143,7 @@ def run(
     """Film CLIP from a new camera and write the result to a folder."""
     from ..engine.config import override, read_config
     from ..engine.config import preset as named_preset
+    from ..engine.stages import STAGES
 
     given = {
         "decode": {"first_frame": first_frame, "max_frames": frames},
@@ -201,16 +202,13 @@ def run(
 
         emit(json.loads((out / "report.json").read_text()))
         return
-    shared = [record.name for record in result.records if record.name in _PER_CLIP]
+    shared = [stage.name for stage in STAGES if stage.per_clip]
     second = "arc(-10deg)" if camera != "arc(-10deg)" else "arc(10deg)"
     typer.echo(f"video      {video}")
     typer.echo(f"report     {out / 'report.html'}")
     typer.echo(f"generated  {100 * result.generated_share:.1f} % of the pixels; the rest is your footage")
     typer.echo(f"time       {_clock(result.seconds)}")
     typer.echo(f"next       {_next_command(camera, second, out)}  (reuses {', '.join(shared)})")
-
-
-_PER_CLIP = ("frames", "depth", "intrinsics", "source", "spatial")
 
 
 def preview(

@@ -11,15 +11,16 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .errors import InputError
+
+if TYPE_CHECKING:  # peft takes seconds to import, and a preview tunes nothing
+    from peft.tuners.lora import LoraLayer
 
 AdapterName = Literal["spatial", "temporal"]
 ADAPTERS: tuple[AdapterName, ...] = ("spatial", "temporal")
@@ -56,6 +57,8 @@ def inject(unet: nn.Module, rank: int, *, alpha: float | None = None, seed: int 
         rank: LoRA rank; 16 in the paper.
         alpha: LoRA scale times rank; defaults to `rank` (a scale of 1).
     """
+    from peft import LoraConfig, inject_adapter_in_model
+
     unet.requires_grad_(False)
     for adapter in ADAPTERS:
         config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=target_names(unet, adapter))
@@ -122,6 +125,8 @@ def save(unet: nn.Module, adapter: AdapterName, folder: Path, *, base_model: str
     Raises:
         ValueError: the adapter was never trained (every B matrix is zero): saving it would pass off nothing as tuning.
     """
+    from peft import LoraConfig
+
     state = {
         f"base_model.model.{name.replace(f'.{adapter}.', '.')}": parameter.detach().cpu().contiguous()
         for name, parameter in adapter_parameters(unet, adapter).items()
@@ -166,5 +171,7 @@ def load(unet: nn.Module, adapter: AdapterName, folder: Path) -> None:
         wanted[name].data.copy_(state[stored])
 
 
-def _tuner_layers(unet: nn.Module) -> list[LoraLayer]:
+def _tuner_layers(unet: nn.Module) -> "list[LoraLayer]":
+    from peft.tuners.lora import LoraLayer
+
     return [module for module in unet.modules() if isinstance(module, LoraLayer)]

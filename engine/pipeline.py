@@ -15,8 +15,10 @@ import torch
 from .cameras import CameraPath, CameraSpec, parse_camera
 from .config import PRESETS, RunConfig, check, preset
 from .errors import Cancelled, InputError, ResourceError
+from .handover import path_of
 from .run import Models, Progress, Run
-from .stages import STAGES, Inputs, path_of, windows_of
+from .stage import Inputs
+from .stages import STAGES, windows_of
 from .store import Entry, Store, default_store, stage_key
 from .video import Limits, admit, probe
 

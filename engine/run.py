@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from . import adapters
-from .cameras import CameraSpec, SourceView
+from .cameras import CameraSpec
 from .config import RunConfig
 from .depth.models import DepthModel, DepthSource, find_depth_model, load_depth_model
 from .errors import InputError
 from .models import ModelEntry, ModelShape, VideoModel, find_model, weights_digest
-from .store import Entry
 from .video import ClipInfo, Limits
 
 
@@ -192,16 +191,3 @@ def folder_digest(folder: Path, param: str) -> str:
         with path.open("rb") as file:
             total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
-
-
-def source_view(inputs: Mapping[str, Entry]) -> SourceView:
-    """The clip as cameras see it, from the entries of frames, depth and intrinsics."""
-    lens, summary = inputs["intrinsics"].json("intrinsics"), inputs["depth"].json("summary")
-    return SourceView(
-        K_px=np.array(lens["K_px"]),
-        width=lens["width"],
-        height=lens["height"],
-        times_s=np.array(inputs["frames"].json("clip")["times_s"]),
-        median_depth=summary["median"],
-        subject_depth=summary["subject"],
-    )

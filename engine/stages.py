@@ -3,13 +3,13 @@
     clip -> frames -> depth -> intrinsics -> camera -> anchor -> source, condition -> spatial, temporal
          -> sample -> refine -> generate -> deliver
 
-`STAGES` at the end is the list that runs. What a stage depends on is said where it is defined: other stages by name,
-the options it reads, the weights it uses; its key in the store is made of these and nothing else.
+`STAGES` lists them in the order of this file. What a stage depends on is said where it is defined: other stages by
+name, the options it reads, the weights it uses; its key in the store is made of these and nothing else.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,72 +18,21 @@ from torch import Tensor
 
 from . import adapters
 from .anchor import draw_anchor, to_tensor, to_uint8
-from .cameras import CameraPath, path_warnings, through_geometry
+from .cameras import path_warnings, through_geometry
 from .condition import Encoder, anchor_mask, augmented_frames, working_anchor
 from .deliver import composite, to_clip_size
 from .depth.estimate import estimate_depth, read_depth
 from .errors import CameraError, VideoError
-from .run import Run, source_view
+from .handover import load_adapters, path_of, source_bank, source_view, tensor, told_of
+from .run import Run
 from .sample import Condition, karras_sigmas, plan_windows
 from .sample import sample as sample_windows
-from .store import Entry, Writer
-from .tune import SourceBank, Tuner, tune
+from .stage import STAGES, Inputs, stage
+from .store import Writer
+from .tune import Tuner, tune
 from .video import decode as decode_video
 
-Inputs = Mapping[str, Entry]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """One arrow of the design.
-
-    Attributes:
-        version: raised when the stage computes something else from the same inputs.
-        inputs: names of the stages whose results it reads.
-        config: the options (and digests of user files) it depends on.
-        weights: digest of the networks it runs, None where it runs none.
-        run: does the work, writing to the entry.
-        per_clip: shared by every path of a clip.
-    """
-
-    name: str
-    version: int
-    inputs: tuple[str, ...]
-    config: Callable[[Run], dict[str, Any]]
-    weights: Callable[[Run], str | None]
-    run: Callable[[Run, Inputs, Writer], None]
-    about: str
-    per_clip: bool
-
-
-STAGES: list[Stage] = []
-
-
-def stage(
-    *inputs: str,
-    version: int = 1,
-    config: Callable[[Run], dict[str, Any]] = lambda run: {},
-    weights: Callable[[Run], str | None] = lambda run: None,
-    per_clip: bool = False,
-) -> Callable[[Callable[[Run, Inputs, Writer], None]], Callable[[Run, Inputs, Writer], None]]:
-    """Append the function to STAGES under its own name; its docstring's first line is what progress shows."""
-
-    def register(function: Callable[[Run, Inputs, Writer], None]) -> Callable[[Run, Inputs, Writer], None]:
-        STAGES.append(
-            Stage(
-                name=function.__name__,
-                version=version,
-                inputs=inputs,
-                config=config,
-                weights=weights,
-                run=function,
-                about=(function.__doc__ or "").splitlines()[0].rstrip("."),
-                per_clip=per_clip,
-            )
-        )
-        return function
-
-    return register
+__all__ = ["STAGES", "windows_of"]
 
 
 @stage(config=lambda run: {"clip": run.clip_sha256, **asdict(run.config.decode)}, per_clip=True)
@@ -166,10 +115,6 @@ def camera(run: Run, inputs: Inputs, out: Writer) -> None:
     for sentence in [*run.camera.warnings(view), *path_warnings(path, view), *through]:
         run.warn(sentence)
     out.json("camera", {"path": path.to_json()})
-
-
-def path_of(inputs: Inputs) -> CameraPath:
-    return CameraPath.from_json(inputs["camera"].json("camera")["path"])
 
 
 @stage(
@@ -285,7 +230,7 @@ def spatial(run: Run, inputs: Inputs, out: Writer) -> None:
         return
     tuner = Tuner(run.model, options, run.config.seed)
     run.fresh_adapters()
-    bank = _bank(run, inputs)
+    bank = source_bank(run, inputs)
     losses = tune(
         run.model, options, out, options.spatial_steps, {"spatial": lambda step: tuner.spatial_loss(bank, step)},
         lambda done, loss: run.progress("spatial", done, options.spatial_steps, loss=loss),
@@ -305,7 +250,7 @@ def _temporal_options(run: Run) -> dict[str, Any]:
 def temporal(run: Run, inputs: Inputs, out: Writer) -> None:
     """Tune the temporal adapter on the masked anchor."""
     options = run.config.tune
-    told = _told(run, inputs)
+    told = told_of(run, inputs)
     tuner = Tuner(run.model, options, run.config.seed)
     run.fresh_adapters()
     before = tuner.held_out(told, ())
@@ -313,7 +258,7 @@ def temporal(run: Run, inputs: Inputs, out: Writer) -> None:
         "temporal": lambda step: tuner.temporal_loss(told, step)
     }
     if options.schedule == "joint":
-        bank = _bank(run, inputs)
+        bank = source_bank(run, inputs)
         passes = {"spatial": lambda step: tuner.spatial_loss(bank, step), **passes}
     else:
         load_adapters(run, inputs, only="spatial")
@@ -332,38 +277,6 @@ def temporal(run: Run, inputs: Inputs, out: Writer) -> None:
     out.json("tuning", {"steps": steps, "losses": losses, "held_out": held_out})
 
 
-def load_adapters(run: Run, inputs: Inputs, *, only: adapters.AdapterName | None = None) -> None:
-    """Put the tuned adapters of these entries into the model; one that was not tuned stays at zero."""
-    run.fresh_adapters()
-    for name in adapters.ADAPTERS if only is None else (only,):
-        for entry in (inputs.get("spatial"), inputs.get("temporal")):
-            if entry is not None and (entry.path / name).is_dir():
-                adapters.load(run.model.unet, name, entry.path / name)
-
-
-def _tensor(run: Run, entry: Entry, name: str) -> Tensor:
-    return torch.from_numpy(entry.array(name).copy()).to(run.device)
-
-
-def _ids(run: Run) -> Tensor:
-    options = run.config.condition
-    rate = min(30.0, max(1.0, float(run.info.rate)))  # SVD was trained on 1 to 30 frames a second
-    return torch.tensor([round(rate) - 1, options.motion_bucket, options.noise_augmentation], device=run.device)
-
-
-def _bank(run: Run, inputs: Inputs) -> SourceBank:
-    entry = inputs["source"]
-    latents, prompts, tokens = (_tensor(run, entry, name) for name in ("latents", "prompts", "tokens"))
-    frame = torch.tensor(entry.json("bank")["frame"])
-    return SourceBank(latents=latents, prompts=prompts, tokens=tokens, frame=frame, ids=_ids(run))
-
-
-def _told(run: Run, inputs: Inputs) -> Condition:
-    entry = inputs["condition"]
-    latents, mask, prompts, tokens = (_tensor(run, entry, name) for name in ("latents", "mask", "prompts", "tokens"))
-    return Condition(latents=latents, mask=mask, prompts=prompts, tokens=tokens, ids=_ids(run))
-
-
 def windows_of(run: Run, count: int) -> list[range]:
     return plan_windows(count, run.models.shape.frames, run.config.sample.overlap)
 
@@ -378,7 +291,7 @@ def windows_of(run: Run, count: int) -> list[range]:
 def sample(run: Run, inputs: Inputs, out: Writer) -> None:
     """Sample the new view with both adapters."""
     options = run.config.sample
-    told = _told(run, inputs)
+    told = told_of(run, inputs)
     load_adapters(run, inputs)
     from_anchor = options.start == "anchor"
     sigmas = karras_sigmas(
@@ -406,8 +319,8 @@ def sample(run: Run, inputs: Inputs, out: Writer) -> None:
 def refine(run: Run, inputs: Inputs, out: Writer) -> None:
     """Sharpen by SDEdit with the spatial adapter alone."""
     options = run.config.refine
-    told = _told(run, inputs)
-    base = _tensor(run, inputs["sample"], "latents")
+    told = told_of(run, inputs)
+    base = tensor(run, inputs["sample"], "latents")
     if options.sigma == 0:
         out.save_array("latents", base.cpu().numpy())
         return
@@ -482,15 +395,3 @@ def deliver(run: Run, inputs: Inputs, out: Writer) -> None:
             rows.append(to_uint8(picture))
             mattes.append((matte * 255).round().astype(np.uint8))
             run.progress("deliver", t + 1, count)
-
-
-def check_inputs() -> None:
-    """Every stage reads only stages before it."""
-    seen: set[str] = set()
-    for each in STAGES:
-        missing = set(each.inputs) - seen
-        assert not missing, f"{each.name} reads {missing} before they ran"
-        seen.add(each.name)
-
-
-check_inputs()

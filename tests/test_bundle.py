@@ -138,7 +138,7 @@ def test_config_reproduces_the_run(bundle: Path, result: Result) -> None:
 
 def test_the_command_is_one_that_the_cli_takes(bundle: Path) -> None:
     typer_main = pytest.importorskip("typer.main")
-    from recapture.cli.render import app
+    from recapture.cli.main import app
 
     words = shlex.split(json.loads((bundle / "config.json").read_text())["command"])
     command = typer_main.get_command(app).commands["run"]

@@ -12,6 +12,7 @@ import pytest
 from recapture.engine.config import RunConfig, override
 from recapture.engine.errors import CameraError, Cancelled, InputError, VideoError
 from recapture.engine.pipeline import Recapture, Result
+from recapture.engine.stages import STAGES
 from recapture.engine.video import VideoWriter
 
 from .small_models import write_small_svd
@@ -268,6 +269,14 @@ def test_config_round_trip_and_bounds():
         override(RunConfig(), {"tune": {"sped": 1}})
     with pytest.raises(InputError, match=r"no field tune\.sped"):
         RunConfig.from_json({"tune": {"sped": 1}})
+
+
+def test_stages_read_only_what_came_before():
+    seen: set[str] = set()
+    for stage in STAGES:
+        assert set(stage.inputs) <= seen, stage.name
+        assert not stage.per_clip or all(other.per_clip for other in STAGES if other.name in stage.inputs)
+        seen.add(stage.name)
 
 
 def test_engine_imports_without_ray_triton_deepspeed():

@@ -1,0 +1,62 @@
+"""What stages read of the stages before them: entries of the store as the tensors and adapters that the work needs."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import adapters
+from .cameras import CameraPath, SourceView
+from .run import Run
+from .sample import Condition
+from .stage import Inputs
+from .store import Entry
+from .tune import SourceBank
+
+
+def source_view(inputs: Inputs) -> SourceView:
+    """The clip as cameras see it, from the entries of frames, depth and intrinsics."""
+    lens, summary = inputs["intrinsics"].json("intrinsics"), inputs["depth"].json("summary")
+    return SourceView(
+        K_px=np.array(lens["K_px"]),
+        width=lens["width"],
+        height=lens["height"],
+        times_s=np.array(inputs["frames"].json("clip")["times_s"]),
+        median_depth=summary["median"],
+        subject_depth=summary["subject"],
+    )
+
+
+def path_of(inputs: Inputs) -> CameraPath:
+    return CameraPath.from_json(inputs["camera"].json("camera")["path"])
+
+
+def load_adapters(run: Run, inputs: Inputs, *, only: adapters.AdapterName | None = None) -> None:
+    """Put the tuned adapters of these entries into the model; one that was not tuned stays at zero."""
+    run.fresh_adapters()
+    for name in adapters.ADAPTERS if only is None else (only,):
+        for entry in (inputs.get("spatial"), inputs.get("temporal")):
+            if entry is not None and (entry.path / name).is_dir():
+                adapters.load(run.model.unet, name, entry.path / name)
+
+
+def tensor(run: Run, entry: Entry, name: str) -> Tensor:
+    return torch.from_numpy(entry.array(name).copy()).to(run.device)
+
+
+def time_ids(run: Run) -> Tensor:
+    options = run.config.condition
+    rate = min(30.0, max(1.0, float(run.info.rate)))  # SVD was trained on 1 to 30 frames a second
+    return torch.tensor([round(rate) - 1, options.motion_bucket, options.noise_augmentation], device=run.device)
+
+
+def source_bank(run: Run, inputs: Inputs) -> SourceBank:
+    entry = inputs["source"]
+    latents, prompts, tokens = (tensor(run, entry, name) for name in ("latents", "prompts", "tokens"))
+    frame = torch.tensor(entry.json("bank")["frame"])
+    return SourceBank(latents=latents, prompts=prompts, tokens=tokens, frame=frame, ids=time_ids(run))
+
+
+def told_of(run: Run, inputs: Inputs) -> Condition:
+    entry = inputs["condition"]
+    latents, mask, prompts, tokens = (tensor(run, entry, name) for name in ("latents", "mask", "prompts", "tokens"))
+    return Condition(latents=latents, mask=mask, prompts=prompts, tokens=tokens, ids=time_ids(run))

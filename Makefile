@@ -27,14 +27,14 @@ demo: $(READY)
 		--camera "arc(10deg)+zoom(1.08)" --out $(OUT)
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/pytest -q
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -q -m "not gpu"
+	$(BIN)/pytest -q -m "not gpu"
 
 # What CI runs: the fast tests and the slow ones that guard the main path.
 ci: $(READY)
-	$(BIN)/python -m pytest -q -m "not gpu and not chaos and (not slow or ci)"
+	$(BIN)/pytest -q -m "not gpu and not chaos and (not slow or ci)"
 
 lint: $(READY)
 	$(BIN)/ruff check .

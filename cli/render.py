@@ -131,6 +131,7 @@ def run(
     passes: Annotated[
         bool, typer.Option("--passes", help="Also write lossless PNG sequences, depth and matte.")
     ] = False,
+    adapters: Annotated[bool, typer.Option("--adapters", help="Also write the tuned adapters (PEFT).")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print sizes, windows, memory, time and hole share; render nothing.")
     ] = False,
@@ -194,7 +195,7 @@ def run(
 
         result = engine(clip, spec, config=chosen, on_progress=display.on_progress, on_stage=on_stage, **inputs)
         display.say("writing the bundle")
-        video = result.save(out, passes=passes)
+        video = result.save(out, passes=passes, tuned=adapters)
     for warning in result.run.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if as_json:

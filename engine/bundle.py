@@ -15,6 +15,7 @@ import numpy as np
 
 from .durable import DISK_FULL, write_synced
 from .errors import InputError, OutputError, VideoError
+from .handover import tuned_adapters
 from .pipeline import Result
 from .report import gather, render_report
 from .report.facts import versions
@@ -26,7 +27,7 @@ _COLUMNS = 5
 """Moments on a contact sheet."""
 
 
-def write_bundle(result: Result, folder: Path, *, passes: bool = False) -> Path:
+def write_bundle(result: Result, folder: Path, *, passes: bool = False, tuned: bool = False) -> Path:
     """Write a finished run into a folder, replacing what an earlier run left there.
 
     Everything is written beside its place and moved there at the end: an error leaves the folder as it was.
@@ -35,6 +36,7 @@ def write_bundle(result: Result, folder: Path, *, passes: bool = False) -> Path:
         folder: made if need be.
         passes: also write `passes/`: lossless PNG sequences (delivered, generated, anchor, matte), and the depth of
             each frame as a NumPy file, float32 [h, w] in scene units, at the resolution of the depth network.
+        tuned: also write `adapters/`: the two tuned adapters in PEFT's layout.
 
     Returns:
         Path of the delivered video.
@@ -61,6 +63,9 @@ def write_bundle(result: Result, folder: Path, *, passes: bool = False) -> Path:
         if passes:
             _write_passes(result, aside / "passes")
             write_synced(aside / "passes" / "camera.json", camera)
+        if tuned:
+            for name, adapter in tuned_adapters(result.entries).items():
+                shutil.copytree(adapter, aside / "adapters" / name)
     if not passes and (folder / "passes" / "camera.json").exists():
         shutil.rmtree(folder / "passes")  # of an earlier run: it would lie beside a video that it is not of
     return folder / "video.mp4"

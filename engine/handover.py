@@ -1,5 +1,7 @@
 """What stages read of the stages before them: entries of the store as the tensors and adapters that the work needs."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,13 +32,17 @@ def path_of(inputs: Inputs) -> CameraPath:
     return CameraPath.from_json(inputs["camera"].json("camera")["path"])
 
 
-def load_adapters(run: Run, inputs: Inputs, *, only: adapters.AdapterName | None = None) -> None:
-    """Put the tuned adapters of these entries into the model; one that was not tuned stays at zero."""
+def tuned_adapters(inputs: Inputs) -> dict[adapters.AdapterName, Path]:
+    """Folders of the adapters that were tuned; the joint schedule tunes the spatial one in the temporal stage."""
+    stages = [inputs[name] for name in ("spatial", "temporal") if name in inputs]
+    return {name: entry.path / name for entry in stages for name in adapters.ADAPTERS if (entry.path / name).is_dir()}
+
+
+def load_adapters(run: Run, inputs: Inputs) -> None:
+    """Put the tuned adapters into the model; one that was not tuned stays at zero."""
     run.fresh_adapters()
-    for name in adapters.ADAPTERS if only is None else (only,):
-        for entry in (inputs.get("spatial"), inputs.get("temporal")):
-            if entry is not None and (entry.path / name).is_dir():
-                adapters.load(run.model.unet, name, entry.path / name)
+    for name, folder in tuned_adapters(inputs).items():
+        adapters.load(run.model.unet, name, folder)
 
 
 def tensor(run: Run, entry: Entry, name: str) -> Tensor:

@@ -96,11 +96,16 @@ class Result:
     def windows(self) -> list[range]:
         return windows_of(self.run, len(self.source))
 
-    def save(self, folder: str | Path, *, passes: bool = False) -> Path:
-        """Write the bundle (video, report, everything beside them) into a folder; returns the video's path."""
+    def save(self, folder: str | Path, *, passes: bool = False, tuned: bool = False) -> Path:
+        """Write the bundle into a folder; returns the video's path.
+
+        Args:
+            passes: also lossless PNG sequences, matte and depth.
+            tuned: also the tuned adapters, in PEFT's layout.
+        """
         from .bundle import write_bundle
 
-        return write_bundle(self, Path(folder), passes=passes)
+        return write_bundle(self, Path(folder), passes=passes, tuned=tuned)
 
 
 class Recapture:

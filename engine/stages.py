@@ -261,7 +261,7 @@ def temporal(run: Run, inputs: Inputs, out: Writer) -> None:
         bank = source_bank(run, inputs)
         passes = {"spatial": lambda step: tuner.spatial_loss(bank, step), **passes}
     else:
-        load_adapters(run, inputs, only="spatial")
+        load_adapters(run, inputs)
     steps = options.temporal_steps
     if steps and not told.mask.any():
         run.warn("no cell of the anchor is free of holes: the temporal adapter has nothing to learn from and stays off")

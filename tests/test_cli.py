@@ -80,9 +80,20 @@ def test_run_ends_in_five_lines_and_a_bundle(recapture, clip, quick, tmp_path):
     again = recapture("run", clip, "--camera", "truck(0.1)", "--out", out, *quick, "--json")
     assert json.loads(again.out)["stages"]
     third = recapture(
-        "run", clip, "--camera", "truck(0.1)", "--out", tmp_path / "third", *quick[:8], "--config", out / "config.json"
+        "run",
+        clip,
+        "--camera",
+        "truck(0.1)",
+        "--out",
+        tmp_path / "third",
+        *quick[:8],
+        "--config",
+        out / "config.json",
+        "--adapters",
     )
     assert third.code == 0, third.err
+    for name in ("spatial", "temporal"):
+        assert (tmp_path / "third" / "adapters" / name / "adapter_model.safetensors").stat().st_size > 0
     assert third.err.count("reused") == 13  # the same configuration: every stage was there
     assert "Traceback" not in again.err
 

@@ -34,7 +34,7 @@ test-all: $(READY)
 
 # What CI runs: the fast tests and the slow ones that guard the main path.
 ci: $(READY)
-	$(BIN)/pytest -q -m "not gpu and not chaos and (not slow or ci)"
+	$(BIN)/pytest -q -m "not gpu and (not slow or ci)"
 
 lint: $(READY)
 	$(BIN)/ruff check .

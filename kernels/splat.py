@@ -157,38 +157,33 @@ def _splat_frame(
     x, y = x - 0.5, y - 0.5  # index coordinates: pixel i's centre at i
     # A static camera must land on pixel centres exactly; rounding noise would spread a pixel over four.
     x, y = (torch.where((p - p.round()).abs() < 1e-4, p.round(), p) for p in (x, y))
-    kept = drawn & (z > NEAREST) & (x > -1) & (x < w) & (y > -1) & (y < h)
-    x, y, z = x[kept], y[kept], z[kept].float()
-    values = color[:, kept]  # [C, N]
+    kept = (drawn & (z > NEAREST) & (x > -1) & (x < w) & (y > -1) & (y < h)).flatten().nonzero()[:, 0]
+    x, y, z = (part.flatten()[kept] for part in (x, y, z.float()))
+    values = torch.cat([color.flatten(1).T[kept], z[:, None]], dim=1)  # [N, C + 1]: depth is averaged like a colour
     x0, y0 = x.floor(), y.floor()
     fx, fy = (x - x0).float(), (y - y0).float()
-    x0, y0 = x0.long(), y0.long()
+    # A border of one cell around the target takes the taps that fall outside.
+    first = (y0.long() + 1) * (w + 2) + x0.long() + 1
+    taps = [
+        (first + dy * (w + 2) + dx, (fx if dx else 1 - fx) * (fy if dy else 1 - fy))
+        for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1))
+    ]
 
-    taps = []
-    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        weight = (fx if dx else 1 - fx) * (fy if dy else 1 - fy)
-        inside = (x0 + dx >= 0) & (x0 + dx < w) & (y0 + dy >= 0) & (y0 + dy < h) & (weight > 0)
-        taps.append((((y0 + dy) * w + x0 + dx)[inside], weight[inside], inside))
+    nearest = z.new_full(((h + 2) * (w + 2),), torch.inf)
+    for cell, weight in taps:
+        nearest.scatter_reduce_(0, cell, torch.where(weight > 0, z, torch.inf), "amin")
+    total = torch.zeros_like(nearest)
+    mean = values.new_zeros(len(nearest), values.shape[1])
+    for cell, weight in taps:
+        front = torch.where(z <= nearest[cell] * (1 + band), weight, 0.0)
+        total.index_add_(0, cell, front)
+        mean.index_add_(0, cell, values * front[:, None])
 
-    nearest = z.new_full((h * w,), torch.inf)
-    for cell, _, inside in taps:
-        nearest.scatter_reduce_(0, cell, z[inside], "amin")
-    total = z.new_zeros(h * w)
-    mean_z = z.new_zeros(h * w, dtype=torch.float64)
-    mean = values.new_zeros(len(values), h * w)
-    for cell, weight, inside in taps:
-        z_tap = z[inside]
-        front = z_tap <= nearest[cell] * (1 + band)
-        cell, weight = cell[front], weight[front]
-        total.index_add_(0, cell, weight)
-        mean_z.index_add_(0, cell, weight.double() * z_tap[front])
-        mean.index_add_(1, cell, values[:, inside][:, front] * weight)
-
-    mask = total >= coverage
-    divisor = torch.where(mask, total, 1.0)
-    mean = torch.where(mask, mean / divisor, 0.0).view(-1, h, w)
-    mean_z = torch.where(mask, mean_z / divisor, torch.nan).float().view(h, w)
-    mean, mean_z, mask = _close_cracks(mean, mean_z, mask.view(h, w), band)
+    total, mean = (part.view(h + 2, w + 2, -1)[1:-1, 1:-1].permute(2, 0, 1) for part in (total, mean))
+    mask = total[0] >= coverage
+    mean = torch.where(mask, mean / torch.where(mask, total, 1.0), 0.0)
+    mean, mean_z = mean[:-1], torch.where(mask, mean[-1], torch.nan)
+    mean, mean_z, mask = _close_cracks(mean, mean_z, mask, band)
     return mean, torch.where(mean_z >= 0.9 * _SKY, torch.inf, mean_z), mask
 
 

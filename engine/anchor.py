@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ..kernels.splat import splat
-from .arrays import ArrayWriter
 from .cameras import CameraPath
 from .depth.upsample import guided_upsample
+from .store.arrays import ArrayWriter
 
 FRAMES_AT_ONCE = 2
 """Frames lifted and drawn together: memory is bounded by this, whatever the clip's length."""

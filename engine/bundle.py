@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from .durable import DISK_FULL, write_synced
 from .errors import InputError, OutputError, VideoError
 from .handover import tuned_adapters
 from .pipeline import Result
@@ -21,6 +20,7 @@ from .report import gather, render_report
 from .report.facts import versions
 from .report.pictures import contact_sheet, flat_holes, spread, tinted_holes
 from .stages import STAGES
+from .store.durable import DISK_FULL, write_synced
 from .video import VideoWriter, write_png
 
 _COLUMNS = 5

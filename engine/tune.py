@@ -86,7 +86,7 @@ class Tuner:
         return masked_loss(predicted, noisy, clean, sigma, mask, normalisation=self.config.normalisation)
 
     @torch.no_grad()
-    def held_out(self, anchor: Condition, chosen: tuple[AdapterName, ...], draws: int = 8) -> float:
+    def held_out(self, anchor: Condition, chosen: tuple[AdapterName, ...], draws: int = 4) -> float:
         """Masked loss with these adapters on, over fixed noise that training never sees."""
         losses = [self.temporal_loss(anchor, _HELD_OUT + i, chosen=chosen) for i in range(draws)]
         return float(torch.stack(losses).mean())

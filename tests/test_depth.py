@@ -17,12 +17,12 @@ from transformers import (
     ZoeDepthForDepthEstimation,
 )
 
-from recapture.engine.arrays import ArrayWriter, read_array
 from recapture.engine.depth import steady
 from recapture.engine.depth.estimate import FAR_TO_NEAR, estimate_depth, read_depth
 from recapture.engine.depth.models import find_depth_model, load_depth_model
 from recapture.engine.depth.upsample import guided_upsample
 from recapture.engine.errors import InputError, ModelError
+from recapture.engine.store.arrays import ArrayWriter, read_array
 
 H, W = 64, 96
 

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pyarrow import fs
 
-from recapture.engine.arrays import ArrayWriter, read_array
 from recapture.engine.errors import StoreError
 from recapture.engine.store import Entry, Store, canonical_json, stage_key
+from recapture.engine.store.arrays import ArrayWriter, read_array
 
 KEY = "ab" + "0" * 62
 OTHER = "cd" + "1" * 62

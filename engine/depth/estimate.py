@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import torch
 
-from ..arrays import ArrayWriter
 from ..errors import InputError
+from ..store.arrays import ArrayWriter
 from . import steady
 from .models import DepthModel
 

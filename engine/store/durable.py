@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from .errors import StoreError
+from ..errors import StoreError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DISK_BAD = (*DISK_FULL, errno.EIO, errno.EROFS)

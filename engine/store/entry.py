@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import StoreError
 from .arrays import read_array
 from .durable import sync
-from .errors import StoreError
 
 MANIFEST = "manifest.json"
 _FORMAT = 1

@@ -28,6 +28,7 @@ from typing import Any, Self
 import numpy as np
 from pyarrow import fs
 
+from ..errors import RecaptureError, StoreError
 from .arrays import ArrayWriter
 from .bucket import Bucket
 from .durable import (
@@ -41,20 +42,7 @@ from .durable import (
     try_lock,
     write_synced,
 )
-from .entry import MANIFEST, Entry, EntryInfo, canonical_json, manifest_bytes, parse_manifest, place, seal, stage_key
-from .errors import RecaptureError, StoreError
-
-__all__ = [
-    "Entry",
-    "EntryInfo",
-    "GcReport",
-    "Problem",
-    "Store",
-    "Writer",
-    "canonical_json",
-    "default_store",
-    "stage_key",
-]
+from .entry import MANIFEST, Entry, EntryInfo, canonical_json, manifest_bytes, parse_manifest, place, seal
 
 _UPLOAD_MAX_S = 86_400.0  # an object that no manifest names is a dead upload only after a day
 

@@ -9,6 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -207,7 +208,8 @@ class VideoModel:
 
     def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> None:
         """Raises ModelError: the directory's files are damaged or of other classes."""
-        from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
+        from diffusers.models import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+        from diffusers.schedulers import EulerDiscreteScheduler
         from transformers import CLIPVisionModelWithProjection
 
         self.folder, self.device, self.dtype = folder, device, dtype
@@ -217,7 +219,7 @@ class VideoModel:
             # SVD's VAE overflows in fp16; it is small beside the UNet, so it always runs in fp32.
             self.vae = _load(AutoencoderKLTemporalDecoder, folder / "vae", torch.float32)
             self.image_encoder = _load(CLIPVisionModelWithProjection, folder / "image_encoder", torch.float32)
-            scheduler = EulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+            scheduler: Any = EulerDiscreteScheduler.from_pretrained(folder / "scheduler")
             pixels = json.loads((folder / "feature_extractor" / "preprocessor_config.json").read_text())
         except Exception as error:
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
@@ -288,7 +290,7 @@ class VideoModel:
         return self.unet(inputs, label, token.to(self.dtype), ids.to(self.dtype)).sample.float()
 
 
-def _load(kind: type, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+def _load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     variant = "fp16" if not any(folder.glob("*model.safetensors")) and any(folder.glob("*.fp16.safetensors")) else None
     keyword = "dtype" if kind.__module__.startswith("transformers") else "torch_dtype"
     return kind.from_pretrained(

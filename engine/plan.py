@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.models import UNetSpatioTemporalConditionModel
 from torch import Tensor
 
 from . import adapters
@@ -73,8 +73,10 @@ def memory_plan(run: Run) -> dict[str, int]:
     shape, (height, width) = run.models.shape, run.size
     frames = shape.frames
     with torch.device("meta"):
-        config = UNetSpatioTemporalConditionModel.load_config(run.models.folder / "unet")
-        unet = UNetSpatioTemporalConditionModel.from_config(config).to("meta")  # some parameters ignore the context
+        config: Any = UNetSpatioTemporalConditionModel.load_config(run.models.folder / "unet")
+        unet: Any = UNetSpatioTemporalConditionModel.from_config(config).to(
+            "meta"
+        )  # some parameters ignore the context
         adapters.inject(unet, run.config.tune.rank)
         adapters.train_only(unet, ["temporal"])
         latent = (height // shape.vae_scale, width // shape.vae_scale)

@@ -85,7 +85,7 @@ def denoise(
     tokens = torch.stack([token, torch.zeros_like(token)][:batch])
     ids = condition.ids.expand(batch, -1)
     for step, (sigma, below) in enumerate(pairwise(sigmas)):
-        if known is not None:
+        if known is not None and noise is not None:
             latents = torch.cat([known + sigma * noise[: len(known)], latents[len(known) :]])
         level = latents.new_full((batch,), sigma)
         output = model.predict(latents[None].expand(batch, -1, -1, -1, -1), level, prompts, tokens, ids, anchor, mask)

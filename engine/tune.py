@@ -137,7 +137,7 @@ def tune(
         weight_decay=config.weight_decay,
         fused=model.device.type == "cuda",
     )
-    curves: dict[AdapterName, list[float]] = {name: [] for name in losses}
+    curves: dict[AdapterName, list[Tensor]] = {name: [] for name in losses}  # on the device: no wait for a number
     first = _resume(writer, parameters, optimiser, curves)
     # fp32 adapters on half-precision weights: autocast casts at each product, the optimiser keeps full precision.
     half = torch.autocast(model.device.type, dtype=model.dtype) if model.dtype != torch.float32 else nullcontext()
@@ -150,7 +150,7 @@ def tune(
             curves[name].append(loss.detach())
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        on_step(step + 1, float(loss.detach()))
+        on_step(step + 1, float(curves[next(reversed(losses))][-1]))
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
             _checkpoint(writer, parameters, optimiser, curves, step + 1)
     adapters.train_only(unet, ())
@@ -161,13 +161,13 @@ def _checkpoint(
     writer: Writer,
     parameters: dict[AdapterName, list[torch.nn.Parameter]],
     optimiser: torch.optim.Optimizer,
-    curves: dict[AdapterName, list[float]],
+    curves: dict[AdapterName, list[Tensor]],
     step: int,
 ) -> None:
     """Weights, optimiser moments, loss curves and the step; the generators need no state, they are seeded by step."""
     tensors: dict[str, Tensor] = {"step": torch.tensor(step)}
     for name, part in parameters.items():
-        tensors[f"loss.{name}"] = torch.tensor([float(value) for value in curves[name]], dtype=torch.float64)
+        tensors[f"loss.{name}"] = torch.stack(curves[name])
         for i, parameter in enumerate(part):
             tensors[f"{name}.{i}"] = parameter.detach()
             for key, value in optimiser.state[parameter].items():
@@ -180,14 +180,14 @@ def _resume(
     writer: Writer,
     parameters: dict[AdapterName, list[torch.nn.Parameter]],
     optimiser: torch.optim.Optimizer,
-    curves: dict[AdapterName, list[float]],
+    curves: dict[AdapterName, list[Tensor]],
 ) -> int:
     folder = writer.load_checkpoint()
     if folder is None:
         return 0
     state = load_file(folder / "tune.safetensors")
     for name, part in parameters.items():
-        curves[name].extend(state[f"loss.{name}"].tolist())
+        curves[name].extend(state[f"loss.{name}"])
         for i, parameter in enumerate(part):
             parameter.data.copy_(state[f"{name}.{i}"])
             optimiser.state[parameter] = {

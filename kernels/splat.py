@@ -113,7 +113,7 @@ def _density(depth: Tensor, drawn: Tensor, homography: Tensor, offset: Tensor, m
 
     The 90th percentile of the projected spacing, so that depth edges (which tear, and should) do not count.
     """
-    u, v = _pixel_centres(*depth.shape, 1.0, depth)
+    u, v = _pixel_centres(depth.shape[0], depth.shape[1], 1.0, depth)
     x, y, z = _project(u, v, depth.double(), homography, offset)
     seen = drawn & (z > NEAREST)
     across = torch.hypot(x[:, 1:] - x[:, :-1], y[:, 1:] - y[:, :-1])[seen[:, 1:] & seen[:, :-1]]
@@ -152,7 +152,7 @@ def _splat_frame(
     coverage: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     h, w = size
-    u, v = _pixel_centres(*depth.shape, 1.0 / density, depth)
+    u, v = _pixel_centres(depth.shape[0], depth.shape[1], 1.0 / density, depth)
     x, y, z = _project(u, v, depth.double(), homography, offset)
     x, y = x - 0.5, y - 0.5  # index coordinates: pixel i's centre at i
     # A static camera must land on pixel centres exactly; rounding noise would spread a pixel over four.

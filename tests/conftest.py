@@ -1,6 +1,9 @@
 """Real classes at tiny size: a Stable-Video-Diffusion directory with random weights, a short real video."""
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does
 
 import pytest
 import torch

@@ -42,7 +42,9 @@ def test_wheel_holds_what_the_tree_holds(tmp_path):
     wanted = {
         name if name.startswith("recapture/") else f"recapture/{name}"
         for name in listed
-        if name.startswith(FOLDERS) and (tree / name).exists() and (not name.startswith("priors/") or name.endswith(".py"))
+        if name.startswith(FOLDERS)
+        and (tree / name).exists()
+        and (not name.startswith("priors/") or name.endswith(".py"))
     }
     assert packed == wanted
 

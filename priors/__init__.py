@@ -1,0 +1,1 @@
+"""Recipes that train the embedded weights: scenes, VAE, video UNet, depth."""

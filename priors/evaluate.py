@@ -1,6 +1,6 @@
 """Measures the embedded weights on held-out pictures, each beside trivial predictors, and prints tables.
 
-    python -m recapture.priors.evaluate --data DIR --real CLIP.mp4 CLIP.mp4 --out priors/results/quality.json
+    python -m recapture.priors.evaluate --data DIR --real CLIP.mp4 --only vae unet --out priors/results/video.json
 
 Rendered frames are those of the held-out split: other objects, textures and skies than the training set.
 """

@@ -116,7 +116,7 @@ def depth_loss(log_depth: Tensor, sky_logit: Tensor, depth: Tensor) -> tuple[Ten
 
 
 def main() -> None:
-    parser = recipe_arguments(__doc__.splitlines()[0], steps=1500, lr=7e-4, batch=6)
+    parser = recipe_arguments(__doc__.splitlines()[0], steps=1200, lr=7e-4, batch=4)
     parser.add_argument("--data", type=Path, required=True, help="folder that assets.py and render.py filled")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -147,7 +147,7 @@ def denoising_loss(prior: VideoPrior, batch: Batch, sigma: Tensor, drop: Tensor,
 
 
 def main() -> None:
-    parser = recipe_arguments(__doc__.splitlines()[0], steps=2500, lr=1.5e-3, batch=1)
+    parser = recipe_arguments(__doc__.splitlines()[0], steps=2500, lr=1.2e-3, batch=1)
     parser.add_argument("--latents", type=Path, required=True, help="folder that latents.py wrote")
     parser.add_argument("--scaling", type=float, required=True, help="1 / standard deviation, printed by latents.py")
     parser.add_argument("--frames", type=int, default=14, help="leading frames of each clip; fewer is cheaper at first")

@@ -113,11 +113,11 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = recipe_arguments(__doc__.splitlines()[0], steps=2200, lr=1.5e-3, batch=8)
+    parser = recipe_arguments(__doc__.splitlines()[0], steps=2400, lr=9e-4, batch=6)
     parser.add_argument("--data", type=Path, required=True, help="folder that assets.py and render.py filled")
-    parser.add_argument("--large-from", type=int, default=2000, help="step at which the crops double in size")
-    parser.add_argument("--full-from", type=int, default=3500, help="step at which the full-resolution blocks join")
-    parser.add_argument("--temporal-from", type=int, default=2000, help="step at which clips replace single frames")
+    parser.add_argument("--large-from", type=int, default=1200, help="step at which the crops double in size")
+    parser.add_argument("--full-from", type=int, default=2000, help="step at which the full-resolution blocks join")
+    parser.add_argument("--temporal-from", type=int, default=2200, help="step at which clips replace single frames")
     args = parser.parse_args()
     # diffusers 0.38+ names this class deprecated for a video VAE of its own; the Stable Video Diffusion layout needs it.
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -15,7 +15,7 @@ from recapture.engine.video import VideoWriter, decode, probe
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
-DEMO_CAMERA = "arc(-12deg)+zoom(1.1)"  # as in the Makefile
+DEMO_CAMERA = "arc(-18deg)+zoom(1.1)"  # as in the Makefile
 
 
 @dataclass(frozen=True)

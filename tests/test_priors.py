@@ -76,7 +76,7 @@ def test_vae_recipe_resumes_and_feeds_latents(data: Path, monkeypatch: pytest.Mo
     options = ["--data", data, "--run", run, "--batch", 1, "--save-every", 1, "--threads", 1]
     call(monkeypatch, "train_vae", *options, "--steps", 2)
     assert steps_of(run) == 2
-    call(monkeypatch, "train_vae", *options, "--steps", 3)
+    call(monkeypatch, "train_vae", *options, "--steps", 3, "--full-from", 2, "--temporal-from", 2)
     assert steps_of(run) == 3
     call(monkeypatch, "latents", "--data", data, "--vae", run, "--out", data / "latents", "--threads", 1)
     assert len(list((data / "latents" / "train").glob("*.safetensors"))) == 2

@@ -38,8 +38,8 @@ def main() -> None:
 
     Exit codes: 0 well, 1 failed, 2 usage or bad input, 130 interrupted.
     """
-    # Must be set before torch is imported. By default OpenMP's threads spin while they wait: on a machine that does
-    # anything else at the same time that made depth ten times slower, on an idle one it gains next to nothing.
+    # Must be set before torch is imported. By default OpenMP's threads spin while they wait, which makes small
+    # networks many times slower on a machine that does anything else at the same time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ..engine.errors import RecaptureError
 

@@ -94,7 +94,7 @@ def run(
     ] = None,
     width: Annotated[int | None, typer.Option(help="Working width of the model.", show_default=False)] = None,
     rank: Annotated[int | None, typer.Option(help="LoRA rank.", show_default="16")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="5e-4")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="by preset")] = None,
     steps: Annotated[int | None, typer.Option(help="Tuning steps of each adapter.", show_default="by preset")] = None,
     spatial_steps: Annotated[int | None, typer.Option(help="Of the spatial adapter alone.", show_default=False)] = None,
     temporal_steps: Annotated[
@@ -112,7 +112,7 @@ def run(
         int | None, typer.Option(help="Denoising steps a window.", show_default="by preset")
     ] = None,
     start: Annotated[str | None, typer.Option(help="noise (the paper) or anchor.", show_default="by preset")] = None,
-    start_sigma: Annotated[float | None, typer.Option(help="Noise over the anchor.", show_default="10")] = None,
+    start_sigma: Annotated[float | None, typer.Option(help="Noise over the anchor.", show_default="by preset")] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Guidance at a window's last frame; 1 is off.", show_default="by preset")
     ] = None,

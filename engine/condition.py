@@ -51,13 +51,12 @@ class Encoder:
         """Scaled latents [N, C, h, w], unscaled prompts [N, C, h, w] and tokens [N, 1, D] of at most a micro-batch."""
         count = len(frames)
         frames = torch.cat([frames, frames[-1:].expand(self.batch - count, -1, -1, -1)]).to(self.model.device)
-        # The prompt's noise is of the [-1, 1] range, the frames are in [0, 1].
         parts = self.model.encode(frames) * self.model.scaling, self.prompt_latents(frames), self.model.embed(frames)
         latents, prompts, tokens = (part[:count] for part in parts)
         return latents, prompts, tokens
 
     def prompt_latents(self, frames: Tensor) -> Tensor:
-        return self.model.encode(frames + self.noise / 2)
+        return self.model.encode(frames + self.noise / 2)  # the noise is of the range [-1, 1], frames are in [0, 1]
 
     def prompt_of(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Image prompt [C, h, w] and token [1, D] of a generated latent frame [C, h, w]."""
@@ -69,6 +68,12 @@ def anchor_mask(mask: Tensor, model: VideoModel, config: ConditionConfig) -> Ten
     """The latent mask of a working-size mask, float [N, h, w]."""
     cell = (model.shape.vae_scale, model.shape.vae_scale)
     return latent_mask(mask, cell, mode=config.mask_mode, threshold=config.mask_threshold)
+
+
+def time_ids(rate: float, config: ConditionConfig) -> np.ndarray:
+    """SVD's added ids, float32 [3]: fps - 1 (it was trained on 1 to 30), motion bucket, noise augmentation."""
+    fps = round(min(30.0, max(1.0, rate)))
+    return np.array([fps - 1, config.motion_bucket, config.noise_augmentation], np.float32)
 
 
 def augmented_frames(

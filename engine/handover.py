@@ -49,20 +49,14 @@ def tensor(run: Run, entry: Entry, name: str) -> Tensor:
     return torch.from_numpy(entry.array(name).copy()).to(run.device)
 
 
-def time_ids(run: Run) -> Tensor:
-    options = run.config.condition
-    rate = min(30.0, max(1.0, float(run.info.rate)))  # SVD was trained on 1 to 30 frames a second
-    return torch.tensor([round(rate) - 1, options.motion_bucket, options.noise_augmentation], device=run.device)
-
-
 def source_bank(run: Run, inputs: Inputs) -> SourceBank:
     entry = inputs["source"]
     latents, prompts, tokens = (tensor(run, entry, name) for name in ("latents", "prompts", "tokens"))
     frame = torch.tensor(entry.json("bank")["frame"])
-    return SourceBank(latents=latents, prompts=prompts, tokens=tokens, frame=frame, ids=time_ids(run))
+    return SourceBank(latents=latents, prompts=prompts, tokens=tokens, frame=frame, ids=tensor(run, entry, "ids"))
 
 
 def told_of(run: Run, inputs: Inputs) -> Condition:
     entry = inputs["condition"]
     latents, mask, prompts, tokens = (tensor(run, entry, name) for name in ("latents", "mask", "prompts", "tokens"))
-    return Condition(latents=latents, mask=mask, prompts=prompts, tokens=tokens, ids=time_ids(run))
+    return Condition(latents=latents, mask=mask, prompts=prompts, tokens=tokens, ids=tensor(run, entry, "ids"))

@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -189,7 +189,7 @@ class Recapture:
         """
         config = config or self.default_config()
         if seed is not None:
-            config = RunConfig.from_json({**config.to_json(), "seed": seed})
+            config = replace(config, seed=seed)
         check(config)
         spec = parse_camera(camera) if isinstance(camera, str) else camera
         self._interrupt = False

@@ -1,6 +1,7 @@
 """What a run will take, before it is paid for: sizes, windows, memory and time.
 
-Memory is counted on the meta device, tensor by tensor; time is measured on this machine with a small piece of the real
+The memory of a training step is counted on the meta device, tensor by tensor, that of the decoder estimated from its
+widest maps; time is measured on this machine with a small piece of the real
 network and scaled by the area.
 """
 
@@ -17,6 +18,7 @@ from . import adapters
 from .bypass import temporal_bypass
 from .pipeline import Result
 from .run import Run
+from .stages import windows_of
 
 _MEASURED_PX = 192 * 192
 """A forward pass of at most this many pixels a frame is timed."""
@@ -32,7 +34,6 @@ class Plan:
     working_size: tuple[int, int]
     pixel_aspect: float
     """Width of a working pixel over its height: the stretch that fits the model's grid, undone at delivery."""
-    cropped: bool
     windows: list[tuple[int, int]]
     """First and last frame of each window."""
     hole_share: float
@@ -58,7 +59,6 @@ def make_plan(preview: Result) -> Plan:
         fps=float(run.info.rate),
         working_size=(width, height),
         pixel_aspect=(run.info.width / width) / (run.info.height / height),
-        cropped=False,
         windows=[(window.start, window.stop - 1) for window in preview.windows],
         hole_share=preview.hole_share,
         memory_bytes=sum(memory.values()),
@@ -74,9 +74,8 @@ def memory_plan(run: Run) -> dict[str, int]:
     frames = shape.frames
     with torch.device("meta"):
         config: Any = UNetSpatioTemporalConditionModel.load_config(run.models.folder / "unet")
-        unet: Any = UNetSpatioTemporalConditionModel.from_config(config).to(
-            "meta"
-        )  # some parameters ignore the context
+        unet: Any = UNetSpatioTemporalConditionModel.from_config(config)
+        unet.to("meta")  # some parameters ignore the context
         adapters.inject(unet, run.config.tune.rank)
         adapters.train_only(unet, ["temporal"])
         latent = (height // shape.vae_scale, width // shape.vae_scale)
@@ -121,7 +120,7 @@ def saved_bytes(unet: torch.nn.Module, inputs: Tensor, token: Tensor) -> int:
 
 @torch.no_grad()
 def time_plan(run: Run, frames: int) -> dict[str, float]:
-    """Seconds by stage, from a timed forward pass; an estimate to about a factor of 1.5."""
+    """Seconds by stage, from a timed forward pass: an estimate."""
     model, options, (height, width) = run.model, run.config, run.size
     multiple = model.shape.multiple
     side = max(multiple, int(_MEASURED_PX**0.5) // multiple * multiple)
@@ -135,7 +134,7 @@ def time_plan(run: Run, frames: int) -> dict[str, float]:
     encode = scale * _timed(run, lambda: model.encode(image))
     latents = model.encode(image)
     decode = scale * _timed(run, lambda: model.decode(latents))
-    windows = -(-max(0, frames - model.shape.frames) // max(1, model.shape.frames - options.sample.overlap)) + 1
+    windows = len(windows_of(run, frames))
     guided = 1 if options.sample.guidance == (1.0, 1.0) else 2
     return {
         "source": 2 * encode * options.condition.augmentations,

@@ -19,7 +19,7 @@ from torch import Tensor
 from . import adapters
 from .anchor import draw_anchor, to_tensor, to_uint8
 from .cameras import path_warnings, through_geometry
-from .condition import Encoder, anchor_mask, augmented_frames, working_anchor
+from .condition import Encoder, anchor_mask, augmented_frames, time_ids, working_anchor
 from .deliver import composite, to_clip_size
 from .depth.estimate import estimate_depth, read_depth
 from .errors import CameraError, VideoError
@@ -122,7 +122,7 @@ def camera(run: Run, inputs: Inputs, out: Writer) -> None:
     "depth",
     "intrinsics",
     "camera",
-    config=lambda run: {"band": run.config.anchor.band, "mask": run.mask_digest},
+    config=lambda run: {"band": run.config.anchor.band, "mask": run.mask_digest, "force": run.force},
 )
 def anchor(run: Run, inputs: Inputs, out: Writer) -> None:
     """Draw the clip from the new path."""
@@ -188,10 +188,11 @@ def source(run: Run, inputs: Inputs, out: Writer) -> None:
     augmented_frames(inputs["frames"].array("frames"), options.augmentations, run.size, run.config.seed, emit)
     for name, parts in zip(("latents", "prompts", "tokens"), zip(*encoded, strict=True), strict=True):
         out.save_array(name, torch.cat(parts).float().cpu().numpy())
+    out.save_array("ids", time_ids(float(run.info.rate), options))
     out.json("bank", {"frame": index})
 
 
-@stage("anchor", config=_condition_options, weights=lambda run: run.models.encoder_digest)
+@stage("frames", "anchor", config=_condition_options, weights=lambda run: run.models.encoder_digest)
 def condition(run: Run, inputs: Inputs, out: Writer) -> None:
     """Fill the anchor's holes and encode it with its latent mask."""
     options = run.config.condition
@@ -207,6 +208,7 @@ def condition(run: Run, inputs: Inputs, out: Writer) -> None:
         run.progress("condition", min(part.stop, len(color)), len(color))
     for name, parts in arrays.items():
         out.save_array(name, np.concatenate(parts))
+    out.save_array("ids", time_ids(float(run.info.rate), options))
 
 
 def _tune_options(run: Run, *names: str) -> dict[str, Any]:

@@ -287,3 +287,16 @@ for name in ("ray", "triton", "deepspeed", "xformers"):
 import recapture.engine, recapture.engine.pipeline, recapture.kernels.splat
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_the_model_is_told_is_part_of_the_keys(film):
+    """The motion bucket changes no latent: it must still reach every stage that is told it."""
+    film()
+    other = film(options={**OPTIONS, "condition": {**OPTIONS["condition"], "motion_bucket": 60}})
+    assert not reused(other) & {"source", "condition", "spatial", "temporal", "sample", "refine"}
+
+
+def test_force_does_not_silence_a_later_run(film):
+    film("pan(140deg, start=140deg)", force=True)
+    with pytest.raises(CameraError, match="sees nothing"):
+        film("pan(140deg, start=140deg)")

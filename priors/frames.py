@@ -29,6 +29,13 @@ class ClipFolder:
         """[T, H, W] float16, planar metres, inf = sky"""
         return np.load(self.folder / f"{name}.depth.npy", mmap_mode="r")
 
+    def has_view(self, name: str) -> bool:
+        return (self.folder / f"{name}.view.rgb.npy").exists()
+
+    def view(self, name: str) -> np.ndarray:
+        """[T, H, W, 3] uint8, the same moments from the clip's second path"""
+        return np.load(self.folder / f"{name}.view.rgb.npy", mmap_mode="r")
+
     def info(self, name: str) -> dict:
         return json.loads((self.folder / f"{name}.json").read_text())
 

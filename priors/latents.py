@@ -2,15 +2,19 @@
 
     python -m recapture.priors.latents --data DIR --vae DIR/runs/vae --out DIR/latents --split train
 
-Writes one safetensors file a clip, in alternating shapes: `latents` [T, C, h, w] (unscaled `mode()`), `prompt` [C, h, w] (of the
-first frame plus 0.02 noise), `image` [224, 224, 3] uint8 (for the image encoder), `fps`. Existing files are kept.
+Writes one safetensors file a clip, in alternating shapes: `latents` [T, C, h, w] (unscaled `mode()`), `prompt` [C, h, w]
+(of the first frame plus 0.02 noise), `image` [224, 224, 3] uint8 (for the image encoder), `fps`. A clip that was also
+filmed from a second path gives that view instead, and with it what the engine would know of it: `anchor` [T, C, h, w]
+(hole-filled) and `mask` [T, h, w] (latent mask). Existing files are kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -20,18 +24,30 @@ from diffusers import AutoencoderKLTemporalDecoder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..engine.anchor import to_tensor
+from ..engine.cameras import CameraPath
+from ..engine.condition import working_anchor
+from ..kernels.latent_mask import latent_mask
+from ..kernels.splat import splat
 from .frames import ClipFolder, photographs, recolor
 from .render import FRAMES
 from .train_vae import build_vae, without_full_resolution
+from .training import mixed_precision
 
 SIZES_PX = ((192, 320), (160, 384))
 """Heights and widths trained at; equal areas, multiples of 32."""
+PAIR_SIZES_PX = ((192, 288), (192, 320), (160, 352))
+"""The same for pairs; the first shows whole frames."""
 NOISE_AUGMENTATION = 0.02
 PROMPT_PX = 224
+CELL_PX = 8
 
 
 def load_vae(run: Path) -> AutoencoderKLTemporalDecoder:
-    """The averaged VAE of a training run, in evaluation mode."""
+    """The averaged VAE of a training run, or that of a model directory, in evaluation mode."""
+    if (run / "vae").is_dir():
+        vae = AutoencoderKLTemporalDecoder.from_pretrained(run / "vae", torch_dtype=torch.float32)
+        return vae.eval().requires_grad_(False)
     vae = build_vae()
     average = torch.load(run / "checkpoint.pt", weights_only=True)["average"]
     vae.load_state_dict(average)
@@ -41,20 +57,69 @@ def load_vae(run: Path) -> AutoencoderKLTemporalDecoder:
 @torch.no_grad()
 def encode(vae: AutoencoderKLTemporalDecoder, images: Tensor, chunk: int = 14) -> Tensor:
     """Unscaled `mode()` [N, C, h, w] of images [N, 3, H, W] in -1..1."""
-    with torch.autocast("cpu", torch.bfloat16), without_full_resolution(vae, decoder=False):
+    with mixed_precision(), without_full_resolution(vae, decoder=False):
         return torch.cat([vae.encode(piece).latent_dist.mode().float() for piece in images.split(chunk)])
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of a picture at another scale, mirrored or not."""
+
+    scaled: tuple[int, int]
+    """(h, w) of the whole picture at the scale of the window."""
+    size: tuple[int, int]
+    top: int
+    left: int
+    mirrored: bool
+
+    @staticmethod
+    def draw(rng: np.random.Generator, picture: tuple[int, int], size: tuple[int, int]) -> Window:
+        """A random window of `size` (h, w), as large as fits into a picture of (h, w), mirrored half the time."""
+        h, w = size
+        scale = max(h / picture[0], w / picture[1])
+        scaled = max(h, round(picture[0] * scale)), max(w, round(picture[1] * scale))
+        top, left = int(rng.integers(scaled[0] - h + 1)), int(rng.integers(scaled[1] - w + 1))
+        return Window(scaled, size, top, left, bool(rng.random() < 0.5))
+
+    def cut(self, clip: np.ndarray) -> np.ndarray:
+        """The window of frames [T, H, W, ...] that have the scale of `scaled`."""
+        clip = clip[:, self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
+        return clip[:, :, ::-1] if self.mirrored else clip
+
+    def scale(self, clip: np.ndarray) -> np.ndarray:
+        """Frames [T, H, W, 3] resized to `scaled`."""
+        if clip.shape[1:3] == self.scaled:
+            return clip
+        shape = self.scaled[::-1]
+        return np.stack([cv2.resize(np.ascontiguousarray(f), shape, interpolation=cv2.INTER_AREA) for f in clip])
+
+
 def fit(rng: np.random.Generator, clip: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A window of `size` (h, w) of the clip [T, H, W, 3], as large as fits, mirrored half the time."""
-    h, w = size
-    scale = max(h / clip.shape[1], w / clip.shape[2])
-    shape = (max(w, round(clip.shape[2] * scale)), max(h, round(clip.shape[1] * scale)))
-    if scale != 1:
-        clip = np.stack([cv2.resize(np.ascontiguousarray(f), shape, interpolation=cv2.INTER_AREA) for f in clip])
-    top, left = rng.integers(clip.shape[1] - h + 1), rng.integers(clip.shape[2] - w + 1)
-    clip = clip[:, top : top + h, left : left + w]
-    return clip[:, :, ::-1] if rng.random() < 0.5 else clip
+    """A random window of `size` (h, w) of the clip [T, H, W, 3]."""
+    window = Window.draw(rng, clip.shape[1:3], size)
+    return window.cut(window.scale(clip))
+
+
+def drawn_anchor(rng: np.random.Generator, clips: ClipFolder, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The clip as its second path sees it by its depth: colour uint8 [T, H, W, 3] and mask bool [T, H, W].
+
+    The depth of one clip in three is bent a little, as an estimate's would be.
+    """
+    info, rgb, depth = clips.info(name), np.asarray(clips.rgb(name)), clips.depth(name).astype(np.float32)
+    path = CameraPath.from_json(json.dumps(info["view"]))
+    count, height, width = depth.shape
+    if rng.random() < 1 / 3:
+        bend = cv2.resize(
+            rng.normal(0, 0.05, (4, 6)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
+        )
+        depth = depth * np.exp(bend)
+    focal = width / 2 / info["tan_x"]
+    K_px = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], dtype=torch.float64)
+    K_px, K2_px = K_px.expand(count, 3, 3), torch.from_numpy(path.K_px.copy())
+    w2c = torch.from_numpy(path.w2c.copy())
+    drawn = splat(to_tensor(rgb), torch.from_numpy(depth), K_px, w2c, K2_px, (height, width))
+    color = (drawn.color.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return color, drawn.mask.numpy()
 
 
 def camera_over_photograph(rng: np.random.Generator, picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -74,29 +139,54 @@ def camera_over_photograph(rng: np.random.Generator, picture: np.ndarray, size: 
     return np.stack(frames)
 
 
-def write(vae: AutoencoderKLTemporalDecoder, clip: np.ndarray, fps: int, path: Path, rng: np.random.Generator) -> None:
-    """Encodes `clip` [T, h, w, 3] uint8 to `path`, recoloured half the time."""
+def write(
+    vae: AutoencoderKLTemporalDecoder,
+    clip: np.ndarray,
+    fps: int,
+    path: Path,
+    rng: np.random.Generator,
+    anchor: tuple[np.ndarray, np.ndarray] | None = None,
+) -> None:
+    """Encodes `clip` [T, h, w, 3] uint8 to `path`, recoloured half the time.
+
+    Args:
+        anchor: hole-filled frames, float [T, h, w, 3] in 0..1, and which pixels of them are real, bool [T, h, w].
+    """
+    count = len(clip)
     images = clip.astype(np.float32) / 255
+    if anchor is not None:
+        images = np.concatenate([images, anchor[0]])
     images = recolor(rng, images, 0.7) if rng.random() < 0.5 else images
     first = cv2.resize(images[0], (PROMPT_PX, PROMPT_PX), interpolation=cv2.INTER_AREA)
     frames = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2) * 2 - 1
     noise = torch.from_numpy(rng.standard_normal(frames[:1].shape).astype(np.float32))
-    latents = encode(vae, torch.cat([frames, frames[:1] + NOISE_AUGMENTATION * noise]), chunk=len(frames) + 1)
-    tensors = {
-        "latents": latents[:-1].half().contiguous(),
-        "prompt": latents[-1].half().contiguous(),
-        "fps": torch.tensor(fps),
-    }
+    latents = encode(vae, torch.cat([frames, frames[:1] + NOISE_AUGMENTATION * noise]), chunk=count + 1).half()
+    tensors = {"latents": latents[:count].contiguous(), "prompt": latents[-1].contiguous(), "fps": torch.tensor(fps)}
     tensors["image"] = torch.from_numpy((first * 255).astype(np.uint8))
+    if anchor is not None:
+        tensors["anchor"] = latents[count:-1].contiguous()
+        tensors["mask"] = latent_mask(torch.from_numpy(anchor[1].copy()), (CELL_PX, CELL_PX)).byte()
     aside = path.with_suffix(".partial")
     save_file(tensors, aside)
     os.replace(aside, path)
 
 
+def write_pair(
+    vae: AutoencoderKLTemporalDecoder, clips: ClipFolder, name: str, size: tuple[int, int], path: Path
+) -> None:
+    """Encodes a clip's second view and its anchor."""
+    rng = np.random.default_rng([int(name), 2])
+    view = np.asarray(clips.view(name))
+    window = Window.draw(rng, view.shape[1:3], size)
+    filled, real = working_anchor(*drawn_anchor(rng, clips, name), window.scaled)
+    anchor = window.cut(filled.permute(0, 2, 3, 1).numpy()), window.cut(real.numpy())
+    write(vae, window.cut(window.scale(view)), clips.info(name)["fps"], path, rng, anchor)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--vae", type=Path, required=True, help="run folder of train_vae.py")
+    parser.add_argument("--vae", type=Path, required=True, help="run folder of train_vae.py, or a model directory")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--split", choices=["train", "held_out"], default="train")
     parser.add_argument("--photo-clips", type=int, default=40, help="clips made by moving a window over a photograph")
@@ -108,6 +198,12 @@ def main() -> None:
     folder = args.out / args.split
     folder.mkdir(parents=True, exist_ok=True)
     for index, name in enumerate(clips.names):
+        if clips.has_view(name):
+            size = PAIR_SIZES_PX[int(name) % len(PAIR_SIZES_PX)]
+            path = folder / f"pair{name}-{size[0]}x{size[1]}.safetensors"
+            if not path.exists():
+                write_pair(vae, clips, name, size, path)
+            continue
         size = SIZES_PX[index % len(SIZES_PX)]
         path = folder / f"{name}-{size[0]}x{size[1]}.safetensors"
         if not path.exists():

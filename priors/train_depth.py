@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..engine.depth.network import DepthNet
 from .frames import ClipFolder, recolor
-from .training import Run, recipe_arguments
+from .training import Run, mixed_precision, recipe_arguments
 
 FARTHEST_M = 80.0
 SIZES_PX = ((192, 288), (160, 352), (224, 256))
@@ -127,7 +127,7 @@ def main() -> None:
     errors = []
     while run.step < args.steps:
         images, depth = samples.batch(args.batch)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             log_depth, sky_logit = net(images)
         loss, silog = depth_loss(log_depth.float(), sky_logit.float(), depth)
         run.update(loss)

@@ -1,6 +1,11 @@
 """Trains the embedded video UNet and its image encoder, in Stable Video Diffusion's conventions.
 
-    python -m recapture.priors.train_unet --latents DIR/latents --vae DIR/runs/vae --run DIR/runs/unet
+    python -m recapture.priors.train_unet --latents DIR/latents --scaling S --run DIR/runs/unet
+    python -m recapture.priors.train_unet --latents DIR/latents --scaling S --run DIR/runs/guided --guided --start MODEL
+
+Two kinds. The plain one is the paper's: noise and image prompt. The guided one also sees the anchor's latents and the
+latent mask, and learns from pairs (a second view's truth and the anchor that the engine would draw of it); it begins as
+the plain one whose extra channels count nothing.
 
 EDM with v-prediction: the loss is taken on the network's output F (DESIGN.md, section 1). Single frames with the
 temporal layers skipped come first, then mostly clips; some single frames stay in the mix, because the engine's spatial
@@ -23,7 +28,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ..engine.bypass import temporal_bypass
 from .train_vae import CONFIG as VAE_CONFIG
-from .training import Run, recipe_arguments
+from .training import Run, mixed_precision, recipe_arguments
 
 CHANNELS = VAE_CONFIG["latent_channels"]
 TOKEN = 128
@@ -46,8 +51,16 @@ PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def build_unet() -> UNetSpatioTemporalConditionModel:
-    return UNetSpatioTemporalConditionModel(**UNET_CONFIG)
+def build_unet(guided: bool = False) -> UNetSpatioTemporalConditionModel:
+    config = UNET_CONFIG | ({"in_channels": 3 * CHANNELS + 1} if guided else {})
+    return UNetSpatioTemporalConditionModel(**config)
+
+
+def widen_input(weight: Tensor, channels: int) -> Tensor:
+    """`conv_in`'s weight [O, I, 3, 3] for `channels` input channels: the new ones count nothing yet."""
+    wide = weight.new_zeros(weight.shape[0], channels, *weight.shape[2:])
+    wide[:, : weight.shape[1]] = weight
+    return wide
 
 
 def build_image_encoder() -> CLIPVisionModelWithProjection:
@@ -61,24 +74,40 @@ def build_image_encoder() -> CLIPVisionModelWithProjection:
 class VideoPrior(nn.Module):
     """The UNet and the image encoder, trained together. Residual branches start at zero: it learns faster."""
 
-    def __init__(self) -> None:
+    def __init__(self, guided: bool = False) -> None:
         super().__init__()
-        self.unet, self.image_encoder = build_unet(), build_image_encoder()
+        self.unet, self.image_encoder = build_unet(guided), build_image_encoder()
         for name, parameter in self.unet.named_parameters():
             if name.endswith(("conv2.weight", "conv2.bias", "proj_out.weight")):
                 nn.init.zeros_(parameter)
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
 
+    def load_directory(self, folder: Path) -> None:
+        """The weights of a model directory; a guided network may start from a plain one."""
+        unet = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+        unet["conv_in.weight"] = widen_input(unet["conv_in.weight"], self.unet.config["in_channels"])
+        self.unet.load_state_dict({name: value.float() for name, value in unet.items()})
+        encoder = load_file(folder / "image_encoder" / "model.safetensors")
+        self.image_encoder.load_state_dict({name: value.float() for name, value in encoder.items()}, strict=False)
+
     def token(self, images: Tensor) -> Tensor:
         """[B, 224, 224, 3] uint8 -> [B, 1, TOKEN]"""
         pixels = (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
         return self.image_encoder(pixels).image_embeds[:, None]
 
-    def forward(self, noisy: Tensor, sigma: Tensor, prompt: Tensor, token: Tensor, fps: Tensor) -> Tensor:
-        """F [B, T, C, h, w] of scaled noisy latents [B, T, C, h, w] at `sigma` [B]; prompt unscaled [B, C, h, w]."""
+    def forward(
+        self, noisy: Tensor, sigma: Tensor, prompt: Tensor, token: Tensor, fps: Tensor, guide: Tensor | None = None
+    ) -> Tensor:
+        """F [B, T, C, h, w] of scaled noisy latents [B, T, C, h, w] at `sigma` [B]; prompt unscaled [B, C, h, w].
+
+        `guide` [B, T, C + 1, h, w] is the scaled anchor and its mask; zeros tell a guided network nothing.
+        """
         s = sigma.view(-1, 1, 1, 1, 1)
         inputs = torch.cat([noisy / (s * s + 1).sqrt(), prompt[:, None].expand_as(noisy)], 2)
+        if self.unet.config["in_channels"] > inputs.shape[2]:
+            blank = inputs.new_zeros(*noisy.shape[:2], CHANNELS + 1, *noisy.shape[3:])
+            inputs = torch.cat([inputs, blank if guide is None else guide], 2)
         ids = torch.tensor([[0.0, MOTION_BUCKET, NOISE_AUGMENTATION]]).repeat(len(noisy), 1)
         ids[:, 0] = fps - 1
         return self.unet(inputs, 0.25 * sigma.log(), token, added_time_ids=ids).sample
@@ -100,6 +129,8 @@ class Batch:
     """[B, 224, 224, 3] uint8"""
     fps: Tensor
     """[B]"""
+    guide: Tensor
+    """[B, T, C + 1, h, w]: scaled anchor and mask, zeros where a clip has none"""
 
 
 class Latents:
@@ -115,34 +146,44 @@ class Latents:
             raise ValueError(f"no latents in {folder}: run recapture.priors.latents first")
 
     def draw(self, clips: int, frames: int, apart: bool) -> Batch:
-        """The first `frames` of some clips, or that many random ones, never the prompt's, as one-frame clips."""
+        """`frames` frames of some clips, evenly from the first on, or random ones but the first as one-frame clips."""
         shapes = list(self.by_shape)
         pool = self.by_shape[shapes[self.rng.integers(len(shapes))]]
         chosen = [pool[self.rng.integers(len(pool))] for _ in range(clips)]
         parts = []
         for clip in chosen:
             latents = clip["latents"].float() * self.scaling
+            guide = torch.zeros_like(torch.cat([latents, latents[:, :1]], 1))
+            if "anchor" in clip:
+                guide = torch.cat([clip["anchor"].float() * self.scaling, clip["mask"].float()[:, None]], 1)
+            both = torch.cat([latents, guide], 1)
             if not apart:
-                parts.append((latents[None, :frames], 1, clip))
+                parts.append((both[None, :: len(both) // frames][:, :frames], 1, clip))
             else:
                 index = 1 + self.rng.permutation(len(latents) - 1)[:frames]
-                parts.append((latents[index, None], len(index), clip))
+                parts.append((both[index, None], len(index), clip))
+        both = torch.cat([values for values, _, _ in parts])
+        channels = parts[0][2]["latents"].shape[1]
         return Batch(
-            torch.cat([latents for latents, _, _ in parts]),
+            both[:, :, :channels],
             torch.cat([clip["prompt"].float()[None].repeat(n, 1, 1, 1) for _, n, clip in parts]),
             torch.cat([clip["image"][None].repeat(n, 1, 1, 1) for _, n, clip in parts]),
             torch.cat([clip["fps"].float().view(1).repeat(n) for _, n, clip in parts]),
+            both[:, :, channels:],
         )
 
 
-def denoising_loss(prior: VideoPrior, batch: Batch, sigma: Tensor, drop: Tensor, bypass: bool) -> Tensor:
-    """Mean squared error of F per sample [B]; `drop` [B] bool removes the image prompt (for guidance)."""
+def denoising_loss(
+    prior: VideoPrior, batch: Batch, sigma: Tensor, drop: Tensor, bypass: bool, blind: Tensor | None = None
+) -> Tensor:
+    """Mean squared error of F per sample [B]; `drop` [B] bool removes the image prompt, `blind` [B] the anchor."""
     keep = (~drop).float()
+    guide = batch.guide if blind is None else batch.guide * (~blind).float().view(-1, 1, 1, 1, 1)
     noise = torch.randn_like(batch.clean)
     noisy = batch.clean + sigma.view(-1, 1, 1, 1, 1) * noise
-    with torch.autocast("cpu", torch.bfloat16), temporal_bypass(prior.unet) if bypass else nullcontext():
+    with mixed_precision(), temporal_bypass(prior.unet) if bypass else nullcontext():
         token = prior.token(batch.images) * keep[:, None, None]
-        output = prior(noisy, sigma, batch.prompt * keep[:, None, None, None], token, batch.fps)
+        output = prior(noisy, sigma, batch.prompt * keep[:, None, None, None], token, batch.fps, guide)
     return (output.float() - velocity(batch.clean, noise, sigma)).square().mean((1, 2, 3, 4))
 
 
@@ -150,14 +191,18 @@ def main() -> None:
     parser = recipe_arguments(__doc__.splitlines()[0], steps=2500, lr=1.2e-3, batch=1)
     parser.add_argument("--latents", type=Path, required=True, help="folder that latents.py wrote")
     parser.add_argument("--scaling", type=float, required=True, help="1 / standard deviation, printed by latents.py")
-    parser.add_argument("--frames", type=int, default=14, help="leading frames of each clip; fewer is cheaper at first")
+    parser.add_argument("--frames", type=int, default=14, help="frames of each clip; fewer is cheaper at first")
     parser.add_argument("--images-until", type=int, default=600, help="steps on single frames only")
+    parser.add_argument("--guided", action="store_true", help="also give the network the anchor and its mask")
+    parser.add_argument("--start", type=Path, help="model directory to begin from")
     parser.add_argument("--image-share", type=float, default=0.25, help="share of single-frame steps afterwards")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    prior = VideoPrior().train()
+    prior = VideoPrior(args.guided).train()
+    if args.start is not None:
+        prior.load_directory(args.start)
     run = Run(prior, args.run, lr=args.lr, steps=args.steps, decay=0.998)
     torch.manual_seed(args.seed + run.step)
     latents = Latents(args.latents / "train", args.scaling, args.seed + run.step)
@@ -166,7 +211,8 @@ def main() -> None:
         bypass = run.step < args.images_until or latents.rng.random() < args.image_share
         batch = latents.draw(4, 3, True) if bypass else latents.draw(args.batch, args.frames, False)
         sigma = (0.7 + 1.6 * torch.randn(len(batch.clean))).exp()
-        loss = denoising_loss(prior, batch, sigma, torch.rand(len(sigma)) < 0.1, bypass).mean()
+        drop, blind = torch.rand(len(sigma)) < 0.1, torch.rand(len(sigma)) < 0.1
+        loss = denoising_loss(prior, batch, sigma, drop, bypass, blind).mean()
         run.update(loss)
         losses["image" if bypass else "video"].append(loss.item())
         if run.step % 50 == 0:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..engine.bypass import temporal_bypass
 from .frames import ClipFolder, photographs, random_crop, recolor
-from .training import Run, recipe_arguments
+from .training import Run, mixed_precision, recipe_arguments
 from .warm_start import start_as_linear_codec
 
 CONFIG = {
@@ -134,7 +134,7 @@ def main() -> None:
         frames = PIECE if temporal else 1
         images = pictures.batch(max(1, args.batch // frames), frames, CROPS_PX[run.step >= args.large_from])
         light = without_full_resolution(vae, decoder=run.step < args.full_from)
-        with torch.autocast("cpu", torch.bfloat16), nullcontext() if temporal else temporal_bypass(vae), light:
+        with mixed_precision(), nullcontext() if temporal else temporal_bypass(vae), light:
             posterior = vae.encode(images).latent_dist
             # Without the bypass the output layer would mix the unrelated frames of the batch.
             decoded = vae.decode(posterior.sample(), num_frames=frames).sample.float()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("diffusers")
 skimage_data = pytest.importorskip("skimage.data")
@@ -103,6 +103,54 @@ def test_unet_recipe_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     call(monkeypatch, "train_unet", *options, "--images-until", 1, "--steps", 2)
     call(monkeypatch, "train_unet", *options, "--images-until", 1, "--steps", 3)
     assert steps_of(run) == 3
+
+
+def test_a_guided_unet_begins_as_the_plain_one_and_learns_from_pairs(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recapture.priors.render import path_from_clip
+    from recapture.priors.train_unet import VideoPrior
+
+    clips = data / "clips" / "train"
+    for index, text in enumerate(["truck(0.1)", "static()"]):
+        rgb, depth = np.load(clips / f"{index:04d}.rgb.npy"), np.load(clips / f"{index:04d}.depth.npy")
+        path = path_from_clip(text, depth.astype(np.float32), 0.7, 12)
+        np.save(clips / f"{index:04d}.view.rgb.npy", rgb)
+        info = {"fps": 12, "kind": "indoor", "tan_x": 0.7, "view": json.loads(path.to_json())}
+        (clips / f"{index:04d}.json").write_text(json.dumps(info))
+    call(monkeypatch, "latents", "--data", data, "--vae", WEIGHTS / "tiny", "--out", tmp_path, "--threads", 1)
+    pairs = [load_file(path) for path in sorted((tmp_path / "train").glob("pair*.safetensors"))]
+    assert len(pairs) == 2
+    assert all(pair["anchor"].shape == pair["latents"].shape for pair in pairs)
+    assert 0 < pairs[0]["mask"].float().mean() < 1  # the truck uncovers something, standing still nothing
+    assert pairs[1]["mask"].all()
+
+    run = tmp_path / "guided"
+    options = ["--latents", tmp_path, "--scaling", 0.5, "--run", run, "--guided", "--frames", 2, "--images-until", 1]
+    call(
+        monkeypatch,
+        "train_unet",
+        *options,
+        "--start",
+        WEIGHTS / "tiny",
+        "--steps",
+        2,
+        "--save-every",
+        1,
+        "--threads",
+        1,
+    )
+    assert steps_of(run) == 2
+
+    plain, guided = VideoPrior(), VideoPrior(guided=True)
+    for prior in (plain, guided):
+        prior.load_directory(WEIGHTS / "tiny")
+    noisy, prompt, token = torch.randn(1, 2, 12, 8, 8), torch.randn(1, 12, 8, 8), torch.randn(1, 1, 128)
+    told = torch.randn(1, 2, 13, 8, 8)
+    with torch.no_grad():
+        expected = plain(noisy, torch.ones(1), prompt, token, torch.tensor([12.0]))
+        found = guided(noisy, torch.ones(1), prompt, token, torch.tensor([12.0]), told)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.fixture(scope="module")

@@ -40,11 +40,12 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# torch and what only its CUDA build brings stay out of the lock: they differ from machine to machine.
+# torch and what only its CUDA build brings stay out of the lock: they differ from machine to machine. Triton is the
+# version that this torch's CUDA build brings.
 lock:
-	uv pip compile pyproject.toml --extra engine --extra demo --extra dev --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra engine --extra demo --extra evaluate --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --no-header --upgrade -o requirements.lock \
-		$(foreach name,torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti \
+		$(foreach name,torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti \
 		nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
 		nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
 		nvidia-nvshmem-cu13 nvidia-nvtx,--no-emit-package $(name))

@@ -52,7 +52,7 @@ def models(as_json: Json = False) -> None:
 
 _PACKAGES = (
     "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "av", "numpy", "opencv-python-headless",
-    "pyarrow", "triton", "xformers", "ray", "deepspeed",
+    "pyarrow", "numba", "triton", "xformers", "ray", "deepspeed",
 )  # fmt: skip
 
 

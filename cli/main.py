@@ -8,6 +8,8 @@ import typer
 
 from .. import __version__
 from . import info, render, stages
+from .bench import bench
+from .evaluate import evaluate
 from .output import emit
 
 app = typer.Typer(
@@ -20,10 +22,12 @@ app = typer.Typer(
 )
 app.command()(render.run)
 app.command()(render.preview)
+app.command()(evaluate)
 app.command()(info.presets)
 app.command()(info.models)
 app.command()(info.doctor)
 app.add_typer(stages.store, name="store")
+app.add_typer(bench, name="bench")
 
 
 @app.callback(invoke_without_command=True)

@@ -137,6 +137,10 @@ def run(
     ] = False,
     force: Force = False,
     device: Device = "auto",
+    attention: Annotated[
+        str | None,
+        typer.Option(help="Operator of the model's attention: sdpa, or xformers (optional, GPU).", show_default="sdpa"),
+    ] = None,
     store: StoreOption = None,
     max_frames: MaxFrames = 3000,
     as_json: Json = False,
@@ -170,11 +174,12 @@ def run(
     }
     spec = _parse_camera(camera, source_camera, path_scale)
     read = None if config is None else read_config(config)
-    engine = _engine(model or (read.model if read else "tiny"), device, store)
+    engine = open_engine(model or (read.model if read else "tiny"), device, store)
     chosen = read or engine.default_config()
     if preset is not None:
         chosen = named_preset(preset, model=chosen.model)
-    chosen = replace(chosen, model=engine.models.entry.name, seed=chosen.seed if seed is None else seed)
+    typed = {"seed": seed, "attention": attention}
+    chosen = replace(chosen, model=engine.models.entry.name, **{k: v for k, v in typed.items() if v is not None})
     chosen = override(chosen, _given(given))
     inputs: dict[str, Any] = {
         "depth_dir": depth_dir,
@@ -208,7 +213,7 @@ def run(
     typer.echo(f"video      {video}")
     typer.echo(f"report     {out / 'report.html'}")
     typer.echo(f"generated  {100 * result.generated_share:.1f} % of the pixels; the rest is your footage")
-    typer.echo(f"time       {_clock(result.seconds)}")
+    typer.echo(f"time       {clock(result.seconds)}")
     typer.echo(f"next       {_next_command(camera, second, out)}  (reuses {', '.join(shared)})")
 
 
@@ -238,7 +243,7 @@ def preview(
     spec = _parse_camera(camera, source_camera, path_scale)
     folder = Path(f"{Path(clip).stem}-preview") if out is None else out
     started = time.monotonic()
-    engine = _engine("tiny", device, store)
+    engine = open_engine("tiny", device, store)
     options: dict[str, dict[str, Any]] = {
         "decode": {"first_frame": first_frame, "max_frames": frames},
         "depth": {"model": depth, "fov_deg": fov},
@@ -272,7 +277,7 @@ def preview(
         return
     typer.echo(f"anchor sheet  {sheet}")
     typer.echo(f"holes         {100 * result.hole_share:.1f} % of the picture")
-    typer.echo(f"time          {_clock(seconds)}")
+    typer.echo(f"time          {clock(seconds)}")
 
 
 def _given(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -280,7 +285,7 @@ def _given(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: {k: v for k, v in values.items() if v is not None} for name, values in sections.items()}
 
 
-def _engine(model: str, device: str, store: str | None) -> "Recapture":
+def open_engine(model: str, device: str, store: str | None) -> "Recapture":
     _silence_libraries()
     from ..engine.pipeline import Recapture
 
@@ -365,10 +370,10 @@ def _print_plan(engine: "Recapture", clip: str, spec: Any, options: dict[str, An
     parts = ", ".join(f"{what} {size / 2**20:.0f}" for what, size in plan.memory.items())
     typer.echo(f"memory     about {plan.memory_bytes / 2**30:.1f} GiB (MiB: {parts})")
     parts = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in plan.stages_s.items() if seconds >= 0.5)
-    typer.echo(f"time       about {_clock(plan.seconds)} (seconds: {parts})")
+    typer.echo(f"time       about {clock(plan.seconds)} (seconds: {parts})")
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 

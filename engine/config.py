@@ -4,6 +4,8 @@ The defaults are the paper's recipe. `preset("tiny")` is the recipe of the embed
 """
 
 import json
+import numbers
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -109,6 +111,8 @@ class DeliverConfig:
 class RunConfig:
     model: str = "tiny"
     seed: int = 0
+    attention: Literal["sdpa", "xformers"] = "sdpa"
+    """Operator of the UNet's attention: torch's own, or xformers' (an optional extra, on a GPU only)."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     depth: DepthConfig = field(default_factory=DepthConfig)
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
@@ -169,7 +173,7 @@ def read_config(path: Path) -> RunConfig:
     return config
 
 
-def override(config: RunConfig, sections: dict[str, dict[str, Any]]) -> RunConfig:
+def override(config: RunConfig, sections: Mapping[str, Mapping[str, Any]]) -> RunConfig:
     """Replace fields by section and name; the result is checked."""
     changed = {}
     for section, values in sections.items():
@@ -221,10 +225,14 @@ def check(config: RunConfig) -> None:
     Raises:
         InputError: names the option and what is accepted.
     """
-    for section, bounds in _BOUNDS.items():
-        part = getattr(config, section)
+    for section in ("", *_BOUNDS):
+        part, bounds = (getattr(config, section), _BOUNDS[section]) if section else (config, {})
         for name, (least, most) in bounds.items():
             value = getattr(part, name)
+            if value is not None and not isinstance(value, numbers.Real):
+                raise InputError(f"{value!r} is no number, {least:g} to {most:g} is accepted", param=_option(name))
+            if isinstance(getattr(type(part)(), name), int) and not isinstance(value, numbers.Integral):
+                raise InputError(f"{value!r} is no whole number", param=_option(name))
             if value is not None and not least <= value <= most:
                 raise InputError(f"{value} is out of range, {least:g} to {most:g} is accepted", param=_option(name))
         for name, kind in get_type_hints(type(part)).items():

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .attention import require as require_attention
 from .cameras import CameraPath, CameraSpec, parse_camera
 from .config import PRESETS, RunConfig, check, preset
 from .errors import Cancelled, InputError, ResourceError
@@ -264,6 +265,7 @@ def pick_device(name: str) -> torch.device:
 
 def _refuse_early(run: Run) -> None:
     """What can be known to fail later is refused now."""
+    require_attention(run.config.attention, run.device)
     _ = run.size, run.depth_digest, run.mask_digest
     if run.frame_count < 2:
         raise InputError(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import adapters
+from .attention import Attention, set_attention
 from .cameras import CameraSpec
 from .config import RunConfig
 from .depth.models import DepthModel, DepthSource, find_depth_model, load_depth_model
@@ -34,6 +35,7 @@ class Models:
         """How often the video model was loaded."""
         self._video: VideoModel | None = None
         self._rank: int | None = None
+        self._attention: Attention = "sdpa"
         self._depth: dict[str, tuple[DepthSource, DepthModel | None]] = {}
 
     @cached_property
@@ -44,13 +46,16 @@ class Models:
     def unet_digest(self) -> str:
         return weights_digest(self.folder, ("unet",))
 
-    def video(self, rank: int) -> VideoModel:
-        """The video model with both adapters injected at this rank."""
+    def video(self, rank: int, attention: Attention = "sdpa") -> VideoModel:
+        """The video model with both adapters injected at this rank, its attention computed by this operator."""
         if self._video is None or self._rank != rank:
             self._video = VideoModel(self.folder, device=self.device, dtype=self.dtype)
             adapters.inject(self._video.unet, rank)
-            self._rank = rank
+            self._rank, self._attention = rank, "sdpa"
             self.loads += 1
+        if self._attention != attention:
+            set_attention(self._video.unet, attention)
+            self._attention = attention
         return self._video
 
     def depth_source(self, name: str) -> DepthSource:
@@ -107,7 +112,7 @@ class Run:
 
     @property
     def model(self) -> VideoModel:
-        return self.models.video(self.config.tune.rank)
+        return self.models.video(self.config.tune.rank, self.config.attention)
 
     def fresh_adapters(self) -> None:
         """Both adapters as injected; the seed makes a tuning run start from the same weights wherever it runs."""

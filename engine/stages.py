@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import adapters
+from . import adapters, attention
 from .anchor import draw_anchor, to_tensor, to_uint8
 from .cameras import path_warnings, through_geometry
 from .condition import Encoder, anchor_mask, augmented_frames, time_ids, working_anchor
@@ -214,7 +214,8 @@ def condition(run: Run, inputs: Inputs, out: Writer) -> None:
 def _tune_options(run: Run, *names: str) -> dict[str, Any]:
     shared = ("rank", "lr", "schedule", "sigma_mean", "sigma_std", "weight_decay")
     options = asdict(run.config.tune)
-    return {name: options[name] for name in (*shared, *names)} | {"seed": run.config.seed}
+    chosen = {name: options[name] for name in (*shared, *names)}
+    return {**chosen, "seed": run.config.seed, **attention.key(run.config.attention)}
 
 
 def _spatial_options(run: Run) -> dict[str, Any]:
@@ -287,7 +288,12 @@ def windows_of(run: Run, count: int) -> list[range]:
     "condition",
     "spatial",
     "temporal",
-    config=lambda run: {**asdict(run.config.sample), "seed": run.config.seed, "frames": run.models.shape.frames},
+    config=lambda run: {
+        **asdict(run.config.sample),
+        "seed": run.config.seed,
+        "frames": run.models.shape.frames,
+        **attention.key(run.config.attention),
+    },
     weights=lambda run: run.models.unet_digest + run.models.encoder_digest,
 )
 def sample(run: Run, inputs: Inputs, out: Writer) -> None:
@@ -315,6 +321,7 @@ def sample(run: Run, inputs: Inputs, out: Writer) -> None:
         "seed": run.config.seed,
         "overlap": run.config.sample.overlap,
         "frames": run.models.shape.frames,
+        **attention.key(run.config.attention),
     },
     weights=lambda run: run.models.unet_digest + run.models.encoder_digest,
 )

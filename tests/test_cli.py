@@ -223,6 +223,8 @@ def test_options_out_of_bounds(recapture, clip, quick, tmp_path):
         (["--preset", "best"], "paper, tiny"),
         (["--config", clip], "not the config.json"),
         (["--device", "tpu"], "auto, cpu, cuda"),
+        (["--attention", "flash"], "sdpa, xformers"),
+        (["--attention", "xformers"], "no operator for cpu"),
         (["--depth-dir", tmp_path / "none"], "--depth-dir"),
     ]:
         recapture("run", clip, "--camera", "static", "--out", tmp_path / "out", *quick, *words).refused(said)
@@ -288,7 +290,7 @@ def test_help_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-COMMANDS = {"run", "preview", "presets", "models", "doctor", "store"}
+COMMANDS = {"bench", "evaluate", "run", "preview", "presets", "models", "doctor", "store"}
 
 
 def test_the_commands_are_these(recapture):

@@ -1,0 +1,75 @@
+"""`recapture bench`: how fast the kernels are on this machine, against their rivals in the same run."""
+
+import json
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .output import Json, emit
+
+bench = typer.Typer(help="How fast this machine runs what the method is made of.", no_args_is_help=True)
+
+OPERATIONS = ("splat", "masked_loss", "latent_mask")
+"""Modules of benchmarks/ with a function `rows(device, quick)`."""
+
+
+@bench.callback()
+def root() -> None:
+    """Keeps `kernels` a command of its own: typer folds a group of one into its parent."""
+
+
+@bench.command()
+def kernels(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions and rivals: seconds, not minutes.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Append the rows to this file, one JSON document a line.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Time the kernels and their rivals, interleaved in one process. On a shared machine only the ratios count."""
+    import torch
+
+    from ..engine.errors import InputError, OutputError
+
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"no device {device!r}; there are cpu, cuda", param="--device")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("no CUDA device is available; use --device cpu", param="--device")
+    rows: list[dict[str, Any]] = []
+    for name in OPERATIONS:
+        module = f"recapture.benchmarks.{name}"
+        if find_spec(module) is None:
+            typer.echo(f"{name} has no benchmark yet", err=True)
+            continue
+        typer.echo(f"timing {name}", err=True)
+        rows += import_module(module).rows(device, quick)
+    if out is not None:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with out.open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+        except OSError as error:
+            raise OutputError(f"{out} cannot be written ({error.strerror})", param="--out") from None
+    if as_json:
+        emit(rows)
+        return
+    _print(rows)
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    """A table an operation and shape: median and spread in milliseconds, and times faster than the baseline."""
+    before = None
+    for row in rows:
+        title = f"{row['op']}  {row['shape']}  on {row['device']}"
+        if title != before:
+            typer.echo(f"\n{title}" if before else title)
+            typer.echo(f"  {'implementation':28}{'p50 ms':>10}{'p20':>10}{'p80':>10}  x {row['baseline']}")
+            before = title
+        times = "".join(f"{row[name]:10.3f}" for name in ("p50_ms", "p20_ms", "p80_ms"))
+        share = f"  {row['roofline_share']:.2f} of the copy" if "roofline_share" in row else ""
+        launched = f"  {row['launches']} launches" if "launches" in row else ""
+        typer.echo(f"  {row['implementation']:28}{times}  {row['speedup']:.2f}{share}{launched}")

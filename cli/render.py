@@ -55,6 +55,18 @@ DepthDir = Annotated[
 MaskDir = Annotated[
     Path | None, typer.Option(help="PNG masks a frame: white pixels of the source may be used.", show_default=False)
 ]
+Locked = Annotated[
+    bool | None,
+    typer.Option(
+        "--locked/--not-locked",
+        help="The source camera stands still: fill holes with background that other frames show.",
+        show_default="found out",
+    ),
+]
+CleanPlate = Annotated[
+    Path | None,
+    typer.Option(help="Picture of the empty scene from the clip's own camera: fills holes.", show_default=False),
+]
 Fov = Annotated[float | None, typer.Option(help="Horizontal field of view of the clip, degrees.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Go on where the path sees next to nothing of the clip.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -88,6 +100,8 @@ def run(
     depth: Depth = None,
     depth_dir: DepthDir = None,
     mask_dir: MaskDir = None,
+    locked: Locked = None,
+    clean_plate: CleanPlate = None,
     fov: Fov = None,
     height: Annotated[
         int | None, typer.Option(help="Working height of the model, with --width.", show_default=False)
@@ -153,6 +167,7 @@ def run(
     given = {
         "decode": {"first_frame": first_frame, "max_frames": frames},
         "depth": {"model": depth, "fov_deg": fov},
+        "anchor": {"locked": locked},
         "condition": {"height": height, "width": width, "mask_mode": mask, "mask_threshold": mask_threshold},
         "tune": {
             "rank": rank,
@@ -184,6 +199,7 @@ def run(
     inputs: dict[str, Any] = {
         "depth_dir": depth_dir,
         "mask_dir": mask_dir,
+        "clean_plate": clean_plate,
         "force": force,
         "limits": _limits(max_frames),
     }
@@ -230,6 +246,8 @@ def preview(
     depth: Depth = None,
     depth_dir: DepthDir = None,
     mask_dir: MaskDir = None,
+    locked: Locked = None,
+    clean_plate: CleanPlate = None,
     fov: Fov = None,
     force: Force = False,
     device: Device = "auto",
@@ -247,6 +265,7 @@ def preview(
     options: dict[str, dict[str, Any]] = {
         "decode": {"first_frame": first_frame, "max_frames": frames},
         "depth": {"model": depth, "fov_deg": fov},
+        "anchor": {"locked": locked},
     }
     with _claimed(folder), Display(quiet=as_json) as display:
         result = engine(
@@ -256,6 +275,7 @@ def preview(
             until="anchor",
             depth_dir=depth_dir,
             mask_dir=mask_dir,
+            clean_plate=clean_plate,
             force=force,
             limits=_limits(max_frames),
             on_progress=display.on_progress,

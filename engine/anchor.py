@@ -1,12 +1,14 @@
 """The anchor video: every frame lifted by its depth and drawn from the new path, with the mask of what is real."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.splat import splat
+from ..kernels.splat import Splat, splat
+from .background import Plate, hidden
 from .cameras import CameraPath
 from .depth.upsample import guided_upsample
 from .store.arrays import ArrayWriter
@@ -22,21 +24,27 @@ def draw_anchor(
     path: CameraPath,
     color: ArrayWriter,
     mask: ArrayWriter,
+    evidence: ArrayWriter,
     *,
+    plate: Plate | None,
     band: float,
     valid: Callable[[int], np.ndarray] | None,
     device: torch.device,
-    on_frame: Callable[[int, float], None],
+    on_frame: Callable[[int, float, float], None],
 ) -> None:
-    """Append the anchor's colours (uint8 [h, w, 3]) and mask (bool [h, w]) frame by frame.
+    """Append the anchor's colours (uint8 [h, w, 3]), mask (bool [h, w]) and evidence (uint8 [h, w]) frame by frame.
+
+    Evidence says where a pixel comes from: 255 is the frame of the same moment, 1 to 254 other frames of a locked-off
+    clip (the confidence in them), 0 a hole.
 
     Args:
         frames: uint8 [N, H, W, 3].
         depth: float32 [N, h', w'], at the depth network's resolution.
         source_K_px: [N, 3, 3] in pixels of (W, H).
         path: the new camera; its size is the anchor's.
+        plate: the static background that other frames show, drawn into the holes.
         valid: mask of frame t, bool [H, W]: pixels that may be lifted.
-        on_frame: called with (frames done, share of the last one that is covered).
+        on_frame: called with (frames done, share of the last one that is covered, share that other frames gave).
     """
     w2c = torch.from_numpy(path.w2c.copy())
     target_K, source_K = torch.from_numpy(path.K_px.copy()), torch.from_numpy(source_K_px.copy())
@@ -57,10 +65,45 @@ def draw_anchor(
             valid=allowed,
             band=band,
         )
-        color.append(to_uint8(drawn.color))
-        mask.append(drawn.mask.cpu().numpy())
+        picture, covered = drawn.color, drawn.mask
+        source = covered.to(torch.uint8) * 255
+        if plate is not None and not bool(covered.all()):
+            behind = np.stack([hidden(plate, frames[t], depth[t], band=band) for t in range(part.start, part.stop)])
+            other, confidence = _draw_plate(
+                plate, behind, source_K[part], w2c[part], target_K[part], path, band, device
+            )
+            filled = other.mask & ~covered
+            picture = torch.where(filled[:, None], other.color, picture)
+            source = torch.where(filled, confidence, source)
+            covered = covered | filled
+        color.append(to_uint8(picture))
+        mask.append(covered.cpu().numpy())
+        evidence.append(source.cpu().numpy())
         for t in range(part.start, part.stop):
-            on_frame(t + 1, float(drawn.mask[t - part.start].float().mean()))
+            own, share = (float(m[t - part.start].float().mean()) for m in (drawn.mask, covered))
+            on_frame(t + 1, share, share - own)
+
+
+def _draw_plate(
+    plate: Plate,
+    behind: np.ndarray,
+    source_K_px: Tensor,
+    w2c: Tensor,
+    target_K_px: Tensor,
+    path: CameraPath,
+    band: float,
+    device: torch.device,
+) -> tuple[Splat, Tensor]:
+    """The background's pixels of `behind` [T, H, W] from the new camera, and their evidence uint8 [T, h, w]."""
+    count = len(behind)
+    values = np.concatenate([plate.color.astype(np.float32) / 255, plate.confidence[..., None]], -1)
+    pictures = torch.from_numpy(values).permute(2, 0, 1)[None].expand(count, -1, -1, -1).to(device)
+    depth = torch.from_numpy(plate.depth.copy())[None].expand(count, -1, -1).to(device)
+    valid = torch.from_numpy(behind).to(device)
+    size = (path.height, path.width)
+    drawn = splat(pictures, depth, source_K_px, w2c, target_K_px, size, valid=valid, band=band)
+    confidence = (drawn.color[:, 3] * 254).round().clamp(1, 254).to(torch.uint8)
+    return replace(drawn, color=drawn.color[:, :3]), confidence
 
 
 def to_tensor(frames: np.ndarray) -> Tensor:

@@ -195,6 +195,7 @@ def _config(result: Result, facts: dict[str, Any]) -> dict[str, Any]:
         "inputs": {
             "depth_dir": None if run.depth_dir is None else {"path": str(run.depth_dir), "sha256": run.depth_digest},
             "mask_dir": None if run.mask_dir is None else {"path": str(run.mask_dir), "sha256": run.mask_digest},
+            "clean_plate": None if run.clean_plate is None else str(run.clean_plate),
             "force": run.force,
         },
         "config": run.config.to_json(),

@@ -35,6 +35,8 @@ class DepthConfig:
 class AnchorConfig:
     band: float = 0.05
     """Relative depth within which two points are one surface."""
+    locked: bool | None = None
+    """Whether the source camera stands still, so that other frames may show what one hides; None finds out."""
     sharpen: int = 2
     """Passes that move in-between depths at object borders to one side (flying pixels)."""
 

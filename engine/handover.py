@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from . import adapters
+from .background import Plate
 from .cameras import CameraPath, SourceView
 from .run import Run
 from .sample import Condition
@@ -30,6 +31,15 @@ def source_view(inputs: Inputs) -> SourceView:
 
 def path_of(inputs: Inputs) -> CameraPath:
     return CameraPath.from_json(inputs["camera"].json("camera")["path"])
+
+
+def plate_of(inputs: Inputs) -> Plate | None:
+    """The static background, None where the source camera moves."""
+    entry = inputs["background"]
+    if not entry.json("background")["locked"]:
+        return None
+    color, depth, confidence = (entry.array(name)[0] for name in ("color", "depth", "confidence"))
+    return Plate(color=color, depth=depth, confidence=confidence)
 
 
 def tuned_adapters(inputs: Inputs) -> dict[adapters.AdapterName, Path]:

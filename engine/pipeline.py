@@ -75,6 +75,12 @@ class Result:
         return self.entries["anchor"].array("mask")
 
     @property
+    def evidence(self) -> np.ndarray:
+        """uint8 [N, H, W]: 255 where the anchor's pixel is of the same moment's frame, 1 to 254 where other frames of a
+        locked-off clip show it (the confidence in it), 0 in holes."""
+        return self.entries["anchor"].array("evidence")
+
+    @property
     def matte(self) -> np.ndarray:
         """uint8 [N, H, W], 255 where the delivered pixel is generated."""
         return self.entries["deliver"].array("matte")
@@ -161,6 +167,7 @@ class Recapture:
         until: str = STAGES[-1].name,
         depth_dir: Path | None = None,
         mask_dir: Path | None = None,
+        clean_plate: Path | None = None,
         force: bool = False,
         limits: Limits | None = None,
         callback_on_step_end: Callable[["Recapture", int, float, dict[str, Any]], dict[str, Any]] | None = None,
@@ -177,6 +184,7 @@ class Recapture:
             until: name of the last stage to run (`anchor` for a preview).
             depth_dir: the user's own depth, instead of a network's.
             mask_dir: PNG masks of source pixels that may be used (white).
+            clean_plate: picture of the empty scene from the clip's own, standing camera: fills holes with footage.
             force: go on where the path sees next to nothing of the clip.
             callback_on_step_end: as in diffusers: called after each sampling step with (self, step, sigma,
                 {"latents": ...}); what it returns replaces the latents; setting `self._interrupt` stops the run.
@@ -201,7 +209,7 @@ class Recapture:
             run = Run(
                 clip=clip, clip_path=Path(video).absolute(), clip_name=Path(video).name, info=probe(clip, limits),
                 limits=limits, camera=spec, config=config,
-                models=self.models, depth_dir=depth_dir, mask_dir=mask_dir, force=force,
+                models=self.models, depth_dir=depth_dir, mask_dir=mask_dir, clean_plate=clean_plate, force=force,
             )  # fmt: skip
             if on_progress is not None:
                 run.on_progress = on_progress
@@ -266,7 +274,7 @@ def pick_device(name: str) -> torch.device:
 def _refuse_early(run: Run) -> None:
     """What can be known to fail later is refused now."""
     require_attention(run.config.attention, run.device)
-    _ = run.size, run.depth_digest, run.mask_digest
+    _ = run.size, run.depth_digest, run.mask_digest, run.clean_plate_picture
     if run.frame_count < 2:
         raise InputError(
             f"{run.clip_name} has {run.info.frame_count} frames, from frame {run.config.decode.first_frame} on "

@@ -93,6 +93,7 @@ class Run:
     models: Models
     depth_dir: Path | None = None
     mask_dir: Path | None = None
+    clean_plate: Path | None = None
     force: bool = False
     on_progress: Progress = lambda stage, done, total, detail: None
     on_step_end: StepCallback = lambda stage, step, sigma, latents: None
@@ -160,6 +161,28 @@ class Run:
     @cached_property
     def mask_digest(self) -> str | None:
         return None if self.mask_dir is None else folder_digest(self.mask_dir, "--mask-dir")
+
+    @cached_property
+    def clean_plate_picture(self) -> np.ndarray | None:
+        """The user's picture of the empty scene at the clip's size, uint8 [H, W, 3].
+
+        Raises:
+            InputError: it cannot be read, or has another shape than the clip.
+        """
+        if self.clean_plate is None:
+            return None
+        image = cv2.imread(str(self.clean_plate), cv2.IMREAD_COLOR)
+        if image is None:
+            raise InputError(f"{self.clean_plate} cannot be read as a picture", param="--clean-plate")
+        height, width = image.shape[:2]
+        if abs(width / height - self.info.width / self.info.height) > 0.01 * width / height:
+            raise InputError(
+                f"it is {width}x{height}, the clip is {self.info.width}x{self.info.height}: the shapes must agree, "
+                "for it must be taken with the clip's own camera",
+                param="--clean-plate",
+            )
+        size = (self.info.width, self.info.height)
+        return np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA)[..., ::-1])
 
     @property
     def source_mask(self) -> Callable[[int], np.ndarray] | None:

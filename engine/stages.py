@@ -1,12 +1,13 @@
 """The whole program, in order: each stage is a pure function of its inputs, its options and its weights.
 
-    clip -> frames -> depth -> intrinsics -> camera -> anchor -> source, condition -> spatial, temporal
+    clip -> frames -> depth -> background -> intrinsics -> camera -> anchor -> source, condition -> spatial, temporal
          -> sample -> refine -> generate -> deliver
 
 `STAGES` lists them in the order of this file. What a stage depends on is said where it is defined: other stages by
 name, the options it reads, the weights it uses; its key in the store is made of these and nothing else.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,12 +19,13 @@ from torch import Tensor
 
 from . import adapters, attention
 from .anchor import draw_anchor, to_tensor, to_uint8
+from .background import background_plate, clean_plate, stands_still
 from .cameras import path_warnings, through_geometry
 from .condition import Encoder, anchor_mask, augmented_frames, time_ids, working_anchor
 from .deliver import composite, to_clip_size
 from .depth.estimate import estimate_depth, read_depth
 from .errors import CameraError, VideoError
-from .handover import load_adapters, path_of, source_bank, source_view, tensor, told_of
+from .handover import load_adapters, path_of, plate_of, source_bank, source_view, tensor, told_of
 from .run import Run
 from .sample import Condition, karras_sigmas, plan_windows
 from .sample import sample as sample_windows
@@ -88,6 +90,37 @@ def depth(run: Run, inputs: Inputs, out: Writer) -> None:
     out.json("summary", asdict(summary))
 
 
+def _background_options(run: Run) -> dict[str, Any]:
+    plate = run.clean_plate_picture
+    picture = None if plate is None else hashlib.sha256(plate.tobytes()).hexdigest()
+    return {"locked": run.config.anchor.locked, "band": run.config.anchor.band, "clean_plate": picture}
+
+
+@stage(
+    "frames",
+    "depth",
+    config=_background_options,
+    weights=lambda run: None if run.clean_plate is None else run.models.depth_source("embedded").digest,
+    per_clip=True,
+)
+def background(run: Run, inputs: Inputs, out: Writer) -> None:
+    """Find the static background of a locked-off clip."""
+    images, depths, band = inputs["frames"].array("frames"), inputs["depth"].array("depth"), run.config.anchor.band
+    locked = run.config.anchor.locked
+    if locked is None:
+        locked = run.clean_plate is not None or stands_still(images)
+    out.json("background", {"locked": locked})
+    if not locked:
+        return
+    plate = background_plate(images, depths, band=band)
+    picture = run.clean_plate_picture
+    if picture is not None:
+        predicted, _ = run.models.depth("embedded").predict(to_tensor(picture[None]))
+        plate = clean_plate(picture, plate, predicted[0].float().cpu().numpy())
+    for name, value in (("color", plate.color), ("depth", plate.depth), ("confidence", plate.confidence)):
+        out.save_array(name, value[None])
+
+
 @stage("frames", "depth", config=lambda run: {"fov_deg": run.config.depth.fov_deg}, per_clip=True)
 def intrinsics(run: Run, inputs: Inputs, out: Writer) -> None:
     """Settle the clip's focal length: given, from the file, from the depth model, or stated."""
@@ -120,9 +153,11 @@ def camera(run: Run, inputs: Inputs, out: Writer) -> None:
 @stage(
     "frames",
     "depth",
+    "background",
     "intrinsics",
     "camera",
     config=lambda run: {"band": run.config.anchor.band, "mask": run.mask_digest, "force": run.force},
+    version=2,
 )
 def anchor(run: Run, inputs: Inputs, out: Writer) -> None:
     """Draw the clip from the new path."""
@@ -130,14 +165,17 @@ def anchor(run: Run, inputs: Inputs, out: Writer) -> None:
     path = path_of(inputs)
     view = source_view(inputs)
     covered: list[float] = []
+    borrowed: list[float] = []
 
-    def on_frame(done: int, share: float) -> None:
+    def on_frame(done: int, share: float, other_frames: float) -> None:
         covered.append(share)
+        borrowed.append(other_frames)
         run.progress("anchor", done, len(images))
 
     with (
         out.array("color", shape_per_row=(path.height, path.width, 3), dtype=np.uint8) as color,
         out.array("mask", shape_per_row=(path.height, path.width), dtype=bool) as mask,
+        out.array("evidence", shape_per_row=(path.height, path.width), dtype=np.uint8) as evidence,
     ):
         draw_anchor(
             images,
@@ -146,12 +184,14 @@ def anchor(run: Run, inputs: Inputs, out: Writer) -> None:
             path,
             color,
             mask,
+            evidence,
+            plate=plate_of(inputs),
             band=run.config.anchor.band,
             valid=run.source_mask,
             device=run.device,
             on_frame=on_frame,
         )
-    out.json("coverage", {"holes": [1 - share for share in covered]})
+    out.json("coverage", {"holes": [1 - share for share in covered], "other_frames": borrowed})
     if max(covered) < 0.02:
         # Refused before it is published: nothing downstream could be learned from it.
         if not run.force:

@@ -55,11 +55,15 @@ def command_of(run: Run) -> tuple[str, list[str]]:
             flag = FLAGS.get((section, field))
             if field == "guidance":  # the option gives the last frame's, the first frame's is 1
                 value = value[1] if value[0] == 1 else None
-            if flag is None or value is None:
+            if (section, field) == ("anchor", "locked") and value is not None:
+                words += ["--locked" if value else "--not-locked"]
+            elif flag is None or value is None:
                 unsaid.append(f"{section}.{field}")
             else:
                 words += [flag, str(value)]
-    for flag, folder in (("--depth-dir", run.depth_dir), ("--mask-dir", run.mask_dir)):
-        words += [] if folder is None else [flag, str(folder)]
+    words += [] if run.config.attention == "sdpa" else ["--attention", run.config.attention]
+    brought = (("--depth-dir", run.depth_dir), ("--mask-dir", run.mask_dir), ("--clean-plate", run.clean_plate))
+    for flag, path in brought:
+        words += [] if path is None else [flag, str(path)]
     words += ["--force"] if run.force else []
     return shlex.join([*words, "--out", "out"]), unsaid

@@ -52,6 +52,7 @@ def gather(result: "Result") -> dict[str, Any]:
         "shares": {
             "footage": 1 - generated_share,
             "generated": generated_share,
+            "other_frames": float(np.mean(entries["anchor"].json("coverage")["other_frames"])),
             "holes": result.hole_share,
             "holes_per_frame": entries["anchor"].json("coverage")["holes"],
         },

@@ -87,7 +87,10 @@ def _headline(facts: dict[str, Any]) -> str:
     clip = facts["clip"]
     rate = float(_fraction(clip["rate"]))
     took = spoken_time(facts["seconds"])
-    return f"{size_text(clip['width'], clip['height'])}, {clip['frames']} frames at {rate:.4g} fps, made in {took}"
+    other = 100 * facts["shares"]["other_frames"]
+    borrowed = f", {other:.1f} % of the picture from other frames" if other >= 0.05 else ""
+    size = size_text(clip["width"], clip["height"])
+    return f"{size}, {clip['frames']} frames at {rate:.4g} fps{borrowed}, made in {took}"
 
 
 def spoken_time(seconds: float) -> str:

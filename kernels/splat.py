@@ -1,27 +1,43 @@
 """Point splat: every pixel of a frame is lifted by its depth and drawn by another camera.
 
-Shapes: T frames, source H x W, target h x w. Positions are pixels with the centre of the first pixel at 0.5.
+Shapes: T frames, C channels, source H x W, target h x w. Positions are pixels with the centre of the first pixel at 0.5.
 
 Projection (no point cloud in memory). With K1, K2 the intrinsics, R, t the new camera's world-to-camera relative to
-the source, a source pixel u at depth z lands at  z K2 R K1^-1 [u, 1] + K2 t;  an infinite depth drops the second term.
+the source, M = K2 R K1^-1 and b = K2 t, a source position u at inverse depth q = 1/z lands at
 
-Drawing. Each point reaches the 2x2 target pixels around it with bilinear weights. The nearest surface of a pixel is
-the minimum of z over its taps; a tap counts when its z lies within a relative band of that minimum, and the pixel's
-colour is the weighted mean of those. Where the view magnifies, the source is sampled more densely so that a surface
-stays closed; single-pixel cracks that remain on grazing surfaces are closed from both sides.
+    [X, Y, D] = M [u, 1] + b q,    x = X / D,  y = Y / D,    z' = D z.
+
+Sky has q = 0: it is drawn by rotation alone and its z' stays infinite, behind everything finite. What has z' <= 0 lies
+behind the camera. M and b are computed in float64 and rounded once; the rest is float32 without contraction, so that
+every backend rounds alike: with no pose and equal intrinsics D is 1 and a pixel lands on itself to the last bit.
+
+Visibility. The nearest surface of a target pixel is the least 64-bit key (bits of z' << 32 | source index v W + u) of
+what reaches it: independent of the order of drawing, ties to the lowest index. The winner's index is kept, and
+`warp` takes any other field of the source (latents, masks, flow) along by a gather.
+
+Footprints.
+    nearest  A point draws the pixel it falls into. Exact and fast; it cracks where the view magnifies.
+    soft     A point reaches the 2x2 pixels around it with bilinear weights; those within a relative band of depth of the
+             nearest are averaged, in fixed point, so that the sum does not depend on its order. A pixel is a small plane
+             (linear in 1/z, like every plane in space) over its cell: where the view magnifies, it is drawn by as
+             many samples as keep a surface closed, an axis at a time. Cracks of one pixel are closed from both sides.
+    mesh     Pixel centres are the vertices of triangles, torn where neighbours are not one surface: no cracks at any
+             magnification, and hard edges at disocclusions. What is torn on all sides is drawn as points.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-NEAREST = 1e-6
-"""Points closer than this, or behind the camera, are never drawn."""
+from .backends import Backend, choose
 
-_SKY = 1e30
-"""Stand-in for an infinite depth in comparisons: behind everything finite."""
+Footprint = Literal["soft", "nearest", "mesh"]
+MOST_DENSITY = 64
+"""Samples a source pixel and axis, at most; a pixel that is drawn larger is worth nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +46,26 @@ class Splat:
 
     Attributes:
         color: float32 [T, C, h, w], zero where nothing was drawn.
-        depth: float32 [T, h, w], z in the new camera; inf is sky, NaN where nothing was drawn.
+        depth: float32 [T, h, w], z of the winner in the new camera; inf is sky, NaN where nothing was drawn.
         mask: bool [T, h, w], True where a real surface (or real sky) covers the pixel.
+        winner: int32 [T, h, w], v W + u of the source pixel in front, -1 where nothing was drawn.
     """
 
     color: Tensor
     depth: Tensor
     mask: Tensor
+    winner: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What `splat` was asked for, as the backends take it: see its arguments."""
+
+    size: tuple[int, int]
+    band: float
+    coverage: float
+    max_density: int
+    flying: float
 
 
 def splat(
@@ -48,158 +77,111 @@ def splat(
     size: tuple[int, int],
     *,
     valid: Tensor | None = None,
+    footprint: Footprint = "soft",
+    backend: Backend = "auto",
     band: float = 0.05,
-    coverage: float = 0.5,
-    max_density: int = 3,
+    coverage: float = 0.6,
+    max_density: int = 6,
+    flying: float = 0.1,
 ) -> Splat:
-    """Draw frames from new cameras.
+    """Draw frames from new cameras. No gradient runs through it: `warp` has one.
 
     Args:
-        frames: float [T, C, H, W], any number of channels.
+        frames: float [T, C, H, W], any number of finite channels. `soft` adds them in units of 2^-31: a pixel that n
+            points of magnitude v share must keep n v below 2^17.
         depth: float [T, H, W], z in scene units; inf is sky; NaN and non-positive are never drawn.
-        source_K_px: [T, 3, 3] intrinsics in pixels of (W, H).
+        source_K_px: [T, 3, 3] intrinsics in pixels of (W, H). Cameras are read on the CPU: kept there, nothing waits.
         w2c: [T, 4, 4] world-to-camera of the new camera, the world being the source camera of the same frame.
         target_K_px: [T, 3, 3] intrinsics in pixels of (w, h).
         size: (h, w) of the target.
         valid: bool [T, H, W]; False pixels are not drawn.
-        band: Relative depth within which taps belong to one surface.
-        coverage: Least summed weight of a pixel that counts as covered (1 is a fully covered pixel).
-        max_density: At most this many samples a source pixel and axis where the view magnifies.
+        footprint: `soft`, `nearest` or `mesh`: see the module.
+        backend: `auto` takes Triton on CUDA, numba on the CPU where it is installed, and torch otherwise.
+        band: Relative depth within which taps belong to one surface (soft, mesh).
+        coverage: Least summed weight of a pixel that counts as covered; 1 is a fully covered pixel (soft).
+        max_density: At most this many samples a source pixel and axis where the view magnifies (soft).
+        flying: A pixel between a nearer and a farther neighbour, both by more than this share of their depths, is taken
+            for a smeared border and not drawn, as soon as the new view parts those two by half a pixel. 0 keeps all.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: shapes that do not belong together, more source or target pixels than an index holds, an unknown
+            footprint, or a backend that cannot run here.
     """
     count, _, height, width = frames.shape
     if depth.shape != (count, height, width):
         raise ValueError(f"depth is {tuple(depth.shape)}, the frames ask for {(count, height, width)}")
     if not (len(source_K_px) == len(w2c) == len(target_K_px) == count):
         raise ValueError(f"cameras are given for {len(w2c)} frames, the clip has {count}")
-    drawn = depth > 0 if valid is None else (depth > 0) & valid  # False for NaN too
-    results = []
-    for t in range(count):
-        homography, offset = _projection(source_K_px[t], w2c[t], target_K_px[t])
-        density = _density(depth[t], drawn[t], homography, offset, max_density)
-        color_t, depth_t, drawn_t = _densify(frames[t].float(), depth[t].float(), drawn[t], density, band)
-        results.append(_splat_frame(color_t, depth_t, drawn_t, homography, offset, size, density, band, coverage))
-    color, z, mask = (torch.stack(parts) for parts in zip(*results, strict=True))
-    return Splat(color=color, depth=z, mask=mask)
+    if valid is not None and valid.shape != depth.shape:
+        raise ValueError(f"valid is {tuple(valid.shape)}, the frames ask for {(count, height, width)}")
+    for what, rows, columns in (("source", height, width), ("target", *size)):
+        if (rows + 2) * (columns + 2) >= 2**30:
+            raise ValueError(f"a {what} of {columns}x{rows} has more pixels than a 32-bit index holds")
+    if not 1 <= max_density <= MOST_DENSITY:
+        raise ValueError(f"max_density is {max_density}, it must be 1 to {MOST_DENSITY}")
+    draw = _implementation(footprint, backend, frames.device)
+    if 0 in (count, height, width, *size):
+        return _nothing(frames, size)
+    depth = depth.detach().float()
+    if valid is not None:
+        depth = depth.masked_fill(~valid, 0.0)
+    options = Options(size=size, band=band, coverage=coverage, max_density=max_density, flying=flying)
+    cameras = camera_rows(source_K_px, w2c, target_K_px).to(frames.device)
+    color, z, winner = draw(frames.detach().float().contiguous(), depth.contiguous(), cameras, options)
+    return Splat(color=color, depth=z, mask=winner >= 0, winner=winner)
 
 
-def _projection(source_K_px: Tensor, w2c: Tensor, target_K_px: Tensor) -> tuple[Tensor, Tensor]:
-    """The 3x3 and the 3-vector of the module's formula, in float64 and then rounded once."""
-    K1, pose, K2 = source_K_px.double(), w2c.double(), target_K_px.double()
-    homography = K2 @ pose[:3, :3] @ torch.linalg.inv(K1)
-    return homography, K2 @ pose[:3, 3]
-
-
-def _project(u: Tensor, v: Tensor, z: Tensor, homography: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Target x, y in pixels and z. Sky is drawn by rotation alone and gets the depth `_SKY`."""
-    ray = [homography[i, 0] * u + homography[i, 1] * v + homography[i, 2] for i in range(3)]
-    sky = torch.isinf(z)
-    scale = torch.where(sky, 1.0, z)
-    x, y, w = (ray[i] * scale + torch.where(sky, 0.0, offset[i]) for i in range(3))
-    safe = torch.where(w > NEAREST, w, 1.0)
-    return x / safe, y / safe, torch.where(sky & (w > NEAREST), _SKY, w)
-
-
-def _pixel_centres(height: int, width: int, step: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    v = (torch.arange(height, dtype=torch.float64, device=like.device) + 0.5) * step
-    u = (torch.arange(width, dtype=torch.float64, device=like.device) + 0.5) * step
-    return u[None, :], v[:, None]
-
-
-def _density(depth: Tensor, drawn: Tensor, homography: Tensor, offset: Tensor, most: int) -> int:
-    """Samples a source pixel and axis that keep neighbours within about one target pixel of each other.
-
-    The 90th percentile of the projected spacing, so that depth edges (which tear, and should) do not count.
-    """
-    u, v = _pixel_centres(depth.shape[0], depth.shape[1], 1.0, depth)
-    x, y, z = _project(u, v, depth.double(), homography, offset)
-    seen = drawn & (z > NEAREST)
-    across = torch.hypot(x[:, 1:] - x[:, :-1], y[:, 1:] - y[:, :-1])[seen[:, 1:] & seen[:, :-1]]
-    down = torch.hypot(x[1:] - x[:-1], y[1:] - y[:-1])[seen[1:] & seen[:-1]]
-    spacing = [float(part.kthvalue(max(1, int(0.9 * part.numel()))).values) for part in (across, down) if part.numel()]
-    return min(most, max(1, int(-(-max(spacing, default=1.0) // 1.25))))
-
-
-def _densify(color: Tensor, depth: Tensor, drawn: Tensor, density: int, band: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Sample the frame `density` times an axis: colour bilinear, depth bilinear inside a surface and nearest at its edge."""
-    if density == 1:
-        return color, depth, drawn
-    size = (depth.shape[0] * density, depth.shape[1] * density)
-    nearest = F.interpolate(depth[None, None], size=size, mode="nearest")[0, 0]
-    low = -F.max_pool2d(-depth[None, None], 3, 1, 1)
-    high = F.max_pool2d(depth[None, None], 3, 1, 1)
-    flat = (high <= low * (1 + band)).float()  # False next to sky, and at NaN
-    smooth = F.interpolate(torch.nan_to_num(depth, posinf=0.0)[None, None], size=size, mode="bilinear")[0, 0]
-    inside = F.interpolate(flat, size=size, mode="nearest")[0, 0] > 0
-    return (
-        F.interpolate(color[None], size=size, mode="bilinear")[0],
-        torch.where(inside, smooth, nearest),
-        F.interpolate(drawn[None, None].float(), size=size, mode="nearest")[0, 0] > 0,
+def _nothing(frames: Tensor, size: tuple[int, int]) -> Splat:
+    """What a source or a target without pixels gives."""
+    shape = (len(frames), *size)
+    return Splat(
+        color=frames.new_zeros(len(frames), frames.shape[1], *size, dtype=torch.float32),
+        depth=frames.new_full(shape, torch.nan, dtype=torch.float32),
+        mask=torch.zeros(shape, dtype=torch.bool, device=frames.device),
+        winner=torch.full(shape, -1, dtype=torch.int32, device=frames.device),
     )
 
 
-def _splat_frame(
-    color: Tensor,  # [C, H, W]
-    depth: Tensor,  # [H, W]
-    drawn: Tensor,  # [H, W]
-    homography: Tensor,
-    offset: Tensor,
-    size: tuple[int, int],
-    density: int,
-    band: float,
-    coverage: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    h, w = size
-    u, v = _pixel_centres(depth.shape[0], depth.shape[1], 1.0 / density, depth)
-    x, y, z = _project(u, v, depth.double(), homography, offset)
-    x, y = x - 0.5, y - 0.5  # index coordinates: pixel i's centre at i
-    # A static camera must land on pixel centres exactly; rounding noise would spread a pixel over four.
-    x, y = (torch.where((p - p.round()).abs() < 1e-4, p.round(), p) for p in (x, y))
-    kept = (drawn & (z > NEAREST) & (x > -1) & (x < w) & (y > -1) & (y < h)).flatten().nonzero()[:, 0]
-    x, y, z = (part.flatten()[kept] for part in (x, y, z.float()))
-    values = torch.cat([color.flatten(1).T[kept], z[:, None]], dim=1)  # [N, C + 1]: depth is averaged like a colour
-    x0, y0 = x.floor(), y.floor()
-    fx, fy = (x - x0).float(), (y - y0).float()
-    # A border of one cell around the target takes the taps that fall outside.
-    first = (y0.long() + 1) * (w + 2) + x0.long() + 1
-    taps = [
-        (first + dy * (w + 2) + dx, (fx if dx else 1 - fx) * (fy if dy else 1 - fy))
-        for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1))
-    ]
+def warp(field: Tensor, winner: Tensor) -> Tensor:
+    """Take a field of the source along to the new view: each target pixel gets its winner's value, 0 where there is none.
 
-    nearest = z.new_full(((h + 2) * (w + 2),), torch.inf)
-    for cell, weight in taps:
-        nearest.scatter_reduce_(0, cell, torch.where(weight > 0, z, torch.inf), "amin")
-    total = torch.zeros_like(nearest)
-    mean = values.new_zeros(len(nearest), values.shape[1])
-    for cell, weight in taps:
-        front = torch.where(z <= nearest[cell] * (1 + band), weight, 0.0)
-        total.index_add_(0, cell, front)
-        mean.index_add_(0, cell, values * front[:, None])
+    Differentiable in the field: a source pixel's gradient is the sum over the target pixels it won.
 
-    total, mean = (part.view(h + 2, w + 2, -1)[1:-1, 1:-1].permute(2, 0, 1) for part in (total, mean))
-    mask = total[0] >= coverage
-    mean = torch.where(mask, mean / torch.where(mask, total, 1.0), 0.0)
-    mean, mean_z = mean[:-1], torch.where(mask, mean[-1], torch.nan)
-    mean, mean_z, mask = _close_cracks(mean, mean_z, mask, band)
-    return mean, torch.where(mean_z >= 0.9 * _SKY, torch.inf, mean_z), mask
+    Args:
+        field: [T, C, H, W] of any type.
+        winner: int [T, h, w] of `Splat`.
+
+    Returns:
+        [T, C, h, w].
+    """
+    count, channels = field.shape[:2]
+    if field.numel() == 0:
+        return field.new_zeros(count, channels, *winner.shape[1:])
+    index = winner.long().clamp(min=0).flatten(1)[:, None].expand(-1, channels, -1)
+    taken = field.flatten(2).gather(2, index).view(count, channels, *winner.shape[1:])
+    return torch.where(winner[:, None] >= 0, taken, torch.zeros((), dtype=field.dtype, device=field.device))
 
 
-def _close_cracks(color: Tensor, depth: Tensor, mask: Tensor, band: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Fill an uncovered pixel whose two opposite neighbours are one surface: a crack, not a disocclusion."""
-    h, w = mask.shape
-    weight = mask.float()
-    values = torch.cat([color, torch.nan_to_num(depth, nan=0.0)[None], weight[None]])  # [C + 2, h, w]
-    padded = F.pad(values, (1, 1, 1, 1))
-    summed = torch.zeros_like(values)
-    for dx, dy in ((1, 0), (0, 1)):
-        a = padded[:, 1 + dy : 1 + dy + h, 1 + dx : 1 + dx + w]
-        b = padded[:, 1 - dy : 1 - dy + h, 1 - dx : 1 - dx + w]
-        low, high = torch.minimum(a[-2], b[-2]), torch.maximum(a[-2], b[-2])
-        crack = (a[-1] > 0) & (b[-1] > 0) & ~mask & (high <= low * (1 + band))
-        summed += torch.where(crack, a + b, 0.0)
-    closed = summed[-1] > 0
-    mean = summed / torch.where(closed, summed[-1], 1.0)
-    return torch.where(closed, mean[:-2], color), torch.where(closed, mean[-2], depth), mask | closed
+def camera_rows(source_K_px: Tensor, w2c: Tensor, target_K_px: Tensor) -> Tensor:
+    """M row by row, then b, of the module's formula: float32 [T, 12], computed in float64."""
+    K1, pose, K2 = (x.detach().cpu().double() for x in (source_K_px, w2c, target_K_px))
+    M = K2 @ pose[:, :3, :3] @ torch.linalg.inv(K1)
+    b = K2 @ pose[:, :3, 3:]
+    return torch.cat([M.flatten(1), b.flatten(1)], dim=1).float()
+
+
+Draw = Callable[[Tensor, Tensor, Tensor, Options], tuple[Tensor, Tensor, Tensor]]
+"""(frames, depth, cameras, options) to (color, depth, winner)."""
+
+
+def _implementation(footprint: Footprint, backend: Backend, device: torch.device) -> Draw:
+    """The backend's function for a footprint; imports only what it needs."""
+    if footprint not in get_args(Footprint):
+        raise ValueError(f"no footprint {footprint!r}; there are {', '.join(get_args(Footprint))}")
+    if footprint == "mesh":
+        if backend == "triton":
+            raise ValueError("footprint 'mesh' has no Triton kernel; backend 'torch' draws it on CUDA")
+        if device.type != "cpu" and backend == "auto":
+            backend = "torch"
+    module = f"splat_mesh_{choose(backend, device)}" if footprint == "mesh" else f"splat_{choose(backend, device)}"
+    return getattr(import_module(f".{module}", __package__), footprint)

@@ -27,6 +27,8 @@ def least_weight(coverage: float) -> int:
     return max(1, math.ceil(coverage * FULL_WEIGHT))
 
 
+# The fast backends take these numbers over. numba keeps machine code by the file that a function stands in: after a change
+# here, touch splat_numba.py and splat_mesh_numba.py.
 EMPTY = 2**63 - 1
 """The key of a pixel that nothing reaches: behind every other."""
 NEAREST = float32(1e-6)

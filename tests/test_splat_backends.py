@@ -15,7 +15,7 @@ from recapture.kernels.splat import Splat, camera_rows, splat
 from .kernel_backends import BACKENDS, FAST, NUMBA, device_of, run_interpreted
 
 f32 = np.float32
-EXAMPLES = 8 if interpreted() else 60
+EXAMPLES = 5 if interpreted() else 60
 SCENES = {
     "height": st.integers(1, 14), "width": st.integers(1, 14), "h": st.integers(1, 18), "w": st.integers(1, 18),
     "move": st.tuples(*[st.floats(-1.5, 1.5)] * 3), "turn": st.tuples(*[st.floats(-70, 70)] * 2),
@@ -187,7 +187,8 @@ def test_soft_is_the_mean_within_a_band_of_a_z_buffer(backend, **options):
     source = frames[0].flatten(1).double().numpy()
     for cell in np.ndindex(h, w):
         z, index, _ = min(taps.get(cell, [(np.inf, -1, 0)]))
-        near = [(i, weight) for z_tap, i, weight in taps.get(cell, []) if z_tap <= z * f32(1.05)]
+        with np.errstate(over="ignore"):
+            near = [(i, weight) for z_tap, i, weight in taps.get(cell, []) if z_tap <= z * f32(1.05)]
         total = sum(weight for _, weight in near)
         if total < 0.6 * 128**2:  # no one covers it, or it is a crack between those who do
             continue

@@ -55,11 +55,10 @@ class Scene:
         self.shape = f"{frames}x3x{HEIGHT}x{WIDTH}"
 
     def ours(self, footprint: Footprint, backend: Backend) -> Callable[[], Any]:
-        """A call that draws the scene, `nearest` without the test for flying pixels: its rivals have none."""
-        more = {"flying": 0.0} if footprint == "nearest" else {}
+        """A call that draws the scene, without the test for flying pixels: its rivals have none."""
         return lambda: splat(
             self.frames, self.depth, self.K_px, self.w2c, self.K_px, self.size,
-            footprint=footprint, backend=backend, **more,
+            footprint=footprint, backend=backend, flying=0.0,
         )  # fmt: skip
 
 
@@ -92,7 +91,7 @@ def _compare(scene: Scene, device: str, *, repeats: int, slow: bool) -> list[Row
 
 
 def _threads(repeats: int) -> list[Row]:
-    """A clip by one thread and by two, over frames."""
+    """A clip by one thread and by two, over frames; beside it the copy, which shows what the memory gives to two."""
     scene = Scene(8, "cpu")
 
     def threads(count: int, draw: Callable[[], Any]) -> Callable[[], Any]:
@@ -105,9 +104,10 @@ def _threads(repeats: int) -> list[Row]:
         return run
 
     found = []
-    for footprint in ("nearest", "soft"):
-        draw = scene.ours(footprint, "numba")
-        rivals = {f"{footprint} numba, {count} threads": threads(count, draw) for count in (1, 2)}
+    calls = {f"{name} numba": scene.ours(name, "numba") for name in ("nearest", "soft")}
+    calls["copy"] = copy_of(BYTES_A_POINT * scene.points, "cpu")
+    for name, call in calls.items():
+        rivals = {f"{name}, {count} threads": threads(count, call) for count in (1, 2)}
         found += compare(OP, scene.shape, rivals, baseline=next(iter(rivals)), device="cpu", repeats=repeats)
     return found
 

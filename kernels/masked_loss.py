@@ -91,9 +91,9 @@ def _numba_pass(
     weights = np.zeros(count)
     for f in range(count):
         for start in range(0, cells, _ROW):
-            valid = np.float32(0)
-            for i in range(start, min(cells, start + _ROW)):
-                valid += np.float32(mask[f, i])
+            valid, mask_row = np.float32(0), mask[f, start : start + _ROW]
+            for i in range(len(mask_row)):
+                valid += np.float32(mask_row[i])
             weights[f] += valid
     group = max(counted, 1) if counted != 0 else frames
     for first in range(0, count, group):
@@ -106,15 +106,17 @@ def _numba_pass(
         noise_scale, clean_scale, slope = np.float32(1 / (s * root)), np.float32(s / root), np.float32(2 * weights[f])
         for c in range(channels):
             for start in range(0, cells, _ROW):
-                row = np.float32(0)
-                for i in range(start, min(cells, start + _ROW)):
-                    m = np.float32(mask[f, i])
-                    z = clean[f, c, i]
-                    difference = predicted[f, c, i] - ((noisy[f, c, i] - z) * noise_scale - z * clean_scale)
+                # Rows of their own: an index that is no sum is never negative, and the compiler loads whole vectors.
+                end, row = start + _ROW, np.float32(0)
+                mask_row, gradient_row = mask[f, start:end], gradient[f, c, start:end]
+                F, noisy_row, z = predicted[f, c, start:end], noisy[f, c, start:end], clean[f, c, start:end]
+                for i in range(len(F)):
+                    m = np.float32(mask_row[i])
+                    difference = F[i] - ((noisy_row[i] - z[i]) * noise_scale - z[i] * clean_scale)
                     difference = difference if m > 0 else np.float32(0)
                     row += m * difference * difference
                     if wanted:
-                        gradient[f, c, i] = slope * m * difference
+                        gradient_row[i] = slope * m * difference
                 loss += weights[f] * row
     return loss
 

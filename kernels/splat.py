@@ -127,8 +127,7 @@ def splat(
         depth = depth.masked_fill(~valid, 0.0)
     options = Options(size=size, band=band, coverage=coverage, max_density=max_density, flying=flying)
     cameras = camera_rows(source_K_px, w2c, target_K_px).to(frames.device)
-    color, z, winner = draw(frames.detach().float().contiguous(), depth.contiguous(), cameras, options)
-    return Splat(color=color, depth=z, mask=winner >= 0, winner=winner)
+    return draw(frames.detach().float().contiguous(), depth.contiguous(), cameras, options)
 
 
 def _nothing(frames: Tensor, size: tuple[int, int]) -> Splat:
@@ -170,8 +169,8 @@ def camera_rows(source_K_px: Tensor, w2c: Tensor, target_K_px: Tensor) -> Tensor
     return torch.cat([M.flatten(1), b.flatten(1)], dim=1).float()
 
 
-Draw = Callable[[Tensor, Tensor, Tensor, Options], tuple[Tensor, Tensor, Tensor]]
-"""(frames, depth, cameras, options) to (color, depth, winner)."""
+Draw = Callable[[Tensor, Tensor, Tensor, Options], Splat]
+"""A backend's footprint, of (frames, depth, cameras, options)."""
 
 
 def _implementation(footprint: Footprint, backend: Backend, device: torch.device) -> Draw:

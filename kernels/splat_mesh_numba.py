@@ -1,10 +1,9 @@
 """Footprint `mesh` on the CPU: `splat_mesh_torch.py`, bit for bit, one thread a frame."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from torch import Tensor
 
+from .splat import Options, Splat
 from .splat_numba import (
     EMPTY,
     HALF,
@@ -20,11 +19,8 @@ from .splat_numba import (
     slope,
 )
 
-if TYPE_CHECKING:
-    from .splat import Options
 
-
-def mesh(frames: Tensor, depth: Tensor, cameras: Tensor, options: "Options") -> tuple[Tensor, Tensor, Tensor]:
+def mesh(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
     """`splat_mesh_torch.mesh`, bit for bit."""
     return each_frame(_draw, frames, depth, cameras, options.size, f32(options.flying), f32(1 + options.band))
 
@@ -32,7 +28,7 @@ def mesh(frames: Tensor, depth: Tensor, cameras: Tensor, options: "Options") -> 
 def _draw(color, z_bits, winner, frame, depth, camera, scratch: Scratch, flying, beyond):
     places, q, keys = scratch.places, scratch.q, scratch.keys
     across, along = scratch.counts
-    project_frame(scratch, depth, camera, flying)
+    project_frame(q, places, depth, camera, flying)
     _joins(across, along, places[2], q)
     keys.fill(EMPTY)
     _draw_points(keys, places, beyond)

@@ -8,26 +8,22 @@ the vertex of greatest weight. Every pixel is drawn as a point too, behind the t
 of what is torn on all sides.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from .splat import Options, Splat
 from .splat_torch import EMPTY, NEAREST, Pixels, each_frame, float32, key_index, point_keys, project_pixels, slopes
-
-if TYPE_CHECKING:
-    from .splat import Options
 
 _AT_ONCE = 1 << 22
 """Pixels of triangles' boxes that are tested together: bounds the memory."""
 
 
-def mesh(frames: Tensor, depth: Tensor, cameras: Tensor, options: "Options") -> tuple[Tensor, Tensor, Tensor]:
-    """Triangles between neighbours of one surface: (color, depth, winner)."""
+def mesh(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
+    """Triangles between neighbours of one surface."""
     return each_frame(_mesh_frame, frames, depth, cameras, options)
 
 
-def _mesh_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: "Options") -> tuple[Tensor, Tensor, Tensor]:
+def _mesh_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     h, w = options.size
     height, width = depth.shape
     pixels = project_pixels(depth, camera, options)
@@ -41,7 +37,7 @@ def _mesh_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: "Options"
     return _resolve(frame, pixels, keys, options.size)
 
 
-def _draw_points(keys: Tensor, pixels: Pixels, options: "Options") -> None:
+def _draw_points(keys: Tensor, pixels: Pixels, options: Options) -> None:
     """Every pixel into the one it falls into, one band behind its surface; their ids come after the triangles'."""
     h, w = options.size
     kept = pixels.drawn & (pixels.x >= 0) & (pixels.x < w) & (pixels.y >= 0) & (pixels.y < h)

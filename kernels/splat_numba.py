@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 from torch import Tensor
 
 from . import splat_torch as twin
 from .backends import njit
-
-if TYPE_CHECKING:
-    from .splat import Options
+from .splat import Options, Splat
 
 # Division by zero gives infinity, as everywhere else; Python's exception for it would keep the loops scalar.
 jit: Callable[[Callable[..., Any]], Callable[..., Any]] = partial(njit, error_model="numpy")
@@ -32,14 +33,18 @@ NEAREST, JOINED, STRAIGHT = f32(twin.NEAREST), f32(twin.JOINED), f32(twin.STRAIG
 PARTED, PER_SPACING = f32(twin.PARTED_PX), f32(1 / twin.SPACING)
 EMPTY, UNIT, COLOR_ONE = i64(twin.EMPTY), i64(1 << twin.FRACTION), f32(twin.COLOR_ONE)
 FRACTION_ONE = f32(1 << twin.FRACTION)
+SEVERAL = i32(-2)
+"""In place of a pixel's cell: it is drawn by several samples."""
+LINE = 16
+"""Values in a line of the cache."""
 
 
-def nearest(frames: Tensor, depth: Tensor, cameras: Tensor, options: "Options") -> tuple[Tensor, Tensor, Tensor]:
+def nearest(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
     """`splat_torch.nearest`, bit for bit."""
     return each_frame(_draw_nearest, frames, depth, cameras, options.size, f32(options.flying))
 
 
-def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: "Options") -> tuple[Tensor, Tensor, Tensor]:
+def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
     """`splat_torch.soft`, bit for bit."""
     settings = (
         f32(options.flying), f32(1 + options.band), i64(twin.least_weight(options.coverage)), f32(options.max_density),
@@ -49,13 +54,14 @@ def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: "Options") -> 
 
 def each_frame(
     draw: Callable[..., None], frames: Tensor, depth: Tensor, cameras: Tensor, size: tuple[int, int], *settings: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Splat:
     """Run a frame's function over the clip, on as many threads as torch may use: which thread draws what changes no bit."""
     count, channels, height, width = frames.shape
     # One block of numpy's, not three of torch's: it comes in huge pages; touching small ones first costs more than the splat.
     block = np.empty((channels + 2, count * size[0] * size[1]), f32)
     color = block[:channels].reshape(count, channels, *size)
     z, winner = (part.reshape(count, *size) for part in (block[channels], block[channels + 1].view(i32)))
+    mask = np.empty(winner.shape, np.bool_)
     source, depths = frames.detach().numpy(), depth.detach().numpy()
     # A tuple of numbers, not an array: a store to an array may change another, and every loop would read it again.
     numbers = [tuple(f32(value) for value in camera) for camera in cameras.tolist()]
@@ -65,13 +71,15 @@ def each_frame(
         with _borrowed(channels, height, width, *size) as scratch:
             for t in range(first, count, workers):
                 draw(color[t], z[t].view(i32), winner[t], source[t], depths[t], numbers[t], scratch, *settings)
+                np.greater_equal(winner[t], 0, out=mask[t])
 
     if workers == 1:
         work(0)
     else:
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(work, range(workers)))
-    return torch.from_numpy(color), torch.from_numpy(z), torch.from_numpy(winner)
+    color, z, mask, winner = (torch.from_numpy(part) for part in (color, z, mask, winner))
+    return Splat(color=color, depth=z, mask=mask, winner=winner)
 
 
 class Scratch:
@@ -91,9 +99,24 @@ class Scratch:
         return np.empty((height + 2, width + 2), f32)
 
     @cached_property
+    def q_rows(self) -> np.ndarray:
+        """The three rows of `q` that are in use: row v lies at v modulo 3."""
+        return np.empty((3, self.source[1] + 2), f32)
+
+    @cached_property
     def places(self) -> np.ndarray:
         """x, y, z in the target of every pixel, and 1 / D."""
         return np.empty((4, *self.source), f32)
+
+    @cached_property
+    def row(self) -> np.ndarray:
+        """x, y, z, 1 / D of one row of pixels."""
+        return np.empty((4, self.source[1]), f32)
+
+    @cached_property
+    def row_cells(self) -> np.ndarray:
+        """Cells of one row of pixels."""
+        return np.empty(self.source[1], i32)
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -123,8 +146,8 @@ class Scratch:
 
     @cached_property
     def sums(self) -> np.ndarray:
-        """Sums of the colours, then of the weights, within the same border."""
-        return np.empty((self.bordered_keys.size, self.channels + 1), i64)
+        """Sums of three colours, then of the weights, within the same border; zero from one frame to the next."""
+        return np.zeros((self.bordered_keys.size, 4), i64)
 
 
 _KEPT_BYTES = 128 << 20
@@ -147,77 +170,77 @@ def _borrowed(*shape: int) -> Iterator[Scratch]:
 
 
 def _draw_nearest(color, z_bits, winner, frame, depth, camera, scratch: Scratch, flying):
-    places, cells, keys, (h, w) = scratch.places, scratch.cells, scratch.keys, winner.shape
-    project_frame(scratch, depth, camera, flying)
-    _nearest_cells(cells, places, h, w)
+    keys = scratch.keys
     keys.fill(EMPTY)
-    _nearest_keys(keys.reshape(-1), cells, places[2].view(i32))
+    _nearest_keys(
+        keys.reshape(-1), scratch.q_rows, scratch.row, scratch.row_cells, depth, camera, flying, *winner.shape
+    )
     _write_keys(z_bits, winner, keys)
-    planes = frame.reshape(len(frame), depth.size)
-    threes = len(frame) - len(frame) % 3
-    for c in range(0, threes, 3):
-        _gather_three(*color[c : c + 3], *planes[c : c + 3], winner)
-    for c in range(threes, len(frame)):
-        _gather(color[c], planes[c], winner)
+    for three in _threes(len(frame)):
+        _gather(*(color[c] for c in three), *(frame[c].reshape(-1) for c in three), winner)
 
 
 def _draw_soft(color, z_bits, winner, frame, depth, camera, scratch: Scratch, flying, beyond, least, most):
-    q, places, counts, cells, fractions = scratch.q, scratch.places, scratch.counts, scratch.cells, scratch.fractions
-    keys, sums, (h, w) = scratch.bordered_keys, scratch.sums, winner.shape
-    # Planes of known number: the compiler writes the loops over them out, which is twice as fast.
-    planes, colors = (tuple(part) if len(part) == 3 else part for part in (frame, color))
-    project_frame(scratch, depth, camera, flying)
-    _density(counts, places, q, camera, most)
-    _soft_cells(cells, fractions, places, counts, h, w)
+    q, z, keys, sums = scratch.q, scratch.places[2], scratch.bordered_keys, scratch.sums
+    taps = scratch.cells, *scratch.fractions, *scratch.counts
+    h, w = winner.shape
     keys.fill(EMPTY)
-    _soft_keys(keys.reshape(-1), cells, fractions, places[2].view(i32), w + 2)
-    _soft_keys_magnified(keys.reshape(-1), cells, counts, q, camera, h, w)
-    sums.fill(0)
-    _soft_add(sums, keys.reshape(-1), cells, fractions, places[2], planes, beyond, w + 2)
-    _soft_add_magnified(sums, keys.reshape(-1), cells, counts, q, planes, camera, beyond, h, w)
-    _soft_means(colors, keys, sums, least)
+    _soft_keys(keys.reshape(-1), q, z, taps, scratch.row, depth, camera, flying, most, h, w)
+    for three in _threes(len(frame)):
+        _soft_add(sums, keys.reshape(-1), q, z, taps, *(frame[c] for c in three), camera, beyond, h, w)
+        _soft_means(*(color[c] for c in three), keys, sums, least)
     _write_keys(z_bits, winner, keys[1:-1, 1:-1])
-    _close_cracks(colors, z_bits, winner, keys, beyond)
+    # Planes of known number: the compiler writes the loops over them out, which is ten times as fast.
+    _close_cracks(tuple(color) if len(color) == 3 else color, z_bits, winner, keys, beyond)
 
 
-def project_frame(scratch: Scratch, depth, camera, flying) -> None:
-    """Fill `scratch.q` and `scratch.places`; z is -1 for what is not drawn, and not positive behind the camera."""
-    _invert(scratch.q, depth)
-    _project_rows(scratch.places, scratch.q, depth, camera)
-    if flying > 0:
-        _drop_flying(scratch.places, scratch.q, camera, flying)
+def _threes(channels: int) -> list[tuple[int, int, int]]:
+    """The channels by threes, which stay in registers; the last three may name a channel more than once."""
+    return [(c, min(c + 1, channels - 1), min(c + 2, channels - 1)) for c in range(0, channels, 3)]
 
 
-# The vector part.
-
-
-@jit
-def _invert(q, depth):
-    height, width = depth.shape
-    q[0] = q[height + 1] = NONE
-    for v in range(height):
-        row, z = q[v + 1], depth[v]
-        row[0] = row[width + 1] = NONE
-        for u in range(width):
-            inverse = ONE / z[u]
-            row[u + 1] = inverse if (z[u] > ZERO) & (inverse < INFINITE) else NONE
+# The vector part: functions of a row, so that what one leaves is still in the cache when the next one reads it.
 
 
 @jit
-def _project_rows(places, q, depth, camera):
+def project_frame(q, places, depth, camera, flying):
+    """Fill `Scratch.q` and `Scratch.places`; z is -1 for what is not drawn, and not positive behind the camera."""
+    _begin(q, depth)
     for v in range(len(depth)):
-        _project_row(places[0, v], places[1, v], places[2, v], places[3, v], depth[v], q[v + 1], v, camera)
+        _project(q, places[0, v], places[1, v], places[2, v], places[3, v], depth, v, camera, flying)
 
 
 @jit
-def _drop_flying(places, q, camera, flying):
-    """z = -1 for the pixels that `splat_torch._flying` finds."""
-    for v in range(places.shape[1]):
-        _drop_flying_row(places[2, v], places[0, v], places[1, v], q[v], q[v + 1], q[v + 2], v, camera, flying)
+def _begin(q, depth):
+    """The first rows of q: `_project` always has the next one filled."""
+    q[0] = NONE
+    _invert_row(q[1], depth[0])
+
+
+@jit
+def _project(q, x, y, z, s, depth, v, camera, flying):
+    """Row v of `Scratch.places`, and row v + 2 of `Scratch.q` or `Scratch.q_rows`."""
+    above, row, below = q[v % len(q)], q[(v + 1) % len(q)], q[(v + 2) % len(q)]
+    if v + 1 < len(depth):
+        _invert_row(below, depth[v + 1])
+    else:
+        below[:] = NONE
+    _project_row(x, y, z, s, depth[v], row, v, camera)
+    if flying > ZERO:
+        _drop_flying_row(z, x, y, above, row, below, v, camera, flying)
+
+
+@jit
+def _invert_row(row, z):
+    row[0] = row[len(z) + 1] = NONE
+    for u in range(len(z)):
+        inverse = ONE / z[u]
+        row[u + 1] = inverse if (z[u] > ZERO) & (inverse < INFINITE) else NONE
 
 
 @jit
 def _drop_flying_row(z, x, y, above, row, below, v, camera, flying):
+    """z = -1 for the pixels that `splat_torch._flying` finds."""
     # 1 / D anew: with one array more the compiler gives up proving that they are apart, and with it vector code.
     jump, vv = f32(1 + flying), f32(v) + HALF
     for u in range(len(z)):
@@ -235,7 +258,7 @@ def _drop_flying_row(z, x, y, above, row, below, v, camera, flying):
 
 
 @jit
-def _project(camera, u, v, q):
+def _land(camera, u, v, q):
     """x, y, D of `splat_torch.project`, and 1 / D."""
     D = camera[6] * u + camera[7] * v + camera[8] + camera[11] * q
     s = ONE / D
@@ -249,7 +272,7 @@ def _project_row(x, y, z, s, depth, row, v, camera):
     vv = f32(v) + HALF
     for u in range(len(x)):
         q = row[u + 1]
-        x[u], y[u], D, s[u] = _project(camera, f32(i32(u)) + HALF, vv, q)
+        x[u], y[u], D, s[u] = _land(camera, f32(i32(u)) + HALF, vv, q)
         z[u] = D * depth[u] if q >= ZERO else NONE
 
 
@@ -267,25 +290,21 @@ def slope(q, before, after):
 
 
 @jit
-def _density(counts, places, q, camera, most):
-    """Samples of each pixel along u and v, `splat_torch._density`."""
-    _, height, width = counts.shape
-    for v in range(height):
-        across, along, x, y, s = counts[0, v], counts[1, v], places[0, v], places[1, v], places[3, v]
-        above, row, below = q[v], q[v + 1], q[v + 2]
-        for u in range(width):
-            here = row[u + 1]
-            right, _, _ = slope(here, row[u], row[u + 2])
-            down, _, _ = slope(here, above[u + 1], below[u + 1])
-            w = camera[6] + camera[11] * right
-            dx, dy = (
-                (camera[0] + camera[9] * right - x[u] * w) * s[u],
-                (camera[3] + camera[10] * right - y[u] * w) * s[u],
-            )
-            across[u] = np.uint8(i32(_count(dx, dy, most)))
-            w = camera[7] + camera[11] * down
-            dx, dy = (camera[1] + camera[9] * down - x[u] * w) * s[u], (camera[4] + camera[10] * down - y[u] * w) * s[u]
-            along[u] = np.uint8(i32(_count(dx, dy, most)))
+def _density(across, along, x, y, s, above, row, below, camera, most):
+    """Samples of each pixel of a row along u and v, `splat_torch._density`."""
+    for u in range(len(across)):
+        here = row[u + 1]
+        right, _, _ = slope(here, row[u], row[u + 2])
+        down, _, _ = slope(here, above[u + 1], below[u + 1])
+        w = camera[6] + camera[11] * right
+        dx, dy = (
+            (camera[0] + camera[9] * right - x[u] * w) * s[u],
+            (camera[3] + camera[10] * right - y[u] * w) * s[u],
+        )
+        across[u] = np.uint8(i32(_count(dx, dy, most)))
+        w = camera[7] + camera[11] * down
+        dx, dy = (camera[1] + camera[9] * down - x[u] * w) * s[u], (camera[4] + camera[10] * down - y[u] * w) * s[u]
+        along[u] = np.uint8(i32(_count(dx, dy, most)))
 
 
 @jit
@@ -299,27 +318,30 @@ def _count(dx, dy, most):
 
 
 @jit
-def _nearest_cells(cells, places, h, w):
-    height, width = cells.shape
-    last_x, last_y, stride = f32(w), f32(h), i32(w)
+def _nearest_keys(keys, q, row, cells, depth, camera, flying, h, w):
+    """The nearest key of each cell of the target."""
+    height, width = depth.shape
+    x, y, z, s = row[0], row[1], row[2], row[3]
+    z_bits = z.view(i32)
+    _begin(q, depth)
     for v in range(height):
-        cell, x, y, z = cells[v], places[0, v], places[1, v], places[2, v]
+        _project(q, x, y, z, s, depth, v, camera, flying)
+        _nearest_cells(cells, x, y, z, h, w)
         for u in range(width):
-            inside = (z[u] > NEAREST) & (x[u] >= ZERO) & (x[u] < last_x) & (y[u] >= ZERO) & (y[u] < last_y)
-            at = i32(i32(y[u] if inside else ZERO) * stride + i32(x[u] if inside else ZERO))
-            cell[u] = at if inside else i32(-1)
+            if cells[u] >= 0:
+                key = i64(z_bits[u]) << 32 | i64(v * width + u)
+                if key < keys[cells[u]]:
+                    keys[cells[u]] = key
 
 
 @jit
-def _nearest_keys(keys, cells, z_bits):
-    height, width = cells.shape
-    for v in range(height):
-        for u in range(width):
-            cell = cells[v, u]
-            if cell >= 0:
-                key = i64(z_bits[v, u]) << 32 | i64(v * width + u)
-                if key < keys[cell]:
-                    keys[cell] = key
+def _nearest_cells(cells, x, y, z, h, w):
+    """The cell of each pixel of a row, -1 for what is not drawn."""
+    last_x, last_y, stride = f32(w), f32(h), i32(w)
+    for u in range(len(cells)):
+        inside = (z[u] > NEAREST) & (x[u] >= ZERO) & (x[u] < last_x) & (y[u] >= ZERO) & (y[u] < last_y)
+        at = i32(i32(y[u] if inside else ZERO) * stride + i32(x[u] if inside else ZERO))
+        cells[u] = at if inside else i32(-1)
 
 
 @jit
@@ -334,151 +356,178 @@ def _write_keys(z_bits, winner, keys):
 
 
 @jit
-def _gather(color, plane, winner):
+def _gather(red, green, blue, from_red, from_green, from_blue, winner):
+    """Colours of the winners, three channels at once: whether a pixel was drawn can only be guessed, so it is asked once."""
     h, w = winner.shape
-    for py in range(h):
-        for px in range(w):
-            at = winner[py, px]
-            color[py, px] = plane[np.uint32(at)] if at >= 0 else ZERO  # unsigned: no test for counting from the end
-
-
-@jit
-def _gather_three(red, green, blue, from_red, from_green, from_blue, winner):
-    """`_gather` for three channels at once: whether a pixel was drawn can only be guessed, so it is asked once."""
-    h, w = winner.shape
+    end, sum_ = 0, ZERO
     for py in range(h):
         r, g, b, index = red[py], green[py], blue[py], winner[py]
+        last = end - 1
+        for px in range(w):
+            last = max(last, index[px])
+        # Read in order what this row is the first to need: it takes pixels from many rows at once, too many for the
+        # processor to foresee.
+        for i in range(end, last + 1, LINE):
+            at = np.uint32(i)
+            sum_ += from_red[at] + from_green[at] + from_blue[at]
+        end = last + 1
         for px in range(w):
             if index[px] >= 0:
                 at = np.uint32(index[px])
                 r[px], g[px], b[px] = from_red[at], from_green[at], from_blue[at]
             else:
                 r[px], g[px], b[px] = ZERO, ZERO, ZERO
+    return sum_  # without it the compiler would leave out the reading
 
 
 # The scattering part: `soft`.
 
 
 @jit
-def _soft_cells(cells, fractions, places, counts, h, w):
-    """First of the 2x2 cells of the pixels that are drawn once, and how far they are towards the others."""
-    height, width = cells.shape
-    last_x, last_y, stride = f32(w), f32(h), i32(w + 2)
-    for v in range(height):
-        cell, right, down, across, along = cells[v], fractions[0, v], fractions[1, v], counts[0, v], counts[1, v]
-        x, y, z = places[0, v], places[1, v], places[2, v]
-        for u in range(width):
-            px, py = x[u] - HALF, y[u] - HALF
-            inside = (z[u] > NEAREST) & (px >= NONE) & (px < last_x) & (py >= NONE) & (py < last_y)
-            once = (across[u] == 1) & (along[u] == 1)
-            several = (z[u] > NEAREST) & ~once
-            inside &= once
-            px, py = px if inside else ZERO, py if inside else ZERO
-            x0, y0 = np.floor(px), np.floor(py)
-            at = i32((i32(y0) + i32(1)) * stride + i32(x0) + i32(1))
-            cell[u] = at if inside else i32(-2) if several else i32(-1)
-            right[u] = np.uint8(i32((px - x0) * FRACTION_ONE + HALF))
-            down[u] = np.uint8(i32((py - y0) * FRACTION_ONE + HALF))
+def _soft_keys(keys, q, zs, taps, row, depth, camera, flying, most, h, w):
+    """The nearest key of each cell of the bordered target; fills q, z and the taps of every pixel."""
+    cells, rights, downs, acrosses, alongs = taps
+    x, y, s = row[0], row[1], row[3]
+    _begin(q, depth)
+    for v in range(len(depth)):
+        z, cell, right, down, across, along = zs[v], cells[v], rights[v], downs[v], acrosses[v], alongs[v]
+        _project(q, x, y, z, s, depth, v, camera, flying)
+        _density(across, along, x, y, s, q[v], q[v + 1], q[v + 2], camera, most)
+        _soft_cells(cell, right, down, x, y, z, across, along, h, w)
+        _keys_once(keys, z.view(i32), cell, right, down, v, w + 2)
+        _keys_several(keys, q, cell, across, along, v, camera, h, w)
 
 
 @jit
-def _soft_keys(keys, cells, fractions, z_bits, stride):
-    """The nearest key of each cell, over the pixels that are drawn once."""
-    height, width = cells.shape
-    for v in range(height):
-        for u in range(width):
-            if cells[v, u] >= 0:
-                key = i64(z_bits[v, u]) << 32 | i64(v * width + u)
-                _key_taps(keys, np.uint64(cells[v, u]), stride, i64(fractions[0, v, u]), i64(fractions[1, v, u]), key)
+def _keys_once(keys, z_bits, cell, right, down, v, stride):
+    """Keys of a row's pixels that are drawn once."""
+    first = v * len(cell)
+    for u in range(len(cell)):
+        if cell[u] >= 0:
+            key = i64(z_bits[u]) << 32 | i64(first + u)
+            _key_taps(keys, np.uint64(cell[u]), stride, i64(right[u]), i64(down[u]), key)
+
+
+@jit
+def _keys_several(keys, q, cell, across, along, v, camera, h, w):
+    """Keys of a row's pixels that are drawn by several samples."""
+    for u in range(len(cell)):
+        if cell[u] == SEVERAL:
+            plane = _plane(q, u, v)
+            for j in range(along[u]):
+                for i in range(across[u]):
+                    du, dv = _offset(i, across[u]), _offset(j, along[u])
+                    first, ax, ay, z = _sample(plane, u, v, du, dv, camera, h, w)
+                    if first >= 0:
+                        key = i64(f32(z).view(i32)) << 32 | i64(v * len(cell) + u)
+                        _key_taps(keys, np.uint64(first), w + 2, ax, ay, key)
+
+
+@jit
+def _soft_cells(cell, right, down, x, y, z, across, along, h, w):
+    """First of the 2x2 cells of the pixels of a row that are drawn once, and how far they are towards the others."""
+    last_x, last_y, stride = f32(w), f32(h), i32(w + 2)
+    for u in range(len(cell)):
+        px, py = x[u] - HALF, y[u] - HALF
+        inside = (z[u] > NEAREST) & (px >= NONE) & (px < last_x) & (py >= NONE) & (py < last_y)
+        once = (across[u] == 1) & (along[u] == 1)
+        several = (z[u] > NEAREST) & ~once
+        inside &= once
+        px, py = px if inside else ZERO, py if inside else ZERO
+        x0, y0 = np.floor(px), np.floor(py)
+        at = i32((i32(y0) + i32(1)) * stride + i32(x0) + i32(1))
+        cell[u] = at if inside else SEVERAL if several else i32(-1)
+        right[u] = np.uint8(i32((px - x0) * FRACTION_ONE + HALF))
+        down[u] = np.uint8(i32((py - y0) * FRACTION_ONE + HALF))
 
 
 @inlined
 def _key_taps(keys, first, stride, ax, ay, key):
+    # With branches: what is in front is in front of its neighbours too, mostly.
     below = first + np.uint64(stride)
-    _key_tap(keys, first, key, (UNIT - ax) * (UNIT - ay))
-    _key_tap(keys, first + ONE_ON, key, ax * (UNIT - ay))
-    _key_tap(keys, below, key, (UNIT - ax) * ay)
-    _key_tap(keys, below + ONE_ON, key, ax * ay)
-
-
-@inlined
-def _key_tap(keys, cell, key, weight):
-    keys[cell] = min(keys[cell], key if weight > 0 else EMPTY)  # no branch: which is nearer cannot be predicted
+    if (ax < UNIT) & (ay < UNIT) & (key < keys[first]):
+        keys[first] = key
+    if (ax > 0) & (ay < UNIT) & (key < keys[first + ONE_ON]):
+        keys[first + ONE_ON] = key
+    if (ax < UNIT) & (ay > 0) & (key < keys[below]):
+        keys[below] = key
+    if (ax > 0) & (ay > 0) & (key < keys[below + ONE_ON]):
+        keys[below + ONE_ON] = key
 
 
 @jit
-def _soft_add(sums, keys, cells, fractions, z, planes, beyond, stride):
-    """Add up what lies within the band behind the nearest, over the pixels that are drawn once."""
-    height, width = cells.shape
-    value = np.empty(len(planes), i64)
-    for v in range(height):
-        for u in range(width):
-            if cells[v, u] >= 0:
-                for c in range(len(planes)):
-                    value[c] = i64(planes[c][v, u] * COLOR_ONE)
-                ax, ay = i64(fractions[0, v, u]), i64(fractions[1, v, u])
-                _add_taps(sums, keys, np.uint64(cells[v, u]), stride, ax, ay, z[v, u], value, len(planes), beyond)
+def _soft_add(sums, keys, q, z, taps, red, green, blue, camera, beyond, h, w):
+    """Add up what lies within the band behind the nearest."""
+    cells, rights, downs, acrosses, alongs = taps
+    for v in range(len(cells)):
+        _add_once(sums, keys, z[v], cells[v], rights[v], downs[v], red[v], green[v], blue[v], beyond, w + 2)
+        _add_several(sums, keys, q, cells[v], acrosses[v], alongs[v], v, red, green, blue, camera, beyond, h, w)
+
+
+@jit
+def _add_once(sums, keys, z, cell, right, down, red, green, blue, beyond, stride):
+    """Colours of a row's pixels that are drawn once."""
+    for u in range(len(cell)):
+        if cell[u] >= 0:
+            r, g, b = i64(red[u] * COLOR_ONE), i64(green[u] * COLOR_ONE), i64(blue[u] * COLOR_ONE)
+            ax, ay = i64(right[u]), i64(down[u])
+            _add_taps(sums, keys, np.uint64(cell[u]), stride, ax, ay, z[u], r, g, b, beyond)
+
+
+@jit
+def _add_several(sums, keys, q, cell, across, along, v, red, green, blue, camera, beyond, h, w):
+    """Colours of a row's pixels that are drawn by several samples."""
+    for u in range(len(cell)):
+        if cell[u] == SEVERAL:
+            plane = _plane(q, u, v)
+            for j in range(along[u]):
+                for i in range(across[u]):
+                    du, dv = _offset(i, across[u]), _offset(j, along[u])
+                    first, ax, ay, z = _sample(plane, u, v, du, dv, camera, h, w)
+                    if first >= 0:
+                        r = _color_between(red, plane, u, v, du, dv)
+                        g = _color_between(green, plane, u, v, du, dv)
+                        b = _color_between(blue, plane, u, v, du, dv)
+                        _add_taps(sums, keys, np.uint64(first), w + 2, ax, ay, z, r, g, b, beyond)
 
 
 @inlined
-def _add_taps(sums, keys, first, stride, ax, ay, z, value, channels, beyond):
-    k1, k2 = first + ONE_ON, first + np.uint64(stride)
-    k3 = k2 + ONE_ON
-    w0 = (UNIT - ax) * (UNIT - ay) if z <= _key_depth(keys[first]) * beyond else i64(0)
-    w1 = ax * (UNIT - ay) if z <= _key_depth(keys[k1]) * beyond else i64(0)
-    w2 = (UNIT - ax) * ay if z <= _key_depth(keys[k2]) * beyond else i64(0)
-    w3 = ax * ay if z <= _key_depth(keys[k3]) * beyond else i64(0)
-    for c in range(channels):
-        sums[first, c] += value[c] * w0
-        sums[k1, c] += value[c] * w1
-        sums[k2, c] += value[c] * w2
-        sums[k3, c] += value[c] * w3
-    sums[first, channels] += w0
-    sums[k1, channels] += w1
-    sums[k2, channels] += w2
-    sums[k3, channels] += w3
+def _add_taps(sums, keys, first, stride, ax, ay, z, r, g, b, beyond):
+    right, below = first + ONE_ON, first + np.uint64(stride)
+    if z <= _key_depth(keys[first]) * beyond:
+        _add_weighted(sums, first, r, g, b, (UNIT - ax) * (UNIT - ay))
+    if z <= _key_depth(keys[right]) * beyond:
+        _add_weighted(sums, right, r, g, b, ax * (UNIT - ay))
+    if z <= _key_depth(keys[below]) * beyond:
+        _add_weighted(sums, below, r, g, b, (UNIT - ax) * ay)
+    if z <= _key_depth(keys[below + ONE_ON]) * beyond:
+        _add_weighted(sums, below + ONE_ON, r, g, b, ax * ay)
+
+
+def _vector_add(context, builder, signature, args):
+    array, cell, *numbers, weight = args
+    integer, four = ir.IntType(64), ir.VectorType(ir.IntType(64), 4)
+    data = context.make_array(signature.args[0])(context, builder, array).data
+    place = builder.bitcast(builder.gep(data, [builder.mul(cell, integer(4))]), four.as_pointer())
+    values, weights = four([1] * 4), four([0] * 4)
+    for i in range(4):
+        lane = ir.IntType(32)(i)
+        values = builder.insert_element(values, numbers[i], lane) if i < 3 else values
+        weights = builder.insert_element(weights, weight, lane)
+    total = builder.add(builder.load(place, align=8), builder.mul(values, weights))
+    builder.store(total, place, align=8)
+    return context.get_dummy_value()
+
+
+@intrinsic
+def _add_weighted(typing, sums, cell, r, g, b, weight):
+    """sums[cell] += (r, g, b, 1) weight as one vector operation, which numba's compiler does not find by itself."""
+    return types.void(sums, types.uint64, *[types.int64] * 4), _vector_add
 
 
 @jit
 def _key_depth(key):
     return i32(key >> 32).view(f32)
-
-
-@jit
-def _soft_keys_magnified(keys, cells, counts, q, camera, h, w):
-    """`_soft_keys` over the pixels that are drawn by several samples."""
-    height, width = cells.shape
-    for v in range(height):
-        for u in range(width):
-            if cells[v, u] == -2:
-                across, along = counts[0, v, u], counts[1, v, u]
-                plane = _plane(q, u, v)
-                for j in range(along):
-                    for i in range(across):
-                        du, dv = _offset(i, across), _offset(j, along)
-                        first, ax, ay, z = _magnified_taps(plane, u, v, du, dv, camera, h, w)
-                        if first >= 0:
-                            key = i64(f32(z).view(i32)) << 32 | i64(v * width + u)
-                            _key_taps(keys, np.uint64(first), w + 2, ax, ay, key)
-
-
-@jit
-def _soft_add_magnified(sums, keys, cells, counts, q, planes, camera, beyond, h, w):
-    """`_soft_add` over the pixels that are drawn by several samples."""
-    height, width = cells.shape
-    value = np.empty(len(planes), i64)
-    for v in range(height):
-        for u in range(width):
-            if cells[v, u] == -2:
-                across, along = counts[0, v, u], counts[1, v, u]
-                plane = _plane(q, u, v)
-                for j in range(along):
-                    for i in range(across):
-                        du, dv = _offset(i, across), _offset(j, along)
-                        first, ax, ay, z = _magnified_taps(plane, u, v, du, dv, camera, h, w)
-                        if first >= 0:
-                            _color_between(value, planes, plane, u, v, du, dv)
-                            _add_taps(sums, keys, np.uint64(first), w + 2, ax, ay, z, value, len(planes), beyond)
 
 
 @jit
@@ -496,10 +545,10 @@ def _offset(i, count):
 
 
 @jit
-def _magnified_taps(plane, u, v, du, dv, camera, h, w):
+def _sample(plane, u, v, du, dv, camera, h, w):
     """First cell, fractions and z of a sample of a pixel's plane; cell -1 for what is not drawn."""
     q = plane[0] + plane[1] * du + plane[2] * dv
-    x, y, D, _ = _project(camera, f32(i32(u)) + HALF + du, f32(i32(v)) + HALF + dv, q)
+    x, y, D, _ = _land(camera, f32(i32(u)) + HALF + du, f32(i32(v)) + HALF + dv, q)
     x, y, z = x - HALF, y - HALF, D * (ONE / q)
     inside = (q >= ZERO) & (z > NEAREST) & (x >= NONE) & (x < f32(w)) & (y >= NONE) & (y < f32(h))
     if not inside:
@@ -510,35 +559,36 @@ def _magnified_taps(plane, u, v, du, dv, camera, h, w):
 
 
 @jit
-def _color_between(value, planes, plane, u, v, du, dv):
-    """`splat_torch._color_between`, in fixed point."""
+def _color_between(channel, plane, u, v, du, dv):
+    """`splat_torch._color_between` of one channel, in fixed point."""
     _, _, _, left, right, up, down = plane
-    height, width = planes[0].shape
+    height, width = channel.shape
     au = abs(du) if (left if du < ZERO else right) else ZERO
     av = abs(dv) if (up if dv < ZERO else down) else ZERO
     near_u = max(u - 1, 0) if du < ZERO else min(u + 1, width - 1)
     near_v = max(v - 1, 0) if dv < ZERO else min(v + 1, height - 1)
-    for c in range(len(planes)):
-        here = (ONE - au) * planes[c][v, u] + au * planes[c][v, near_u]
-        there = (ONE - au) * planes[c][near_v, u] + au * planes[c][near_v, near_u]
-        value[c] = i64(((ONE - av) * here + av * there) * COLOR_ONE)
+    here = (ONE - au) * channel[v, u] + au * channel[v, near_u]
+    there = (ONE - au) * channel[near_v, u] + au * channel[near_v, near_u]
+    return i64(((ONE - av) * here + av * there) * COLOR_ONE)
 
 
 @jit
-def _soft_means(colors, keys, sums, least):
-    """Means of the covered pixels; the others' keys are emptied."""
-    channels = len(colors)
-    h, w = colors[0].shape
+def _soft_means(red, green, blue, keys, sums, least):
+    """Means of the covered pixels; the others' keys are emptied, and the sums are zero again."""
+    h, w = red.shape
     for py in range(h):
+        r, g, b, key = red[py], green[py], blue[py], keys[py + 1, 1:-1]
+        row = sums[(py + 1) * (w + 2) + 1 : (py + 2) * (w + 2) - 1]
         for px in range(w):
-            cell = np.uint64((py + 1) * (w + 2) + px + 1)
-            weight = sums[cell, channels]
+            weight = row[px, 3]
             covered = weight >= least
             scale = 1.0 / (float(weight) * COLOR_UNITS) if covered else 0.0
-            for c in range(channels):
-                colors[c][py, px] = f32(float(sums[cell, c]) * scale)
-            if not covered:
-                keys[py + 1, px + 1] = EMPTY
+            r[px] = f32(float(row[px, 0]) * scale)
+            g[px] = f32(float(row[px, 1]) * scale)
+            b[px] = f32(float(row[px, 2]) * scale)
+            key[px] = key[px] if covered else EMPTY
+        sums[(py + 1) * (w + 2) : (py + 2) * (w + 2)] = 0
+    sums[: w + 2] = sums[(h + 1) * (w + 2) :] = 0
 
 
 @jit

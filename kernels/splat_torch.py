@@ -7,14 +7,12 @@ backends follow it operation by operation.
 import math
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .splat import Options
+from .splat import Options, Splat
 
 
 def float32(value: float) -> float:
@@ -69,24 +67,24 @@ class Pixels:
     drawn: Tensor
 
 
-def nearest(frames: Tensor, depth: Tensor, cameras: Tensor, options: "Options") -> tuple[Tensor, Tensor, Tensor]:
-    """Every point into the pixel it falls into: (color, depth, winner)."""
+def nearest(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
+    """Every point into the pixel it falls into."""
     return each_frame(_nearest_frame, frames, depth, cameras, options)
 
 
-def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: "Options") -> tuple[Tensor, Tensor, Tensor]:
-    """Every point onto the 2x2 pixels around it, averaged within a band of depth: (color, depth, winner)."""
+def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
+    """Every point onto the 2x2 pixels around it, averaged within a band of depth."""
     return each_frame(_soft_frame, frames, depth, cameras, options)
 
 
-def each_frame(draw, frames, depth, cameras, options) -> tuple[Tensor, Tensor, Tensor]:
+def each_frame(draw, frames, depth, cameras, options) -> Splat:
     count, channels = frames.shape[:2]
     color = frames.new_empty(count, channels, *options.size)
     z = depth.new_empty(count, *options.size)
     winner = torch.empty(z.shape, dtype=torch.int32, device=z.device)
     for t in range(count):
         color[t], z[t], winner[t] = draw(frames[t], depth[t], cameras[t], options)
-    return color, z, winner
+    return Splat(color=color, depth=z, mask=winner >= 0, winner=winner)
 
 
 def project(camera: Tensor, u: Tensor, v: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,7 +94,7 @@ def project(camera: Tensor, u: Tensor, v: Tensor, q: Tensor) -> tuple[Tensor, Te
     return X * s, Y * s, D
 
 
-def project_pixels(depth: Tensor, camera: Tensor, options: "Options") -> Pixels:
+def project_pixels(depth: Tensor, camera: Tensor, options: Options) -> Pixels:
     """Where the pixels of a frame land, and which are drawn."""
     height, width = depth.shape
     q = 1 / depth
@@ -152,7 +150,7 @@ def key_index(keys: Tensor) -> Tensor:
     return keys & 0xFFFFFFFF
 
 
-def _nearest_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: "Options") -> tuple[Tensor, Tensor, Tensor]:
+def _nearest_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     h, w = options.size
     pixels = project_pixels(depth, camera, options)
     x, y = pixels.x, pixels.y
@@ -187,7 +185,7 @@ class _Samples:
                 yield self.cell + dy * (width + 2) + dx, wx * wy
 
 
-def _soft_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: "Options") -> tuple[Tensor, Tensor, Tensor]:
+def _soft_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     h, w = options.size
     beyond = float32(1 + options.band)
     samples = _sample(frame, depth, camera, options)
@@ -212,7 +210,7 @@ def _soft_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: "Options"
     return color, torch.where(hit, key_depth(keys), torch.nan), torch.where(hit, key_index(keys), -1).int()
 
 
-def _sample(frame: Tensor, depth: Tensor, camera: Tensor, options: "Options") -> list[_Samples]:
+def _sample(frame: Tensor, depth: Tensor, camera: Tensor, options: Options) -> list[_Samples]:
     """One sample at the centre of each pixel; where the view magnifies, a grid of them over the pixel's plane."""
     h, w = options.size
     pixels = project_pixels(depth, camera, options)

@@ -5,8 +5,6 @@ Operation for operation `splat_torch.py`: division and square root round to near
 write to is reduced in integers, whose order does not matter: minima of 64-bit keys, sums of fixed-point colours.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
@@ -14,9 +12,7 @@ from torch import Tensor
 
 from . import splat_torch as twin
 from .backends import interpreted, on_device
-
-if TYPE_CHECKING:
-    from .splat import Options
+from .splat import Options, Splat
 
 BLOCK, WARPS = (4096 if interpreted() else 128), 4
 """One point a thread: it needs many registers, and what it reads its neighbours read too. The interpreter counts calls."""
@@ -357,7 +353,7 @@ def _soft_resolve_kernel(
         tl.store(color_ptr + (t * channels + c) * h * w + i, value, mask=mask)
 
 
-def nearest(frames: Tensor, depth: Tensor, cameras: Tensor, options: "Options") -> tuple[Tensor, Tensor, Tensor]:
+def nearest(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
     """`splat_torch.nearest`, bit for bit."""
     (count, channels, height, width), (h, w) = frames.shape, options.size
     color, z, winner = _outputs(frames, options)
@@ -375,10 +371,10 @@ def nearest(frames: Tensor, depth: Tensor, cameras: Tensor, options: "Options") 
                 color[part], z[part], winner[part], keys, frames[part], height * width, h * w, channels,
                 BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
             )  # fmt: skip
-    return color, z, winner
+    return Splat(color=color, depth=z, mask=winner >= 0, winner=winner)
 
 
-def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: "Options") -> tuple[Tensor, Tensor, Tensor]:
+def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
     """`splat_torch.soft`, bit for bit."""
     (count, channels, height, width), (h, w) = frames.shape, options.size
     color, z, winner = _outputs(frames, options)
@@ -401,10 +397,10 @@ def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: "Options") -> 
                 color[part], z[part], winner[part], keys, sums, h, w, channels, twin.least_weight(options.coverage),
                 beyond, BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
             )  # fmt: skip
-    return color, z, winner
+    return Splat(color=color, depth=z, mask=winner >= 0, winner=winner)
 
 
-def _outputs(frames: Tensor, options: "Options") -> tuple[Tensor, Tensor, Tensor]:
+def _outputs(frames: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     shape = (len(frames), *options.size)
     color = frames.new_empty(len(frames), frames.shape[1], *options.size)
     return color, frames.new_empty(shape), torch.empty(shape, dtype=torch.int32, device=frames.device)

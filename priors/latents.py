@@ -190,6 +190,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--split", choices=["train", "held_out"], default="train")
     parser.add_argument("--photo-clips", type=int, default=40, help="clips made by moving a window over a photograph")
+    parser.add_argument("--part", type=int, default=0, help="this command's share of the clips, of --parts")
+    parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -197,7 +199,7 @@ def main() -> None:
     vae, clips, photos = load_vae(args.vae), ClipFolder(args.data, args.split), photographs(args.data, args.split)
     folder = args.out / args.split
     folder.mkdir(parents=True, exist_ok=True)
-    for index, name in enumerate(clips.names):
+    for index, name in list(enumerate(clips.names))[args.part :: args.parts]:
         if clips.has_view(name):
             size = PAIR_SIZES_PX[int(name) % len(PAIR_SIZES_PX)]
             path = folder / f"pair{name}-{size[0]}x{size[1]}.safetensors"
@@ -209,7 +211,7 @@ def main() -> None:
         if not path.exists():
             rng = np.random.default_rng([index, 0])
             write(vae, fit(rng, np.asarray(clips.rgb(name)), size), clips.info(name)["fps"], path, rng)
-    for index in range(args.photo_clips if photos else 0):
+    for index in range(args.part, args.photo_clips if photos else 0, args.parts):
         size = SIZES_PX[index % len(SIZES_PX)]
         path = folder / f"photo{index:04d}-{size[0]}x{size[1]}.safetensors"
         if not path.exists():

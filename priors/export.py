@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessor
 
 from ..engine.depth.network import DepthNet
 from .latents import load_vae
-from .train_unet import PIXEL_MEAN, PIXEL_STD, VideoPrior
+from .train_unet import PIXEL_MEAN, PIXEL_STD, UNET_CONFIG, VideoPrior
 
 
 def averaged(module: nn.Module, run: Path | None) -> nn.Module:
@@ -28,11 +28,17 @@ def averaged(module: nn.Module, run: Path | None) -> nn.Module:
     return module.eval()
 
 
+def guided(unet_run: Path) -> bool:
+    """Whether a run trained the kind that also takes the anchor."""
+    weight = torch.load(unet_run / "checkpoint.pt", weights_only=True)["module"]["unet.conv_in.weight"]
+    return weight.shape[1] > UNET_CONFIG["in_channels"]
+
+
 def export_video(vae_run: Path, unet_run: Path | None, scaling: float, out: Path) -> None:
     """A `StableVideoDiffusionPipeline` directory; `unet_run` None writes an untrained UNet (for trying the loaders)."""
     vae = load_vae(vae_run)
     vae.register_to_config(scaling_factor=scaling)
-    prior = averaged(VideoPrior(), unet_run)
+    prior = averaged(VideoPrior(guided=unet_run is not None and guided(unet_run)), unet_run)
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
         timestep_spacing="leading", steps_offset=1, interpolation_type="linear", use_karras_sigmas=True,

@@ -14,6 +14,7 @@ pass uses the network that way. Legend: B clips, T frames, C latent channels, h 
 
 from __future__ import annotations
 
+import copy
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ..engine.bypass import temporal_bypass
 from .train_vae import CONFIG as VAE_CONFIG
-from .training import Run, mixed_precision, recipe_arguments
+from .training import AveragedWeights, Run, mixed_precision, recipe_arguments
 
 CHANNELS = VAE_CONFIG["latent_channels"]
 TOKEN = 128
@@ -136,17 +137,22 @@ class Batch:
 class Latents:
     """Every encoded clip of a split, in memory, by shape."""
 
-    def __init__(self, folder: Path, scaling: float, seed: int) -> None:
-        self.scaling, self.rng = scaling, np.random.default_rng(seed)
+    def __init__(
+        self, folder: Path, scaling: float, seed: int, crop: tuple[int, int] | None = None, pairs_only: bool = False
+    ) -> None:
+        self.scaling, self.crop, self.rng = scaling, crop, np.random.default_rng(seed)
         self.by_shape: dict[tuple[int, ...], list[dict[str, Tensor]]] = {}
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in sorted(folder.glob("pair*.safetensors" if pairs_only else "*.safetensors")):
             clip = load_file(path)
             self.by_shape.setdefault(tuple(clip["prompt"].shape), []).append(clip)
         if not self.by_shape:
             raise ValueError(f"no latents in {folder}: run recapture.priors.latents first")
 
     def draw(self, clips: int, frames: int, apart: bool) -> Batch:
-        """`frames` frames of some clips, evenly from the first on, or random ones but the first as one-frame clips."""
+        """`frames` frames of some clips, evenly from the first on, or random ones but the first as one-frame clips.
+
+        With `crop` set, a random window of that many cells of all of them, the same for frames, prompt and anchor.
+        """
         shapes = list(self.by_shape)
         pool = self.by_shape[shapes[self.rng.integers(len(shapes))]]
         chosen = [pool[self.rng.integers(len(pool))] for _ in range(clips)]
@@ -163,12 +169,18 @@ class Latents:
                 index = 1 + self.rng.permutation(len(latents) - 1)[:frames]
                 parts.append((both[index, None], len(index), clip))
         both = torch.cat([values for values, _, _ in parts])
-        channels = parts[0][2]["latents"].shape[1]
+        prompt = torch.cat([clip["prompt"].float()[None].repeat(n, 1, 1, 1) for _, n, clip in parts])
+        channels, height, width = prompt.shape[1:]
+        if self.crop is not None:
+            rows, columns = min(height, self.crop[0]), min(width, self.crop[1])
+            top, left = self.rng.integers(height - rows + 1), self.rng.integers(width - columns + 1)
+            both, prompt = (x[..., top : top + rows, left : left + columns] for x in (both, prompt))
+        stride = 1 if apart else len(chosen[0]["latents"]) // frames
         return Batch(
             both[:, :, :channels],
-            torch.cat([clip["prompt"].float()[None].repeat(n, 1, 1, 1) for _, n, clip in parts]),
+            prompt,
             torch.cat([clip["image"][None].repeat(n, 1, 1, 1) for _, n, clip in parts]),
-            torch.cat([clip["fps"].float().view(1).repeat(n) for _, n, clip in parts]),
+            torch.cat([(clip["fps"].float() / stride).clamp(min=1).view(1).repeat(n) for _, n, clip in parts]),
             both[:, :, channels:],
         )
 
@@ -187,11 +199,34 @@ def denoising_loss(
     return (output.float() - velocity(batch.clean, noise, sigma)).square().mean((1, 2, 3, 4))
 
 
+class HeldOut:
+    """The loss of the averaged weights on clips of the other split: the same windows, noise levels and noise each time."""
+
+    def __init__(self, folder: Path, scaling: float, frames: int, count: int = 12) -> None:
+        latents = Latents(folder, scaling, seed=0, pairs_only=True)
+        self.batches = [latents.draw(1, frames, False) for _ in range(count)]
+        self.sigma = (0.7 + 1.6 * torch.linspace(-1.3, 1.3, count)).exp()  # evenly over nine in ten of what is trained
+
+    @torch.no_grad()
+    def __call__(self, prior: VideoPrior, average: AveragedWeights) -> float:
+        measured = copy.deepcopy(prior).eval()
+        average.copy_to(measured)
+        state, keep = torch.get_rng_state(), torch.zeros(1, dtype=torch.bool)
+        torch.manual_seed(0)
+        losses = [
+            denoising_loss(measured, b, s[None], keep, False) for b, s in zip(self.batches, self.sigma, strict=True)
+        ]
+        torch.set_rng_state(state)
+        return float(torch.cat(losses).mean())
+
+
 def main() -> None:
     parser = recipe_arguments(__doc__.splitlines()[0], steps=2500, lr=1.2e-3, batch=1)
     parser.add_argument("--latents", type=Path, required=True, help="folder that latents.py wrote")
     parser.add_argument("--scaling", type=float, required=True, help="1 / standard deviation, printed by latents.py")
     parser.add_argument("--frames", type=int, default=14, help="frames of each clip; fewer is cheaper at first")
+    parser.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), help="train on windows of this many cells")
+    parser.add_argument("--log-every", type=int, default=200, help="steps between rows of the curve")
     parser.add_argument("--images-until", type=int, default=600, help="steps on single frames only")
     parser.add_argument("--guided", action="store_true", help="also give the network the anchor and its mask")
     parser.add_argument("--start", type=Path, help="model directory to begin from")
@@ -205,7 +240,9 @@ def main() -> None:
         prior.load_directory(args.start)
     run = Run(prior, args.run, lr=args.lr, steps=args.steps, decay=0.998)
     torch.manual_seed(args.seed + run.step)
-    latents = Latents(args.latents / "train", args.scaling, args.seed + run.step)
+    latents = Latents(args.latents / "train", args.scaling, args.seed + run.step, args.crop)
+    others = args.latents / "held_out"
+    held_out = HeldOut(others, args.scaling, args.frames) if any(others.glob("pair*")) else None
     losses: dict[str, list[float]] = {"image": [], "video": []}
     while run.step < args.steps:
         bypass = run.step < args.images_until or latents.rng.random() < args.image_share
@@ -215,8 +252,9 @@ def main() -> None:
         loss = denoising_loss(prior, batch, sigma, drop, bypass, blind).mean()
         run.update(loss)
         losses["image" if bypass else "video"].append(loss.item())
-        if run.step % 50 == 0:
-            run.log(**{kind: np.mean(values) if values else np.nan for kind, values in losses.items()})
+        if run.step % args.log_every == 0 or run.step == args.steps:
+            row = {kind: np.mean(values) if values else np.nan for kind, values in losses.items()}
+            run.log(**row, **({} if held_out is None else {"held_out": held_out(prior, run.average)}))
             losses = {"image": [], "video": []}
         if run.step % args.save_every == 0 or run.step == args.steps:
             run.save()

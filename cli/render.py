@@ -114,6 +114,14 @@ def run(
     temporal_steps: Annotated[
         int | None, typer.Option(help="Of the temporal adapter alone.", show_default=False)
     ] = None,
+    warm_start: Annotated[
+        bool | None,
+        typer.Option(
+            "--warm-start/--no-warm-start",
+            help="Begin the temporal adapter as that of the clip's nearest tuned path; stop where that one got to.",
+            show_default="no",
+        ),
+    ] = None,
     schedule: Annotated[
         str | None,
         typer.Option(help="decoupled (the spatial adapter once per clip) or joint (the paper).", show_default=False),
@@ -175,6 +183,7 @@ def run(
             "spatial_steps": steps if spatial_steps is None else spatial_steps,
             "temporal_steps": steps if temporal_steps is None else temporal_steps,
             "schedule": schedule,
+            "warm_start": warm_start,
         },
         "sample": {
             "steps": sample_steps,

@@ -75,6 +75,8 @@ class TuneConfig:
     """Mean of ln sigma."""
     sigma_std: float = 1.6
     weight_decay: float = 0.0
+    warm_start: bool = False
+    """Begin the temporal adapter as that of the nearest path the clip was tuned for, and stop where that one got to."""
     checkpoint_every: int = 50
 
 

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,10 +18,11 @@ from .config import PRESETS, RunConfig, check, preset
 from .errors import Cancelled, InputError, ResourceError
 from .handover import path_of
 from .run import Models, Progress, Run
-from .stage import Inputs
+from .stage import Inputs, Stage
 from .stages import STAGES, windows_of
 from .store import Entry, Store, default_store, stage_key
 from .video import Limits, admit, probe
+from .warm_start import Neighbour, choose, neighbours
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -228,13 +229,9 @@ class Recapture:
     ) -> Iterator[StageRecord]:
         for stage in STAGES:
             inputs: Inputs = {name: result.entries[name] for name in stage.inputs}
-            key = stage_key(
-                stage=stage.name,
-                version=stage.version,
-                config=stage.config(run),
-                inputs={name: entry.digest for name, entry in inputs.items()},
-                weights=stage.weights(run),
-            )
+            if stage.name == "temporal" and run.config.tune.warm_start:
+                run.neighbour = self._neighbour(run, stage, result.entries)
+            key = _key(run, stage, inputs)
             entry = self.store.get(stage.name, key)
             reused = entry is not None
             if entry is None:
@@ -252,6 +249,13 @@ class Recapture:
             if stage.name == until:
                 return
 
+    def _neighbour(self, run: Run, temporal: Stage, entries: Mapping[str, Entry]) -> Neighbour | None:
+        def published(candidate: Neighbour | None) -> Entry | None:
+            run.neighbour = candidate
+            return self.store.get(temporal.name, _key(run, temporal, entries))
+
+        return choose(neighbours(self.store, run, entries), published)
+
     def _adapt(self, callback: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
         def on_step_end(stage: str, step: int, sigma: float, latents: torch.Tensor) -> torch.Tensor | None:
             returned = callback(self, step, sigma, {"latents": latents}) or {}
@@ -260,6 +264,16 @@ class Recapture:
             return returned.get("latents")
 
         return on_step_end
+
+
+def _key(run: Run, stage: Stage, entries: Mapping[str, Entry]) -> str:
+    return stage_key(
+        stage=stage.name,
+        version=stage.version,
+        config=stage.config(run),
+        inputs={name: entries[name].digest for name in stage.inputs},
+        weights=stage.weights(run),
+    )
 
 
 def pick_device(name: str) -> torch.device:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -21,6 +21,9 @@ from .depth.models import DepthModel, DepthSource, find_depth_model, load_depth_
 from .errors import InputError
 from .models import ModelEntry, ModelShape, VideoModel, find_model, weights_digest
 from .video import ClipInfo, Limits
+
+if TYPE_CHECKING:
+    from .warm_start import Neighbour
 
 
 class Models:
@@ -99,6 +102,8 @@ class Run:
     on_step_end: StepCallback = lambda stage, step, sigma, latents: None
     warnings: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
+    neighbour: "Neighbour | None" = None
+    """The tuned path that the temporal adapter begins from; found when its stage is reached."""
 
     def progress(self, stage: str, done: int, total: int, **detail: Any) -> None:
         self.on_progress(stage, done, total, detail)

@@ -33,6 +33,7 @@ from .stage import STAGES, Inputs, stage
 from .store import Writer
 from .tune import Tuner, tune
 from .video import decode as decode_video
+from .warm_start import record_of
 
 __all__ = ["STAGES", "windows_of"]
 
@@ -286,10 +287,22 @@ def _temporal_options(run: Run) -> dict[str, Any]:
     names = ["temporal_steps", "normalisation"]
     if run.config.tune.schedule == "joint":
         names += ["spatial_batch", "spatial_prompt"]
-    return _tune_options(run, *names)
+    # A run that stops early asks every so many steps whether it may.
+    warm = (
+        {} if run.neighbour is None else {"from": run.neighbour.digest, "asked_every": run.config.tune.checkpoint_every}
+    )
+    return {**_tune_options(run, *names), **warm}
 
 
-@stage("source", "condition", "spatial", config=_temporal_options, weights=lambda run: run.models.unet_digest)
+@stage(
+    "camera",
+    "source",
+    "condition",
+    "spatial",
+    version=2,
+    config=_temporal_options,
+    weights=lambda run: run.models.unet_digest,
+)
 def temporal(run: Run, inputs: Inputs, out: Writer) -> None:
     """Tune the temporal adapter on the masked anchor."""
     options = run.config.tune
@@ -305,19 +318,28 @@ def temporal(run: Run, inputs: Inputs, out: Writer) -> None:
         passes = {"spatial": lambda step: tuner.spatial_loss(bank, step), **passes}
     else:
         load_adapters(run, inputs)
-    steps = options.temporal_steps
+    steps, neighbour = options.temporal_steps, run.neighbour
     if steps and not told.mask.any():
         run.warn("no cell of the anchor is free of holes: the temporal adapter has nothing to learn from and stays off")
         steps = 0
+    if steps and neighbour is not None:
+        adapters.load(run.model.unet, "temporal", neighbour.adapter)
     losses = tune(
-        run.model, options, out, steps, passes, lambda done, loss: run.progress("temporal", done, steps, loss=loss)
-    )
+        run.model, options, out, steps, passes, lambda done, loss: run.progress("temporal", done, steps, loss=loss),
+        enough=lambda: neighbour is not None and tuner.held_out(told, adapters.ADAPTERS) <= neighbour.reached * before,
+    )  # fmt: skip
     if steps:
         for name in passes:
             adapters.save(run.model.unet, name, out.path / name, base_model=run.models.entry.source_name)
     chosen: list[tuple[adapters.AdapterName, ...]] = [("spatial",), ("temporal",), ("spatial", "temporal")]
     held_out = {"none": before} | {"+".join(names): tuner.held_out(told, names) for names in chosen}
-    out.json("tuning", {"steps": steps, "losses": losses, "held_out": held_out})
+    out.json(
+        "tuning",
+        {
+            "steps": len(losses["temporal"]), "losses": losses, "held_out": held_out, "of": record_of(run, inputs),
+            "path": path_of(inputs).to_json(), "warm_start": neighbour and neighbour.to_json(),
+        },
+    )  # fmt: skip
 
 
 def windows_of(run: Run, count: int) -> list[range]:

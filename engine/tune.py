@@ -117,6 +117,7 @@ def tune(
     steps: int,
     losses: dict[AdapterName, Callable[[int], Tensor]],
     on_step: Callable[[int, float], Any],
+    enough: Callable[[], bool] = lambda: False,
 ) -> dict[AdapterName, list[float]]:
     """Minimise the losses, each by its own adapter alone, checkpointing as configured.
 
@@ -125,9 +126,10 @@ def tune(
             runs both, and since no gradient of the temporal pass may reach the spatial adapter, each backward pass has
             only its own adapter's parameters open.
         on_step: called with (steps done, loss of the last pass).
+        enough: asked every `checkpoint_every` steps; True ends the tuning early.
 
     Returns:
-        Loss of every step, by adapter.
+        Loss of every step that was taken, by adapter.
     """
     unet = model.unet
     parameters = {name: list(adapters.adapter_parameters(unet, name).values()) for name in losses}
@@ -152,6 +154,8 @@ def tune(
         optimiser.zero_grad(set_to_none=True)
         on_step(step + 1, float(curves[next(reversed(losses))][-1]))
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
+            if enough():
+                break
             _checkpoint(writer, parameters, optimiser, curves, step + 1)
     adapters.train_only(unet, ())
     return {name: [float(value) for value in curve] for name, curve in curves.items()}

@@ -300,3 +300,28 @@ def test_force_does_not_silence_a_later_run(film):
     film("pan(140deg, start=140deg)", force=True)
     with pytest.raises(CameraError, match="sees nothing"):
         film("pan(140deg, start=140deg)")
+
+
+def test_a_warm_start_begins_from_the_nearest_path_and_stops_where_that_one_got_to(small_svd, film, tmp_path):
+    engine = Recapture.from_pretrained(small_svd, device="cpu", store=tmp_path)
+    tune = {**OPTIONS["tune"], "temporal_steps": 8, "lr": 1e-2}
+    cold, warm = {**OPTIONS, "tune": tune}, {**OPTIONS, "tune": {**tune, "warm_start": True}}
+    near, far = film("truck(0.1)", engine=engine, options=cold), film("truck(-0.3)", engine=engine, options=cold)
+    result = film("truck(0.11)", engine=engine, options=warm)
+    tuning = result.entries["temporal"].json("tuning")
+    assert tuning["warm_start"]["entry"] == near.entries["temporal"].digest != far.entries["temporal"].digest
+    assert tuning["held_out"]["spatial+temporal"] <= tuning["warm_start"]["reached"] * tuning["held_out"]["none"]
+    assert tuning["steps"] == len(tuning["losses"]["temporal"]) < tune["temporal_steps"]
+    # A rerun finds its own result, whatever was tuned since; a cold result of the path is as good.
+    film("truck(0.11)", engine=engine, options={**cold, "tune": {**tune, "temporal_steps": 7}})
+    assert "temporal" in reused(film("truck(0.11)", engine=engine, options=warm))
+    assert "temporal" in reused(film("truck(0.1)", engine=engine, options=warm))
+
+
+def test_a_warm_start_takes_no_adapter_that_does_not_fit(small_svd, film, tmp_path):
+    engine = Recapture.from_pretrained(small_svd, device="cpu", store=tmp_path)
+    film("truck(0.1)", engine=engine)
+    other_rank = {**OPTIONS, "tune": {**OPTIONS["tune"], "rank": 3, "warm_start": True}}
+    assert (
+        film("truck(0.11)", engine=engine, options=other_rank).entries["temporal"].json("tuning")["warm_start"] is None
+    )

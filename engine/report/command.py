@@ -57,6 +57,8 @@ def command_of(run: Run) -> tuple[str, list[str]]:
                 value = value[1] if value[0] == 1 else None
             if (section, field) == ("anchor", "locked") and value is not None:
                 words += ["--locked" if value else "--not-locked"]
+            elif (section, field) == ("tune", "warm_start"):
+                words += ["--warm-start"] if value else ["--no-warm-start"]
             elif flag is None or value is None:
                 unsaid.append(f"{section}.{field}")
             else:

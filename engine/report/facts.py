@@ -78,6 +78,7 @@ def gather(result: "Result") -> dict[str, Any]:
             "steps": {"spatial": spatial["steps"], "temporal": temporal["steps"]},
             "losses": {**spatial["losses"], **temporal["losses"]},
             "held_out": temporal["held_out"],
+            "warm_start": temporal["warm_start"],
         },
         "windows": [[window.start, window.stop - 1] for window in result.windows],
         "measures": measures(result),

@@ -237,7 +237,8 @@ def _tuning_lead(facts: dict[str, Any]) -> str:
         if math.isnan(psnr)
         else f"to {psnr:.1f} dB"
     )
-    done = f"{steps['spatial']} steps of the spatial adapter, {steps['temporal']} of the temporal one."
+    done = f"{steps['spatial']} steps of the spatial adapter, {steps['temporal']} of the temporal one"
+    done += "." if facts["tuning"]["warm_start"] is None else ", begun from the adapter of another path of this clip."
     return f"{done} Where the new camera sees footage, the generated picture matches it {close} (PSNR at the working size)."
 
 

@@ -5,6 +5,7 @@ did several steps at once ran several times slower. Operation for operation this
 that nothing is contracted and both give the same bits.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -57,8 +58,7 @@ def each_frame(
 ) -> Splat:
     """Run a frame's function over the clip, on as many threads as torch may use: which thread draws what changes no bit."""
     count, channels, height, width = frames.shape
-    # One block of numpy's, not three of torch's: it comes in huge pages; touching small ones first costs more than the splat.
-    block = np.empty((channels + 2, count * size[0] * size[1]), f32)
+    block = _output(channels + 2, count * size[0] * size[1])
     color = block[:channels].reshape(count, channels, *size)
     z, winner = (part.reshape(count, *size) for part in (block[channels], block[channels + 1].view(i32)))
     mask = np.empty(winner.shape, np.bool_)
@@ -78,6 +78,8 @@ def each_frame(
     else:
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(work, range(workers)))
+    if block.nbytes <= _KEPT_BYTES:
+        _outputs[:] = [block]
     color, z, mask, winner = (torch.from_numpy(part) for part in (color, z, mask, winner))
     return Splat(color=color, depth=z, mask=mask, winner=winner)
 
@@ -150,8 +152,8 @@ class Scratch:
         return np.zeros((self.bordered_keys.size, 4), i64)
 
 
-_KEPT_BYTES = 128 << 20
-"""Scratch memory up to this size, in all, is kept for the next clip: getting it again would cost as much as a frame."""
+_KEPT_BYTES = 256 << 20
+"""Scratch memory up to this size in all, and a result's, is kept for the next clip: new memory costs as much as a frame."""
 _kept: list[Scratch] = []
 
 
@@ -167,6 +169,23 @@ def _borrowed(*shape: int) -> Iterator[Scratch]:
     yield scratch
     if scratch.bytes() + sum(other.bytes() for other in tuple(_kept)) <= _KEPT_BYTES:
         _kept.append(scratch)
+
+
+_outputs: list[np.ndarray] = []
+
+
+def _output(*shape: int) -> np.ndarray:
+    """Memory of the last result if nobody refers to it any more, else new.
+
+    A third of `nearest`'s time would go into new pages. One block of numpy's, not three of torch's: it comes in huge
+    pages; touching small ones first costs more than the splat.
+    """
+    try:
+        block = _outputs.pop()
+    except IndexError:
+        return np.empty(shape, f32)
+    unused = sys.getrefcount(block) == 2  # the name here, and the argument
+    return block if unused and block.shape == shape else np.empty(shape, f32)
 
 
 def _draw_nearest(color, z_bits, winner, frame, depth, camera, scratch: Scratch, flying):

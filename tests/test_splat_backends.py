@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recapture.kernels.backends import interpreted
+from recapture.kernels.backends import installed, interpreted
 from recapture.kernels.splat import Splat, camera_rows, splat
 
 from .kernel_backends import BACKENDS, FAST, NUMBA, device_of, run_interpreted
@@ -119,6 +119,21 @@ def test_no_split_and_no_thread_changes_a_bit(footprint):
     ]
     joined = {field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Splat)}
     assert_same_bits(Splat(**joined), whole)
+
+
+@pytest.mark.skipif(not installed("numba"), reason="numba is not installed")
+def test_memory_of_a_result_is_used_again_only_when_nothing_refers_to_it():
+    frames, depth, *cameras, size = scene(30, 41, 33, 39, (0.4, 0.1, 0.5), (9, 4), 1.5, 7, frames=2)
+    first = splat(frames, depth, *cameras, size, backend="numba")
+    kept, address = first.depth[1], first.depth.data_ptr()  # a part of one of its tensors is enough
+    before = kept.clone()
+    del first
+    second = splat(1 - frames, 2 * depth, *cameras, size, backend="numba")
+    assert second.depth.data_ptr() != address
+    assert torch.equal(kept.nan_to_num(-1), before.nan_to_num(-1))
+    address = second.depth.data_ptr()
+    del second
+    assert splat(frames, depth, *cameras, size, backend="numba").depth.data_ptr() == address
 
 
 def project(camera, u, v, z):

@@ -16,7 +16,8 @@ setup: $(READY)
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else 'Python 3.11 or 3.12 is needed: make PYTHON=python3.11')"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	@# DeepSpeed compiles what it needs at its first start, not here.
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $(READY)
@@ -43,7 +44,7 @@ lint: $(READY)
 # torch and what only its CUDA build brings stay out of the lock: they differ from machine to machine. Triton is the
 # version that this torch's CUDA build brings.
 lock:
-	uv pip compile pyproject.toml --extra engine --extra demo --extra evaluate --extra dev --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra engine --extra cluster --extra demo --extra evaluate --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --no-header --upgrade -o requirements.lock \
 		$(foreach name,torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti \
 		nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \

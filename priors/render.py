@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="index to start from")
     parser.add_argument("--kinds", nargs="+", default=["indoor", "outdoor"], choices=["indoor", "outdoor", "street"])
     parser.add_argument("--second-view", action="store_true", help="film each clip from a second path too")
-    parser.add_argument("--part", type=int, default=0, help="this process draws clips with index % parts == part")
+    parser.add_argument("--part", type=int, default=0, help="this process draws clips with index %% parts == part")
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -86,9 +86,8 @@ def run(
     config: Annotated[
         Path | None, typer.Option(help="config.json of an earlier run; other options override it.", show_default=False)
     ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="paper or tiny; by default tiny for the embedded model, else paper.", show_default=False),
+    quality: Annotated[
+        str | None, typer.Option(help="draft (nothing tuned), standard, or paper.", show_default="standard")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of everything random.", min=0, max=2**31 - 1, show_default="0")
@@ -108,8 +107,8 @@ def run(
     ] = None,
     width: Annotated[int | None, typer.Option(help="Working width of the model.", show_default=False)] = None,
     rank: Annotated[int | None, typer.Option(help="LoRA rank.", show_default="16")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="by preset")] = None,
-    steps: Annotated[int | None, typer.Option(help="Tuning steps of each adapter.", show_default="by preset")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="by quality")] = None,
+    steps: Annotated[int | None, typer.Option(help="Tuning steps of each adapter.", show_default="by quality")] = None,
     spatial_steps: Annotated[int | None, typer.Option(help="Of the spatial adapter alone.", show_default=False)] = None,
     temporal_steps: Annotated[
         int | None, typer.Option(help="Of the temporal adapter alone.", show_default=False)
@@ -131,19 +130,19 @@ def run(
         float | None, typer.Option(help="Valid share of a cell, for area.", show_default="0.9")
     ] = None,
     sample_steps: Annotated[
-        int | None, typer.Option(help="Denoising steps a window.", show_default="by preset")
+        int | None, typer.Option(help="Denoising steps a window.", show_default="by quality")
     ] = None,
-    start: Annotated[str | None, typer.Option(help="noise (the paper) or anchor.", show_default="by preset")] = None,
-    start_sigma: Annotated[float | None, typer.Option(help="Noise over the anchor.", show_default="by preset")] = None,
+    start: Annotated[str | None, typer.Option(help="noise (the paper) or anchor.", show_default="by quality")] = None,
+    start_sigma: Annotated[float | None, typer.Option(help="Noise over the anchor.", show_default="by quality")] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="Guidance at a window's last frame; 1 is off.", show_default="by preset")
+        float | None, typer.Option(help="Guidance at a window's last frame; 1 is off.", show_default="by quality")
     ] = None,
     overlap: Annotated[int | None, typer.Option(help="Frames that windows share.", show_default="4")] = None,
     decode_chunk: Annotated[int | None, typer.Option(help="Frames decoded at once.", show_default="window")] = None,
     sdedit_sigma: Annotated[
-        float | None, typer.Option(help="SDEdit's noise; 0 skips it.", show_default="by preset")
+        float | None, typer.Option(help="SDEdit's noise; 0 skips it.", show_default="by quality")
     ] = None,
-    sdedit_steps: Annotated[int | None, typer.Option(help="SDEdit's steps.", show_default="by preset")] = None,
+    sdedit_steps: Annotated[int | None, typer.Option(help="SDEdit's steps.", show_default="by quality")] = None,
     composite: Annotated[
         str | None, typer.Option(help="on: real pixels where there are any; off: pure model output.", show_default="on")
     ] = None,
@@ -168,8 +167,8 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Film CLIP from a new camera and write the result to a folder."""
-    from ..engine.config import override, read_config
-    from ..engine.config import preset as named_preset
+    from ..engine.config import override, quality_config, read_config
+    from ..engine.errors import InputError
     from ..engine.stages import STAGES
 
     given = {
@@ -197,11 +196,11 @@ def run(
         "deliver": {"composite": composite, "feather_px": feather},
     }
     spec = _parse_camera(camera, source_camera, path_scale)
+    if config is not None and quality is not None:
+        raise InputError("give --config or --quality, not both", param="--quality")
     read = None if config is None else read_config(config)
     engine = open_engine(model or (read.model if read else "tiny"), device, store)
-    chosen = read or engine.default_config()
-    if preset is not None:
-        chosen = named_preset(preset, model=chosen.model)
+    chosen = read or quality_config(quality or "standard", model=engine.models.entry.name)
     typed = {"seed": seed, "attention": attention}
     chosen = replace(chosen, model=engine.models.entry.name, **{k: v for k, v in typed.items() if v is not None})
     chosen = override(chosen, _given(given))

@@ -1,6 +1,7 @@
 """Everything that can be chosen, one dataclass a stage; a stage's key in the store is its own dataclass and no more.
 
-The defaults are the paper's recipe. `preset("tiny")` is the recipe of the embedded model on a laptop.
+The defaults are the paper's recipe, the spatial adapter tuned once per clip and real pixels kept; `quality_config` gives
+the others by name.
 """
 
 import json
@@ -135,29 +136,41 @@ class RunConfig:
         return _build(RunConfig, value, "")
 
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "paper": {},
+QUALITIES: dict[str, dict[str, dict[str, Any]]] = {
+    "draft": {
+        "tune": {"spatial_steps": 0, "temporal_steps": 0},
+        "sample": {"steps": 10, "start": "anchor"},
+        "refine": {"sigma": 0.0},
+    },
+    "standard": {},
+    "paper": {"tune": {"schedule": "joint"}, "deliver": {"composite": "off"}},
+}
+"""Values that a quality sets, by section, over the defaults above."""
+
+EMBEDDED: dict[str, dict[str, dict[str, Any]]] = {
     # A prior this small cannot tell fine noise from texture: what it makes of the anchor in one step from a middling
     # noise level is cleaner than what many steps leave behind.
-    "tiny": {
+    "draft": {"sample": {"steps": 2, "start_sigma": 2.0, "guidance": (1.0, 1.0)}},
+    "standard": {
         "condition": {"augmentations": 24},
         "tune": {"lr": 2e-3, "spatial_steps": 60, "temporal_steps": 40, "spatial_batch": 4, "checkpoint_every": 10},
         "sample": {"steps": 2, "start": "anchor", "start_sigma": 2.0, "guidance": (1.0, 1.0)},
         "refine": {"steps": 2, "sigma": 0.2},
     },
 }
-"""Values that a preset sets, by section, over the defaults above."""
+"""What the embedded model does otherwise."""
 
 
-def preset(name: str, *, model: str, seed: int = 0) -> RunConfig:
-    """A preset's configuration for a model.
+def quality_config(quality: str, *, model: str, seed: int = 0) -> RunConfig:
+    """The configuration of `draft`, `standard` or `paper` for a model.
 
     Raises:
-        InputError: no such preset.
+        InputError: no such quality.
     """
-    if name not in PRESETS:
-        raise InputError(f"no preset {name!r}; there are {', '.join(PRESETS)}", param="--preset")
-    return override(RunConfig(model=model, seed=seed), PRESETS[name])
+    if quality not in QUALITIES:
+        raise InputError(f"{quality!r} is not one of {', '.join(QUALITIES)}", param="--quality")
+    config = override(RunConfig(model=model, seed=seed), QUALITIES[quality])
+    return override(config, EMBEDDED.get(quality, {}) if model == "tiny" else {})
 
 
 def read_config(path: Path) -> RunConfig:

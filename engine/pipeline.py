@@ -14,7 +14,7 @@ import torch
 
 from .attention import require as require_attention
 from .cameras import CameraPath, CameraSpec, parse_camera
-from .config import PRESETS, RunConfig, check, preset
+from .config import RunConfig, check, quality_config
 from .errors import Cancelled, InputError, ResourceError
 from .handover import path_of
 from .run import Models, Progress, Run
@@ -154,9 +154,8 @@ class Recapture:
         return cls(Models(str(model), device=chosen, dtype=dtype), store=opened)
 
     def default_config(self, *, seed: int = 0) -> RunConfig:
-        """The model's own preset: `tiny` for the embedded model, the paper's for all others."""
-        name = self.models.entry.name
-        return preset(name if name in PRESETS else "paper", model=name, seed=seed)
+        """The configuration of `standard` quality for this model."""
+        return quality_config("standard", model=self.models.entry.name, seed=seed)
 
     def __call__(
         self,

@@ -99,6 +99,22 @@ def test_run_ends_in_five_lines_and_a_bundle(recapture, clip, quick, tmp_path):
     assert "Traceback" not in again.err
 
 
+def test_quality_sets_what_was_not_typed(recapture, clip, quick, tmp_path):
+    base = ("run", clip, "--camera", "truck(0.1)", "--frames", 3)
+    draft = recapture(*base, "--out", tmp_path / "draft", *quick[:6], "--quality", "draft", "--sample-steps", 1)
+    assert draft.code == 0, draft.err
+    config = json.loads((tmp_path / "draft" / "config.json").read_text())["config"]
+    assert config["tune"]["spatial_steps"] == config["tune"]["temporal_steps"] == config["refine"]["sigma"] == 0
+    assert (config["sample"]["start"], config["sample"]["steps"]) == ("anchor", 1)
+    said = json.loads((tmp_path / "draft" / "report.json").read_text())["command"]
+    assert "--temporal-steps 0" in said
+    paper = recapture(*base, "--out", tmp_path / "paper", *quick, "--quality", "paper")
+    assert paper.code == 0, paper.err
+    config = json.loads((tmp_path / "paper" / "config.json").read_text())["config"]
+    assert (config["tune"]["schedule"], config["deliver"]["composite"]) == ("joint", "off")
+    assert config["tune"]["rank"] == quick[quick.index("--rank") + 1]
+
+
 def test_preview_and_dry_run_render_nothing(recapture, clip, quick, depth_dir, tmp_path):
     out = tmp_path / "preview"
     answer = recapture(
@@ -221,7 +237,8 @@ def test_options_out_of_bounds(recapture, clip, quick, tmp_path):
         (["--height", 64], "--width"),
         (["--height", 50, "--width", 64], "multiple of 16"),
         (["--frames", 1], "--max-frames"),
-        (["--preset", "best"], "paper, tiny"),
+        (["--quality", "best"], "draft, standard, paper"),
+        (["--quality", "draft", "--config", clip], "not both"),
         (["--config", clip], "not the config.json"),
         (["--device", "tpu"], "auto, cpu, cuda"),
         (["--attention", "flash"], "sdpa, xformers"),

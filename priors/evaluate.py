@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,7 +23,11 @@ import torch.nn.functional as F
 from diffusers import StableVideoDiffusionPipeline
 from torch import Tensor
 
+from ..engine.depth.estimate import estimate_depth
+from ..engine.depth.models import DepthModel, EmbeddedDepth
 from ..engine.depth.network import DepthNet
+from ..engine.depth.steady import to_log
+from ..engine.store.arrays import ArrayWriter, read_array
 from .frames import ClipFolder
 from .latents import NOISE_AUGMENTATION, PROMPT_PX, SIZES_PX, fit
 from .train_unet import VideoPrior, velocity
@@ -170,16 +175,49 @@ def unet_rows(pipeline: StableVideoDiffusionPipeline, clips: ClipFolder, count: 
     return rows
 
 
-def kubric_frames(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Every fifth source frame and its depth of scenes laid out as `scene_N/source/{rgb,depth.npz}`."""
-    frames, depths = [], []
+def engine_depth(model: DepthModel, frames: np.ndarray, *, smooth: bool) -> np.ndarray:
+    """Depth [T, h, w] of a clip [T, H, W, 3] as the engine estimates it, steadied over time or not."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "depth.arrow"
+        estimate_depth(
+            model, frames, lambda shape: ArrayWriter(path, shape_per_row=shape, dtype=np.float32),
+            smooth=smooth, sharpen=0, scratch=Path(folder), on_frame=lambda done: None,
+        )  # fmt: skip
+        return read_array(path).copy()
+
+
+def flicker_rows(model: DepthModel, folder: Path, what: str) -> list[Row]:
+    """How much depth moves where nothing does: the mean change of log depth from frame to frame on static pixels.
+
+    Static is what lies at one true depth, within 0.1 %, over the whole clip of a standing camera.
+    """
+    changes: dict[str, list[float]] = {"frame by frame": [], "steadied": []}
     for scene in sorted(folder.glob("scene_*")):
-        archive = np.load(scene / "source" / "depth.npz")
-        depth = archive[archive.files[0]].astype(np.float32)
-        for k, path in list(enumerate(sorted((scene / "source" / "rgb").glob("*.png"))))[::5]:
-            frames.append(cv2.imread(str(path))[..., ::-1])
-            depths.append(depth[k])
-    return np.stack(frames), np.stack(depths)
+        frames, truth = scene_source(scene)
+        static = np.isfinite(truth).all(0) & (truth.max(0) <= 1.001 * truth.min(0))
+        for name, smooth in (("frame by frame", False), ("steadied", True)):
+            log_depth = to_log(engine_depth(model, frames, smooth=smooth))
+            log_depth = np.stack(
+                [cv2.resize(d, static.shape[::-1], interpolation=cv2.INTER_NEAREST) for d in log_depth]
+            )
+            changes[name].append(float(np.abs(np.diff(log_depth, axis=0))[:, static].mean()))
+    return [
+        {"model": "depth", "data": what, "predictor": name, "flicker": np.mean(values), "clips": len(values)}
+        for name, values in changes.items()
+    ]
+
+
+def scene_source(scene: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Frames [T, H, W, 3] uint8 and depth [T, H, W] of a scene laid out as `source/{rgb,depth.npz}`."""
+    archive = np.load(scene / "source" / "depth.npz")
+    frames = [cv2.imread(str(path))[..., ::-1] for path in sorted((scene / "source" / "rgb").glob("*.png"))]
+    return np.stack(frames), archive[archive.files[0]].astype(np.float32)
+
+
+def kubric_frames(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Every fifth source frame and its depth of all scenes."""
+    frames, depths = zip(*(scene_source(scene) for scene in sorted(folder.glob("scene_*"))), strict=True)
+    return np.concatenate([part[::5] for part in frames]), np.concatenate([part[::5] for part in depths])
 
 
 def main() -> None:
@@ -212,6 +250,9 @@ def main() -> None:
         if args.scenes:
             scene_frames, scene_depths = kubric_frames(args.scenes)
             rows += depth_rows(net, to_tensor(scene_frames), scene_depths, "kubric4d sources")
+            rows += flicker_rows(
+                EmbeddedDepth(args.weights / "depth", torch.device("cpu")), args.scenes, "kubric4d sources, static"
+            )
     rows = [{k: round(float(v), 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
     for row in rows:
         print("  ".join(f"{key}={value}" for key, value in row.items()))

@@ -118,10 +118,11 @@ def depth_loss(log_depth: Tensor, sky_logit: Tensor, depth: Tensor) -> tuple[Ten
 def main() -> None:
     parser = recipe_arguments(__doc__.splitlines()[0], steps=1200, lr=7e-4, batch=4)
     parser.add_argument("--data", type=Path, required=True, help="folder that assets.py and render.py filled")
+    parser.add_argument("--start", type=Path, help="depth model's directory to begin from; without, ImageNet's encoder")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    net = training_mode(build_depth_net())
+    net = training_mode(build_depth_net() if args.start is None else DepthNet.from_pretrained(args.start))
     run = Run(net, args.run, lr=args.lr, steps=args.steps, decay=0.998)
     samples = DepthSamples(args.data, args.seed + run.step)
     errors = []

@@ -30,7 +30,7 @@ from ..engine.depth.steady import to_log
 from ..engine.store.arrays import ArrayWriter, read_array
 from .frames import ClipFolder
 from .latents import NOISE_AUGMENTATION, PROMPT_PX, SIZES_PX, fit
-from .train_unet import VideoPrior, velocity
+from .train_unet import Latents, VideoPrior, velocity
 
 WEIGHTS = Path(__file__).parents[1] / "engine" / "weights"
 SIGMA_BANDS = ((0.05, 0.3), (0.3, 1.0), (1.0, 3.0), (3.0, 10.0), (10.0, 50.0))
@@ -123,6 +123,51 @@ def depth_rows(net: DepthNet, frames: Tensor, depths: np.ndarray, what: str) -> 
     return rows
 
 
+def prior_of(pipeline: StableVideoDiffusionPipeline) -> VideoPrior:
+    prior = VideoPrior()
+    prior.unet, prior.image_encoder = pipeline.unet, pipeline.image_encoder
+    return prior.eval()
+
+
+@torch.no_grad()
+def guided_rows(pipeline: StableVideoDiffusionPipeline, latents: Path, count: int) -> list[Row]:
+    """Loss of F by noise level on held-out pairs, of a network that also takes the anchor, told it or not.
+
+    The rival `anchor + gaussian` weighs the hole-filled anchor against the noisy latents as well as the statistics of
+    its error allow, which it is told: one for the cells that are real, one for the holes.
+    """
+    prior, pairs = prior_of(pipeline), Latents(latents, pipeline.vae.config.scaling_factor, seed=0, pairs_only=True)
+    batches = [pairs.draw(1, 14, False) for _ in range(count)]
+    errors: dict[bool, list[Tensor]] = {True: [], False: []}
+    for batch in batches:
+        anchor, real = batch.guide[:, :, :-1], batch.guide[:, :, -1] > 0
+        for kind in errors:
+            errors[kind].append((batch.clean - anchor).square().movedim(2, -1)[real == kind])
+    real_var, hole_var = (torch.cat(errors[kind]).mean(0).view(1, 1, -1, 1, 1) for kind in (True, False))
+    rows: list[Row] = []
+    for low, high in SIGMA_BANDS:
+        losses: dict[str, list[float]] = {}
+        for index, batch in enumerate(batches):
+            s = low * (high / low) ** ((index + 0.5) / count)
+            generator, sigma = torch.Generator().manual_seed(1000 + index), torch.tensor([s])
+            noise = torch.randn(batch.clean.shape, generator=generator)
+            noisy, target = batch.clean + s * noise, velocity(batch.clean, noise, sigma)
+            told = noisy, sigma, batch.prompt, prior.token(batch.images), batch.fps
+            var = torch.where(batch.guide[:, :, -1:] > 0, real_var, hole_var)
+            d = (var * noisy + s * s * batch.guide[:, :, :-1]) / (var + s * s)
+            outputs = {
+                "ours, told the anchor": prior(*told, batch.guide),
+                "ours, not told": prior(*told),
+                "anchor + gaussian": (noisy / (s * s + 1) - d) * math.sqrt(s * s + 1) / s,
+            }
+            for name, output in outputs.items():
+                losses.setdefault(name, []).append(F.mse_loss(output, target).item())
+        for name, values in losses.items():
+            rows.append({"model": "unet", "data": "rendered pairs", "predictor": name, "clips": count})
+            rows[-1] |= {"sigma": f"{low:g}-{high:g}", "loss": np.mean(values)}
+    return rows
+
+
 @torch.no_grad()
 def unet_rows(pipeline: StableVideoDiffusionPipeline, clips: ClipFolder, count: int) -> list[Row]:
     """Loss of F by noise level on held-out clips. The rivals are told the data's statistics:
@@ -130,8 +175,7 @@ def unet_rows(pipeline: StableVideoDiffusionPipeline, clips: ClipFolder, count: 
     `gaussian` is the best predictor that knows each channel's mean and variance; `first frame` repeats the (clean)
     first frame; `first frame + gaussian` weighs it against the noisy latents as well as their statistics allow.
     """
-    prior = VideoPrior()
-    prior.unet, prior.image_encoder = pipeline.unet, pipeline.image_encoder
+    prior = prior_of(pipeline)
     vae, scaling = pipeline.vae, pipeline.vae.config.scaling_factor
     data = []
     for index, name in enumerate(clips.names[:count]):
@@ -227,14 +271,15 @@ def main() -> None:
     parser.add_argument("--scenes", type=Path, help="folder of scenes with true depth (scene_N/source)")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--clips", type=int, default=12, help="held-out clips for the UNet")
-    parser.add_argument("--only", nargs="*", default=["vae", "depth", "unet"])
+    parser.add_argument("--latents", type=Path, help="folder that latents.py wrote, for the guided UNet")
+    parser.add_argument("--only", nargs="*", default=["vae", "depth", "unet", "guided"])
     parser.add_argument("--out", type=Path, help="JSON file for the rows")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
     clips = ClipFolder(args.data, "held_out")
     frames = to_tensor(np.stack([clips.rgb(name)[7] for name in clips.names]))
     rows: list[Row] = []
-    if {"vae", "unet"} & set(args.only):
+    if {"vae", "unet", "guided"} & set(args.only):
         pipeline = StableVideoDiffusionPipeline.from_pretrained(args.weights / "tiny", torch_dtype=torch.float32)
         pipeline.set_progress_bar_config(disable=True)
     if "vae" in args.only:
@@ -243,6 +288,8 @@ def main() -> None:
             rows += vae_rows(pipeline.vae, to_tensor(real_frames(args.real)), "real")
     if "unet" in args.only:
         rows += unet_rows(pipeline, clips, args.clips)
+    if "guided" in args.only:
+        rows += guided_rows(pipeline, args.latents / "held_out", args.clips)
     if "depth" in args.only:
         net = DepthNet.from_pretrained(args.weights / "depth")
         depths = np.stack([clips.depth(name)[7].astype(np.float32) for name in clips.names])

@@ -18,7 +18,7 @@ skimage_data = pytest.importorskip("skimage.data")
 from diffusers import StableVideoDiffusionPipeline  # noqa: E402
 
 from recapture.engine.depth.network import DepthNet  # noqa: E402
-from recapture.priors.evaluate import depth_errors, to_tensor, vae_rows  # noqa: E402
+from recapture.priors.evaluate import depth_errors, prior_of, to_tensor, vae_rows  # noqa: E402
 from recapture.priors.textures import procedural_texture  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -108,6 +108,7 @@ def test_unet_recipe_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_guided_unet_begins_as_the_plain_one_and_learns_from_pairs(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from recapture.priors.export import export_video
     from recapture.priors.render import path_from_clip
     from recapture.priors.train_unet import VideoPrior
 
@@ -142,9 +143,10 @@ def test_a_guided_unet_begins_as_the_plain_one_and_learns_from_pairs(
     )
     assert steps_of(run) == 2
 
+    export_video(WEIGHTS / "tiny", None, 0.5, tmp_path / "plain")
     plain, guided = VideoPrior(), VideoPrior(guided=True)
     for prior in (plain, guided):
-        prior.load_directory(WEIGHTS / "tiny")
+        prior.load_directory(tmp_path / "plain")
     noisy, prompt, token = torch.randn(1, 2, 12, 8, 8), torch.randn(1, 12, 8, 8), torch.randn(1, 1, 128)
     told = torch.randn(1, 2, 13, 8, 8)
     with torch.no_grad():
@@ -161,7 +163,8 @@ def pipeline() -> StableVideoDiffusionPipeline:
 def test_embedded_weights_are_small_and_consistent(pipeline: StableVideoDiffusionPipeline) -> None:
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) <= MAX_BYTES
     channels = pipeline.vae.config.latent_channels
-    assert (pipeline.unet.config.in_channels, pipeline.unet.config.out_channels) == (2 * channels, channels)
+    assert pipeline.unet.config.out_channels == channels
+    assert pipeline.unet.config.in_channels in (2 * channels, 3 * channels + 1)  # plain, or guided by the anchor
     assert pipeline.image_encoder.config.projection_dim == pipeline.unet.config.cross_attention_dim
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
     assert pipeline.unet.config.num_frames == 14
@@ -188,28 +191,20 @@ def test_scaled_latents_have_unit_deviation(pipeline: StableVideoDiffusionPipeli
 @pytest.mark.parametrize("sigma", [0.5, 3.0])
 def test_unet_beats_gaussian_statistics(pipeline: StableVideoDiffusionPipeline, sigma: float) -> None:
     """A static clip of a photograph: the prompt tells what is there, the statistics do not."""
-    unconditioned, ours = [], []
+    prior, unconditioned, ours = prior_of(pipeline), [], []
     for k, picture in enumerate(photographs()):
         prompt = pipeline.vae.encode(picture[None] * 2 - 1).latent_dist.mode()  # [1, C, h, w]
         clean = (prompt * pipeline.vae.config.scaling_factor)[:, None].repeat(1, 14, 1, 1, 1)
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(k))
         noisy, root = clean + sigma * noise, math.sqrt(sigma**2 + 1)
-        pixels = F.interpolate(picture[None], size=(224, 224), mode="bicubic", antialias=True)
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in _pixel_statistics())
-        token = pipeline.image_encoder((pixels - mean) / std).image_embeds[:, None]
-        inputs = torch.cat([noisy / root, prompt[:, None].expand_as(clean)], 2)
-        ids = torch.tensor([[11.0, 127.0, 0.02]])
-        output = pipeline.unet(inputs, torch.tensor([0.25 * math.log(sigma)]), token, added_time_ids=ids).sample
+        pixels = F.interpolate(picture[None], size=(224, 224), mode="bicubic", antialias=True).clamp(0, 1)
+        token = prior.token((pixels * 255).round().byte().permute(0, 2, 3, 1))
+        output = prior(noisy, torch.tensor([sigma]), prompt, token, torch.tensor([12.0]))
         denoised = noisy / root**2 - sigma / root * output
         var, mu = clean.var((1, 3, 4), keepdim=True), clean.mean((1, 3, 4), keepdim=True)
         unconditioned.append(F.mse_loss((var * noisy + sigma**2 * mu) / (var + sigma**2), clean).item())
         ours.append(F.mse_loss(denoised, clean).item())
     assert np.mean(ours) < 0.8 * np.mean(unconditioned)
-
-
-def _pixel_statistics() -> tuple[list[float], list[float]]:
-    config = json.loads((WEIGHTS / "tiny" / "feature_extractor" / "preprocessor_config.json").read_text())
-    return config["image_mean"], config["image_std"]
 
 
 @torch.no_grad()

@@ -109,7 +109,7 @@ class DeliverConfig:
     composite: Literal["on", "off"] = "on"
     """`on` keeps real pixels wherever the anchor has them; `off` delivers the pure model output, as the paper does."""
     feather_px: float = 3.0
-    """Width of the blend between real and generated pixels, in pixels of the clip."""
+    """How far into a hole the generated picture is bent to meet the real pixels at its rim, in pixels of the clip."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,15 +12,13 @@ _MATCH_SCALE = 4  # colour differences are matched at a quarter of the resolutio
 _MATCH_LIMIT = 0.25
 
 
-def matte_of(mask: np.ndarray, feather_px: float) -> np.ndarray:
-    """Share of the generated picture, float32 [h, w]: 1 in holes, falling to 0 over `feather_px` outside them."""
-    if mask.all():
+def rim_weight(mask: np.ndarray, feather_px: float) -> np.ndarray:
+    """1 at a hole's rim, falling to 0 over `feather_px` into the hole; float32 [h, w], mask bool [h, w]."""
+    if mask.all() or not mask.any() or feather_px == 0:
         return np.zeros(mask.shape, np.float32)
-    if not mask.any() or feather_px == 0:
-        return (~mask).astype(np.float32)
-    distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    ramp = np.clip(1 - (distance - 1) / feather_px, 0, 1)
-    return np.where(mask, ramp * ramp * (3 - 2 * ramp), 1).astype(np.float32)
+    distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    ramp = np.clip(1 - distance / (feather_px + 1), 0, 1)
+    return np.where(mask, 0, ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
 
 
 def match_color(generated: Tensor, anchor: Tensor, mask: Tensor) -> Tensor:
@@ -40,8 +38,17 @@ def match_color(generated: Tensor, anchor: Tensor, mask: Tensor) -> Tensor:
     return generated + F.interpolate(field, size=(height, width), mode="bilinear")
 
 
-def composite(generated: Tensor, anchor: Tensor, mask: np.ndarray, *, feather_px: float) -> tuple[Tensor, np.ndarray]:
-    """Delivered frames and their matte.
+def fitted(generated: Tensor, anchor: Tensor, mask: np.ndarray) -> Tensor:
+    """The generated picture [N, 3, h, w] at the anchor's size and in its tone; mask bool [N, H, W]."""
+    upsampled = to_clip_size(generated, anchor.shape[-2:])
+    return match_color(upsampled, anchor, torch.from_numpy(mask.copy()).to(anchor.device))
+
+
+def composite(generated: Tensor, anchor: Tensor, mask: np.ndarray, *, feather_px: float) -> Tensor:
+    """Delivered frames: every real pixel as it is, the generated picture in the holes.
+
+    What the picture still misses at a hole's rim is carried `feather_px` into the hole and fades out there, so that no
+    seam shows and no real pixel is touched.
 
     Args:
         generated: float [N, 3, h, w] in 0..1 at the working size.
@@ -49,15 +56,15 @@ def composite(generated: Tensor, anchor: Tensor, mask: np.ndarray, *, feather_px
         mask: bool [N, H, W].
 
     Returns:
-        float [N, 3, H, W] and the matte, float32 [N, H, W].
+        float [N, 3, H, W].
     """
-    matte = np.stack([matte_of(frame, feather_px) for frame in mask])
-    if not matte.any():
-        return anchor, matte
-    upsampled = to_clip_size(generated, anchor.shape[-2:])
-    matched = match_color(upsampled, anchor, torch.from_numpy(mask.copy()).to(anchor.device))
-    alpha = torch.from_numpy(matte).to(anchor.device)[:, None]
-    return (matched * alpha + anchor * (1 - alpha)).clamp(0, 1), matte
+    if mask.all():
+        return anchor
+    picture = fitted(generated, anchor, mask)
+    real = torch.from_numpy(mask.copy()).to(anchor.device)
+    weight = np.stack([rim_weight(frame, feather_px) for frame in mask])
+    missed = push_pull(anchor - picture, real) * torch.from_numpy(weight).to(anchor.device)[:, None]
+    return torch.where(real[:, None], anchor, (picture + missed).clamp(0, 1))
 
 
 def to_clip_size(generated: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

@@ -1,6 +1,6 @@
 """What a run measures of itself, without ground truth."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -80,60 +80,33 @@ class Boundary:
     step: float
 
 
-_LEAST_ALPHA = 64
-"""Matte levels from which the generated picture can be told from the blend: below, rounding is more than a few levels."""
-
-
-def rim_difference(
-    delivered: np.ndarray, anchor: np.ndarray, mask: np.ndarray, matte: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """How far the generated picture is from the real one along the rim of one frame's holes.
-
-    Where the two are blended both are known at the same pixel: delivered = real + alpha (generated - real). So an edge
-    of the scene that runs along the rim, as most holes have one, counts only if the generated picture misses it.
-    Where the matte is hard, each generated pixel is compared with the real ones that touch it.
-
-    Args:
-        delivered: uint8 [H, W, 3].
-        anchor: uint8 [H, W, 3].
-        mask: bool [H, W], True where the anchor is real.
-        matte: uint8 [H, W], 255 where the delivered pixel is generated.
-
-    Returns:
-        Generated minus real in levels of 255, float32 [H, W, 3], and the rim it holds on, bool [H, W].
-    """
-    real = anchor.astype(np.float32)
-    rim = mask & (matte >= _LEAST_ALPHA)
-    if rim.any():
-        alpha = np.maximum(matte, 1).astype(np.float32)[..., None] / 255
-        return (delivered - real) / alpha, rim
-    weight = mask.astype(np.float32)
-    near = cv2.blur(weight, (3, 3))
-    touching = cv2.blur(real * weight[..., None], (3, 3)) / np.maximum(near, 1e-6)[..., None]
-    return delivered - touching, ~mask & (near > 0.01)
+_RIM_PX = 3
+"""Real pixels this near to a hole tell how well the generated picture meets them."""
 
 
 def worst_boundaries(
-    delivered: np.ndarray, anchor: np.ndarray, mask: np.ndarray, matte: np.ndarray, *, count: int = 3
+    generated: Callable[[int], np.ndarray], anchor: np.ndarray, mask: np.ndarray, *, count: int = 3
 ) -> list[Boundary]:
     """The places with the largest step in tone between generated and real pixels, worst first, no two at one spot.
 
-    The signed difference is averaged over the rim inside a patch (a tenth of the picture's height), so that texture
-    cancels out and a tone that is off does not. Nothing is found where no frame is a composite of both.
+    Both pictures exist at the real pixels along a hole's rim, so an edge of the scene that runs along it, as most holes
+    have one, counts only if the generated picture misses it. Their signed difference is averaged over the rim inside a
+    patch (a tenth of the picture's height), so that texture cancels out and a tone that is off does not.
 
     Args:
-        delivered: uint8 [N, H, W, 3].
+        generated: a frame's generated picture in the anchor's size and tone, uint8 [H, W, 3].
         anchor: uint8 [N, H, W, 3].
-        mask: bool [N, H, W].
-        matte: uint8 [N, H, W].
+        mask: bool [N, H, W], True where the anchor is real.
     """
     height = mask.shape[1]
     patch = max(5, height // 10 | 1)
     found: list[Boundary] = []
     for frame in range(len(mask)):
-        if mask[frame].all() or not mask[frame].any() or matte[frame].min() > 0:
-            continue  # no boundary: all real, all hole, or a picture that is the model's everywhere
-        difference, rim = rim_difference(delivered[frame], anchor[frame], mask[frame], matte[frame])
+        if mask[frame].all() or not mask[frame].any():
+            continue
+        holes = (~mask[frame]).astype(np.uint8)
+        rim = mask[frame] & (cv2.dilate(holes, np.ones((2 * _RIM_PX + 1,) * 2, np.uint8)) > 0)
+        difference = generated(frame).astype(np.float32) - anchor[frame]
         weight = rim.astype(np.float32)
         share = cv2.blur(weight, (patch, patch), borderType=cv2.BORDER_CONSTANT)
         mean = cv2.blur(difference * weight[..., None], (patch, patch), borderType=cv2.BORDER_CONSTANT)

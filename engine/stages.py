@@ -444,7 +444,7 @@ def generate(run: Run, inputs: Inputs, out: Writer) -> None:
             run.progress("generate", start + count, len(latents))
 
 
-@stage("anchor", "generate", config=lambda run: asdict(run.config.deliver))
+@stage("anchor", "generate", version=2, config=lambda run: asdict(run.config.deliver))
 def deliver(run: Run, inputs: Inputs, out: Writer) -> None:
     """Put real pixels where there are any, generated ones where not."""
     options = run.config.deliver
@@ -458,11 +458,11 @@ def deliver(run: Run, inputs: Inputs, out: Writer) -> None:
         for t in range(count):
             made = to_tensor(generated[t : t + 1])
             if options.composite == "on":
-                picture, matte = composite(
-                    made, to_tensor(color[t : t + 1]), mask[t : t + 1], feather_px=options.feather_px
-                )
+                real = to_tensor(color[t : t + 1])
+                picture = composite(made, real, mask[t : t + 1], feather_px=options.feather_px)
             else:
-                picture, matte = to_clip_size(made, (height, width)), np.ones((1, height, width), np.float32)
+                picture = to_clip_size(made, (height, width))
             rows.append(to_uint8(picture))
-            mattes.append((matte * 255).round().astype(np.uint8))
+            is_made = ~mask[t : t + 1] if options.composite == "on" else np.ones((1, height, width), bool)
+            mattes.append(np.where(is_made, np.uint8(255), np.uint8(0)))
             run.progress("deliver", t + 1, count)

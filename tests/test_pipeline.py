@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from recapture.engine.config import RunConfig, override
+from recapture.engine.deliver import composite
 from recapture.engine.errors import CameraError, Cancelled, InputError, VideoError
 from recapture.engine.pipeline import Recapture, Result
 from recapture.engine.stages import STAGES
@@ -158,12 +160,23 @@ def test_composite_off_delivers_the_pure_model_output(film):
     assert not np.array_equal(result.frames, film().frames)
 
 
-def test_delivered_pixels_are_real_away_from_holes(film):
+def test_every_real_pixel_is_delivered_as_it_is(film):
     result = film()
-    far = result.matte == 0
-    assert far.mean() > 0.4
-    assert np.array_equal(result.frames[far], result.anchor[far])
-    assert not result.matte[~result.mask].min() < 255
+    assert np.array_equal(result.matte == 0, result.mask)
+    assert np.array_equal(result.matte == 255, ~result.mask)
+    assert 0.4 < result.mask.mean() < 1
+    assert np.array_equal(result.frames[result.mask], result.anchor[result.mask])
+
+
+def test_a_hole_meets_its_rim_and_is_the_generated_picture_inside():
+    mask = np.ones((1, 40, 60), bool)
+    mask[0, 5:35, 10:50] = False
+    anchor = torch.linspace(0.2, 0.8, 60).expand(1, 3, 40, 60) * torch.from_numpy(mask)[:, None]
+    texture = (0.5 + 0.2 * torch.sin(torch.arange(60) / 2)).expand(1, 3, 40, 60)
+    hard, soft = (composite(texture, anchor, mask, feather_px=px) for px in (0, 4))
+    assert torch.equal(soft[:, :, 15:25, 20:40], hard[:, :, 15:25, 20:40])  # deep inside
+    steps = [(picture[:, :, 5, 10:50] - anchor[:, :, 4, 10:50]).abs().mean() for picture in (hard, soft)]
+    assert steps[1] < 0.5 * steps[0]
 
 
 @pytest.mark.parametrize("options", [{"start": "noise"}, {"start": "anchor", "guidance": (1.0, 1.0)}])

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..anchor import to_uint8
+from ..anchor import to_tensor, to_uint8
 from ..condition import working_anchor
+from ..deliver import fitted
 from ..measure import frame_changes, psnr_of_error, seam_ratios, worst_boundaries
 from ..run import Run
 from .command import command_of
@@ -99,7 +100,14 @@ def measures(result: "Result") -> dict[str, Any]:
     }
     windows = result.windows
     seams = [before.stop for before in windows[:-1]]  # where each window's own frames begin
-    worst = worst_boundaries(result.frames, result.anchor, result.mask, result.matte)
+
+    def fitted_frame(t: int) -> np.ndarray:
+        part = slice(t, t + 1)
+        made, real = to_tensor(result.generated[part]), to_tensor(result.anchor[part])
+        return to_uint8(fitted(made, real, result.mask[part]))[0]
+
+    joined = result.run.config.deliver.composite == "on"
+    worst = worst_boundaries(fitted_frame, result.anchor, result.mask) if joined else []
     return {
         "generated_psnr_visible_db": visible_psnr(result),
         "frame_change": changes,

@@ -147,7 +147,7 @@ def run(
         str | None, typer.Option(help="on: real pixels where there are any; off: pure model output.", show_default="on")
     ] = None,
     feather: Annotated[
-        float | None, typer.Option(help="How far holes bend to meet their rims, pixels.", show_default="3")
+        float | None, typer.Option(help="How far holes bend to meet their rims, pixels.", show_default="8")
     ] = None,
     passes: Annotated[
         bool, typer.Option("--passes", help="Also write lossless PNG sequences, depth and matte.")

@@ -108,7 +108,7 @@ class RefineConfig:
 class DeliverConfig:
     composite: Literal["on", "off"] = "on"
     """`on` keeps real pixels wherever the anchor has them; `off` delivers the pure model output, as the paper does."""
-    feather_px: float = 3.0
+    feather_px: float = 8.0
     """How far into a hole the generated picture is bent to meet the real pixels at its rim, in pixels of the clip."""
 
 
@@ -148,13 +148,12 @@ QUALITIES: dict[str, dict[str, dict[str, Any]]] = {
 """Values that a quality sets, by section, over the defaults above."""
 
 EMBEDDED: dict[str, dict[str, dict[str, Any]]] = {
-    # A prior this small cannot tell fine noise from texture: what it makes of the anchor in one step from a middling
-    # noise level is cleaner than what many steps leave behind.
-    "draft": {"sample": {"steps": 2, "start_sigma": 2.0, "guidance": (1.0, 1.0)}},
+    # A prior this small cannot tell fine noise from texture: the fewer steps, the less of it is left.
+    "draft": {"sample": {"steps": 3, "start_sigma": 8.0, "guidance": (1.0, 1.0)}},
     "standard": {
         "condition": {"augmentations": 24},
         "tune": {"lr": 2e-3, "spatial_steps": 60, "temporal_steps": 40, "spatial_batch": 4, "checkpoint_every": 10},
-        "sample": {"steps": 2, "start": "anchor", "start_sigma": 2.0, "guidance": (1.0, 1.0)},
+        "sample": {"steps": 3, "start": "anchor", "start_sigma": 8.0, "guidance": (1.0, 1.0)},
         "refine": {"steps": 2, "sigma": 0.2},
     },
 }

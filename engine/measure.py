@@ -94,7 +94,7 @@ def worst_boundaries(
     patch (a tenth of the picture's height), so that texture cancels out and a tone that is off does not.
 
     Args:
-        generated: a frame's generated picture in the anchor's size and tone, uint8 [H, W, 3].
+        generated: a frame's generated picture at the anchor's size, uint8 [H, W, 3].
         anchor: uint8 [N, H, W, 3].
         mask: bool [N, H, W], True where the anchor is real.
     """

@@ -16,7 +16,7 @@ import torch
 
 from ..anchor import to_tensor, to_uint8
 from ..condition import working_anchor
-from ..deliver import fitted
+from ..deliver import to_clip_size
 from ..measure import frame_changes, psnr_of_error, seam_ratios, worst_boundaries
 from ..run import Run
 from .command import command_of
@@ -101,13 +101,11 @@ def measures(result: "Result") -> dict[str, Any]:
     windows = result.windows
     seams = [before.stop for before in windows[:-1]]  # where each window's own frames begin
 
-    def fitted_frame(t: int) -> np.ndarray:
-        part = slice(t, t + 1)
-        made, real = to_tensor(result.generated[part]), to_tensor(result.anchor[part])
-        return to_uint8(fitted(made, real, result.mask[part]))[0]
+    def at_clip_size(t: int) -> np.ndarray:
+        return to_uint8(to_clip_size(to_tensor(result.generated[t : t + 1]), result.mask.shape[1:]))[0]
 
     joined = result.run.config.deliver.composite == "on"
-    worst = worst_boundaries(fitted_frame, result.anchor, result.mask) if joined else []
+    worst = worst_boundaries(at_clip_size, result.anchor, result.mask) if joined else []
     return {
         "generated_psnr_visible_db": visible_psnr(result),
         "frame_change": changes,

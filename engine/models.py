@@ -215,10 +215,10 @@ class VideoModel:
         self.folder, self.device, self.dtype = folder, device, dtype
         self.shape = ModelShape.read(folder)
         try:
-            self.unet = _load(UNetSpatioTemporalConditionModel, folder / "unet", dtype)
+            self.unet = load_network(UNetSpatioTemporalConditionModel, folder / "unet", dtype)
             # SVD's VAE overflows in fp16; it is small beside the UNet, so it always runs in fp32.
-            self.vae = _load(AutoencoderKLTemporalDecoder, folder / "vae", torch.float32)
-            self.image_encoder = _load(CLIPVisionModelWithProjection, folder / "image_encoder", torch.float32)
+            self.vae = load_network(AutoencoderKLTemporalDecoder, folder / "vae", torch.float32)
+            self.image_encoder = load_network(CLIPVisionModelWithProjection, folder / "image_encoder", torch.float32)
             scheduler: Any = EulerDiscreteScheduler.from_pretrained(folder / "scheduler")
             pixels = json.loads((folder / "feature_extractor" / "preprocessor_config.json").read_text())
         except Exception as error:
@@ -290,7 +290,8 @@ class VideoModel:
         return self.unet(inputs, label, token.to(self.dtype), ids.to(self.dtype)).sample.float()
 
 
-def _load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+def load_network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A network of diffusers or transformers from its directory; of the fp16 files where there are no others."""
     variant = "fp16" if not any(folder.glob("*model.safetensors")) and any(folder.glob("*.fp16.safetensors")) else None
     keyword = "dtype" if kind.__module__.startswith("transformers") else "torch_dtype"
     return kind.from_pretrained(

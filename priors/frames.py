@@ -9,6 +9,12 @@ import cv2
 import numpy as np
 
 
+def size_px(text: str) -> tuple[int, int]:
+    """(height, width) of `576x1024`."""
+    height, width = (int(part) for part in text.split("x"))
+    return height, width
+
+
 class ClipFolder:
     """The rendered clips of one split, memory-mapped; `refresh` sees clips that a renderer added meanwhile."""
 

@@ -1,7 +1,9 @@
 """Encodes every training clip once with the trained VAE, so that the UNet trains from latents alone.
 
     python -m recapture.priors.latents --data DIR --vae DIR/runs/vae --out DIR/latents --split train
+    python -m recapture.priors.latents --data DIR --vae MODEL --sizes 576x1024 --out DIR/latents-svd
 
+The VAE is the one that train_vae.py trained, or that of any model directory in Stable Video Diffusion's layout.
 Writes one safetensors file a clip, in alternating shapes: `latents` [T, C, h, w] (unscaled `mode()`), `prompt` [C, h, w]
 (of the first frame plus 0.02 noise), `image` [224, 224, 3] uint8 (for the image encoder), `fps`. A clip that was also
 filmed from a second path gives that view instead, and with it what the engine would know of it: `anchor` [T, C, h, w]
@@ -14,6 +16,7 @@ import argparse
 import json
 import os
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,26 +30,29 @@ from torch import Tensor
 from ..engine.anchor import to_tensor
 from ..engine.cameras import CameraPath
 from ..engine.condition import working_anchor
+from ..engine.models import load_network
+from ..engine.pipeline import DEVICES, pick_device
 from ..kernels.latent_mask import latent_mask
 from ..kernels.splat import splat
-from .frames import ClipFolder, photographs, recolor
+from .frames import ClipFolder, photographs, recolor, size_px
 from .render import FRAMES
 from .train_vae import build_vae, without_full_resolution
 from .training import mixed_precision
 
 SIZES_PX = ((192, 320), (160, 384))
-"""Heights and widths trained at; equal areas, multiples of 32."""
+"""Heights and widths that the embedded model trains at; equal areas, multiples of 32."""
 PAIR_SIZES_PX = ((192, 288), (192, 320), (160, 352))
 """The same for pairs; the first shows whole frames."""
 NOISE_AUGMENTATION = 0.02
 PROMPT_PX = 224
-CELL_PX = 8
+CHUNK_PX = 16 * 192 * 320
+"""Pixels encoded at a time: a whole clip of the sizes above, single frames of Stable Video Diffusion's."""
 
 
 def load_vae(run: Path) -> AutoencoderKLTemporalDecoder:
     """The averaged VAE of a training run, or that of a model directory, in evaluation mode."""
     if (run / "vae").is_dir():
-        vae = AutoencoderKLTemporalDecoder.from_pretrained(run / "vae", torch_dtype=torch.float32)
+        vae = load_network(AutoencoderKLTemporalDecoder, run / "vae", torch.float32)
         return vae.eval().requires_grad_(False)
     vae = build_vae()
     average = torch.load(run / "checkpoint.pt", weights_only=True)["average"]
@@ -56,9 +62,19 @@ def load_vae(run: Path) -> AutoencoderKLTemporalDecoder:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKLTemporalDecoder, images: Tensor, chunk: int = 14) -> Tensor:
-    """Unscaled `mode()` [N, C, h, w] of images [N, 3, H, W] in -1..1."""
-    with mixed_precision(), without_full_resolution(vae, decoder=False):
-        return torch.cat([vae.encode(piece).latent_dist.mode().float() for piece in images.split(chunk)])
+    """Unscaled `mode()` [N, C, h, w] of images [N, 3, H, W] in -1..1, on the CPU; `chunk` images at a time at most."""
+    chunk = max(1, min(chunk, CHUNK_PX // (images.shape[2] * images.shape[3])))
+    # A VAE says by `force_upcast` that half precision is too coarse for it, as Stable Video Diffusion's does.
+    precision = nullcontext() if vae.config.force_upcast else mixed_precision()
+    with precision, without_full_resolution(vae, decoder=False):
+        return torch.cat(
+            [vae.encode(piece.to(vae.device)).latent_dist.mode().float().cpu() for piece in images.split(chunk)]
+        )
+
+
+def cell_px(vae: AutoencoderKLTemporalDecoder) -> int:
+    """Pixels a latent cell and axis."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +181,7 @@ def write(
     tensors["image"] = torch.from_numpy((first * 255).astype(np.uint8))
     if anchor is not None:
         tensors["anchor"] = latents[count:-1].contiguous()
-        tensors["mask"] = latent_mask(torch.from_numpy(anchor[1].copy()), (CELL_PX, CELL_PX)).byte()
+        tensors["mask"] = latent_mask(torch.from_numpy(anchor[1].copy()), (cell_px(vae),) * 2).byte()
     aside = path.with_suffix(".partial")
     save_file(tensors, aside)
     os.replace(aside, path)
@@ -189,30 +205,37 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, required=True, help="run folder of train_vae.py, or a model directory")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--split", choices=["train", "held_out"], default="train")
+    parser.add_argument("--sizes", type=size_px, nargs="+", metavar="HxW", help="pixels; default: the embedded model's")
     parser.add_argument("--photo-clips", type=int, default=40, help="clips made by moving a window over a photograph")
     parser.add_argument("--part", type=int, default=0, help="this command's share of the clips, of --parts")
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", choices=DEVICES, default="auto")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(args.threads)
     vae, clips, photos = load_vae(args.vae), ClipFolder(args.data, args.split), photographs(args.data, args.split)
+    sizes, pair_sizes = (args.sizes, args.sizes) if args.sizes else (SIZES_PX, PAIR_SIZES_PX)
+    for size in sizes:
+        if any(side < 1 or side % cell_px(vae) for side in size):
+            raise ValueError(f"--sizes {size[0]}x{size[1]}: this VAE needs multiples of {cell_px(vae)} pixels")
+    vae.to(pick_device(args.device))
     folder = args.out / args.split
     folder.mkdir(parents=True, exist_ok=True)
     for index, name in list(enumerate(clips.names))[args.part :: args.parts]:
         if clips.has_view(name):
-            size = PAIR_SIZES_PX[int(name) % len(PAIR_SIZES_PX)]
+            size = pair_sizes[int(name) % len(pair_sizes)]
             path = folder / f"pair{name}-{size[0]}x{size[1]}.safetensors"
             if not path.exists():
                 write_pair(vae, clips, name, size, path)
             continue
-        size = SIZES_PX[index % len(SIZES_PX)]
+        size = sizes[index % len(sizes)]
         path = folder / f"{name}-{size[0]}x{size[1]}.safetensors"
         if not path.exists():
             rng = np.random.default_rng([index, 0])
             write(vae, fit(rng, np.asarray(clips.rgb(name)), size), clips.info(name)["fps"], path, rng)
     for index in range(args.part, args.photo_clips if photos else 0, args.parts):
-        size = SIZES_PX[index % len(SIZES_PX)]
+        size = sizes[index % len(sizes)]
         path = folder / f"photo{index:04d}-{size[0]}x{size[1]}.safetensors"
         if not path.exists():
             rng = np.random.default_rng([index, 1])

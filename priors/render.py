@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from ..engine.cameras import CameraPath, SourceView, parse_camera
+from .frames import size_px
 
 FRAMES = 14
-WIDTH, HEIGHT = 384, 256
+SIZE_PX = (256, 384)
 
 
 def render_clip(rasterizer, scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -101,6 +102,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=700)
     parser.add_argument("--first", type=int, default=0, help="index to start from")
     parser.add_argument("--kinds", nargs="+", default=["indoor", "outdoor"], choices=["indoor", "outdoor", "street"])
+    parser.add_argument("--size", type=size_px, default=SIZE_PX, metavar="HxW", help="pixels of new clips")
     parser.add_argument("--second-view", action="store_true", help="film each clip from a second path too")
     parser.add_argument("--part", type=int, default=0, help="this process draws clips with index %% parts == part")
     parser.add_argument("--parts", type=int, default=1)
@@ -116,7 +118,8 @@ def main() -> None:
     assets = Assets(args.data / "assets", args.split)
     out = args.data / "clips" / args.split
     out.mkdir(parents=True, exist_ok=True)
-    rasterizer = Rasterizer(WIDTH, HEIGHT)
+    height, width = args.size
+    rasterizer = Rasterizer(width, height)
     for index in range(args.first + args.part, args.clips, args.parts):
         if (out / f"{index:04d}.json").exists():
             continue

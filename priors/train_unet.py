@@ -14,11 +14,11 @@ pass uses the network that way. Legend: B clips, T frames, C latent channels, h 
 
 from __future__ import annotations
 
-import copy
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ..engine.bypass import temporal_bypass
 from .train_vae import CONFIG as VAE_CONFIG
-from .training import AveragedWeights, Run, mixed_precision, recipe_arguments
+from .training import Run, mixed_precision, recipe_arguments
 
 CHANNELS = VAE_CONFIG["latent_channels"]
 TOKEN = 128
@@ -133,6 +133,9 @@ class Batch:
     guide: Tensor
     """[B, T, C + 1, h, w]: scaled anchor and mask, zeros where a clip has none"""
 
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(getattr(self, part.name).to(device) for part in fields(self)))
+
 
 class Latents:
     """Every encoded clip of a split, in memory, by shape."""
@@ -185,36 +188,45 @@ class Latents:
         )
 
 
-def denoising_loss(
-    prior: VideoPrior, batch: Batch, sigma: Tensor, drop: Tensor, bypass: bool, blind: Tensor | None = None
-) -> Tensor:
+class Prior(Protocol):
+    """What the loss needs of a model: `VideoPrior`, or anything else that is conditioned as it is."""
+
+    unet: UNetSpatioTemporalConditionModel
+
+    def token(self, images: Tensor) -> Tensor: ...
+
+    def __call__(
+        self, noisy: Tensor, sigma: Tensor, prompt: Tensor, token: Tensor, fps: Tensor, guide: Tensor
+    ) -> Tensor: ...
+
+
+def denoising_loss(prior: Prior, batch: Batch, sigma: Tensor, drop: Tensor, blind: Tensor | None = None) -> Tensor:
     """Mean squared error of F per sample [B]; `drop` [B] bool removes the image prompt, `blind` [B] the anchor."""
     keep = (~drop).float()
     guide = batch.guide if blind is None else batch.guide * (~blind).float().view(-1, 1, 1, 1, 1)
     noise = torch.randn_like(batch.clean)
     noisy = batch.clean + sigma.view(-1, 1, 1, 1, 1) * noise
-    with mixed_precision(), temporal_bypass(prior.unet) if bypass else nullcontext():
+    with mixed_precision():
         token = prior.token(batch.images) * keep[:, None, None]
         output = prior(noisy, sigma, batch.prompt * keep[:, None, None, None], token, batch.fps, guide)
     return (output.float() - velocity(batch.clean, noise, sigma)).square().mean((1, 2, 3, 4))
 
 
 class HeldOut:
-    """The loss of the averaged weights on clips of the other split: the same windows, noise levels and noise each time."""
+    """The loss on clips of the other split: the same windows, noise levels and noise each time."""
 
-    def __init__(self, folder: Path, scaling: float, frames: int, count: int = 12) -> None:
-        latents = Latents(folder, scaling, seed=0, pairs_only=True)
+    def __init__(self, latents: Latents, frames: int, count: int = 12) -> None:
         self.batches = [latents.draw(1, frames, False) for _ in range(count)]
         self.sigma = (0.7 + 1.6 * torch.linspace(-1.3, 1.3, count)).exp()  # evenly over nine in ten of what is trained
 
     @torch.no_grad()
-    def __call__(self, prior: VideoPrior, average: AveragedWeights) -> float:
-        measured = copy.deepcopy(prior).eval()
-        average.copy_to(measured)
-        state, keep = torch.get_rng_state(), torch.zeros(1, dtype=torch.bool)
+    def __call__(self, prior: Prior) -> float:
+        device = prior.unet.device
+        state, keep = torch.get_rng_state(), torch.zeros(1, dtype=torch.bool, device=device)
         torch.manual_seed(0)
         losses = [
-            denoising_loss(measured, b, s[None], keep, False) for b, s in zip(self.batches, self.sigma, strict=True)
+            denoising_loss(prior, batch.to(device), sigma[None].to(device), keep)
+            for batch, sigma in zip(self.batches, self.sigma, strict=True)
         ]
         torch.set_rng_state(state)
         return float(torch.cat(losses).mean())
@@ -242,19 +254,25 @@ def main() -> None:
     torch.manual_seed(args.seed + run.step)
     latents = Latents(args.latents / "train", args.scaling, args.seed + run.step, args.crop)
     others = args.latents / "held_out"
-    held_out = HeldOut(others, args.scaling, args.frames) if any(others.glob("pair*")) else None
+    held_out = None
+    if any(others.glob("pair*")):
+        held_out = HeldOut(Latents(others, args.scaling, seed=0, pairs_only=True), args.frames)
     losses: dict[str, list[float]] = {"image": [], "video": []}
     while run.step < args.steps:
         bypass = run.step < args.images_until or latents.rng.random() < args.image_share
         batch = latents.draw(4, 3, True) if bypass else latents.draw(args.batch, args.frames, False)
         sigma = (0.7 + 1.6 * torch.randn(len(batch.clean))).exp()
         drop, blind = torch.rand(len(sigma)) < 0.1, torch.rand(len(sigma)) < 0.1
-        loss = denoising_loss(prior, batch, sigma, drop, bypass, blind).mean()
+        with temporal_bypass(prior.unet) if bypass else nullcontext():
+            loss = denoising_loss(prior, batch, sigma, drop, blind).mean()
         run.update(loss)
         losses["image" if bypass else "video"].append(loss.item())
         if run.step % args.log_every == 0 or run.step == args.steps:
             row = {kind: np.mean(values) if values else np.nan for kind, values in losses.items()}
-            run.log(**row, **({} if held_out is None else {"held_out": held_out(prior, run.average)}))
+            if held_out is not None:
+                with run.average.in_place_of(prior):
+                    row["held_out"] = held_out(prior)
+            run.log(**row)
             losses = {"image": [], "video": []}
         if run.step % args.save_every == 0 or run.step == args.steps:
             run.save()

@@ -48,10 +48,17 @@ def full_resolution_blocks(vae: AutoencoderKLTemporalDecoder, decoder: bool = Tr
     return [*vae.encoder.down_blocks[0].resnets, *(vae.decoder.up_blocks[-1].resnets if decoder else ())]
 
 
+def _is_identity(block: nn.Module) -> bool:
+    """Whether a residual block adds nothing: its branches end in zeros, and no shortcut changes the channels."""
+    weights = dict(block.named_parameters())
+    branch_ends = [value for name, value in weights.items() if "conv2." in name]
+    return not any("conv_shortcut." in name for name in weights) and not any(value.any() for value in branch_ends)
+
+
 @contextmanager
 def without_full_resolution(vae: AutoencoderKLTemporalDecoder, decoder: bool = True) -> Iterator[None]:
-    """Skips the full-resolution residual blocks; exact as long as they are the identity."""
-    blocks = full_resolution_blocks(vae, decoder)
+    """Skips those full-resolution residual blocks that are the identity; a VAE from elsewhere has none."""
+    blocks = [block for block in full_resolution_blocks(vae, decoder) if _is_identity(block)]
     for block in blocks:
         block.forward = lambda hidden_states, *args, **kwargs: hidden_states
     try:

@@ -7,7 +7,8 @@ import csv
 import math
 import os
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -28,10 +29,17 @@ class AveragedWeights:
         for name, p in module.named_parameters():
             self.values[name].lerp_(p.detach(), 1 - decay)
 
-    @torch.no_grad()
-    def copy_to(self, module: nn.Module) -> None:
+    @contextmanager
+    def in_place_of(self, module: nn.Module) -> Iterator[None]:
+        """Within the context the averages are what `module` computes with."""
+        own = {name: p.data for name, p in module.named_parameters()}
         for name, p in module.named_parameters():
-            p.copy_(self.values[name])
+            p.data = self.values[name]
+        try:
+            yield
+        finally:
+            for name, p in module.named_parameters():
+                p.data = own[name]
 
 
 def mixed_precision() -> AbstractContextManager:
@@ -52,17 +60,31 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> floa
 class Run:
     """One training run: its modules, optimiser, average, step count, and where they rest on disk."""
 
-    def __init__(self, module: nn.Module, folder: Path, *, lr: float, steps: int, decay: float = 0.999) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        folder: Path,
+        *,
+        lr: float,
+        steps: int,
+        decay: float = 0.999,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        """`scaler` keeps the gradients of fp16 products from vanishing; other precisions need none."""
+        self.scaler = scaler or torch.amp.GradScaler(enabled=False)
         self.module, self.folder, self.lr, self.steps = module, folder, lr, steps
         self.optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-2)
         self.average = AveragedWeights(module, decay)
         self.step, self.started = 0, time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.exists():
-            state = torch.load(self.checkpoint, weights_only=True)
+            state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
             module.load_state_dict(state["module"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.average.values, self.average.updates = state["average"], state["step"]
+            self.average.values = {k: state["average"][k].to(v.device) for k, v in self.average.values.items()}
+            self.average.updates = state["step"]
+            if state.get("scaler"):
+                self.scaler.load_state_dict(state["scaler"])
             self.step = state["step"]
 
     @property
@@ -72,18 +94,20 @@ class Run:
     def update(self, loss: Tensor) -> None:
         """One optimiser step on `loss`, gradients clipped at norm 1; a non-finite gradient is skipped."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.steps, self.lr)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         if torch.isfinite(norm):
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.average.update(self.module)
         self.step += 1
 
     def save(self) -> None:
         state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
-        state |= {"average": self.average.values, "step": self.step}
+        state |= {"average": self.average.values, "step": self.step, "scaler": self.scaler.state_dict()}
         aside = self.checkpoint.with_suffix(".partial")
         torch.save(state, aside)
         os.replace(aside, self.checkpoint)

@@ -1,1 +1,1 @@
-"""The method on a cluster: where things run, and what happens when something dies."""
+"""Where the stages run: Ray actors on one machine or many, several devices for one clip. Needs the `cluster` extra."""

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import info, render, stages
+from . import cluster, info, render, stages
 from .bench import bench
 from .evaluate import evaluate
 from .output import emit
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(render.run)
 app.command()(render.preview)
+app.command()(cluster.bulk)
 app.command()(evaluate)
 app.command()(info.presets)
 app.command()(info.models)
@@ -40,7 +41,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def main() -> None:
     """Entry point: every foreseeable error is one line on standard error and an exit code, never a traceback.
 
-    Exit codes: 0 well, 1 failed, 2 usage or bad input, 130 interrupted.
+    Exit codes: 0 well, 1 failed, 2 usage or bad input, 3 some rows of a bulk run failed, 130 interrupted.
     """
     # Must be set before torch is imported. By default OpenMP's threads spin while they wait, which makes small
     # networks many times slower on a machine that does anything else at the same time.

@@ -79,8 +79,10 @@ class SketchSetup:
     stages: str
     roots: tuple[str, ...]
     on_stage: Callable[[str, Row], None] = lambda stage, row: None
+    on_make: Callable[[], None] = lambda: None
 
     def make(self, leases: LeaseClient) -> RowRenderer:
+        self.on_make()
         store = SingleFlightStore(open_place(self.stages, param="--store"), leases=leases)
         return RowRenderer(Sketch(store, self.on_stage), store, Roots(self.roots))
 

@@ -17,6 +17,7 @@ from recapture.cluster.bulk.results import SCHEMA, Results, Scan
 from recapture.engine.errors import Cancelled, InputError, OutputError
 
 from .bulk_rows import Bulk, HerePool, files_below, make_bulk
+from .test_cli import recapture  # noqa: F401 - the fixture
 
 
 def read(folder: Path, name: str, text: str | bytes):
@@ -389,3 +390,17 @@ def test_place_writes_whole(tmp_path):
     place.write(b"two")
     assert place.read() == b"two"
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file"]
+
+
+def test_usage_is_refused_before_anything_starts(recapture, tmp_path):  # noqa: F811
+    (tmp_path / "m.csv").write_text("clip_id,input_uri,camera\na,x.mp4,swirl(1)\n")
+    recapture("bulk", tmp_path / "m.csv", "--out", tmp_path / "out").refused("line 2, camera", "swirl")
+    recapture("bulk", tmp_path / "no.csv", "--out", tmp_path / "out").refused("does not exist")
+    (tmp_path / "m.csv").write_text("clip_id,input_uri,camera\na,x.mp4,static\n")
+    words = ["bulk", tmp_path / "m.csv", "--out", tmp_path / "out"]
+    recapture(*words, "--keep", "some").refused("--keep", "results, adapters, all")
+    recapture(*words, "--concurrency", 0).refused("--concurrency")
+    recapture(*words, "--cluster", "127.0.0.1").refused("--cluster")
+    recapture(*words, "--model", tmp_path).refused("--model")
+    recapture(*words, "--allow-root", tmp_path / "other").refused("line 2, input_uri", "no allowed root")
+    assert not (tmp_path / "out").exists()

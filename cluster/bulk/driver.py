@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from ...engine.errors import Cancelled, OutputError, RecaptureError
+from ...engine.errors import Cancelled, ClusterError, OutputError
 from .manifest import Manifest
 from .outcome import Outcome
 from .ownership import Ownership
@@ -30,7 +30,7 @@ _STORE_ATTEMPTS = 3
 _GIVE_BACK_S = 60.0
 
 
-class WorkersError(RecaptureError):
+class WorkersError(ClusterError):
     """No worker can be made, or one runs another pipeline than this driver."""
 
     code = "workers_failed"

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 
 from ...engine.cameras import parse_camera
-from ...engine.config import RunConfig, override
+from ...engine.config import PRESETS, RunConfig, override, preset
 from ...engine.pipeline import Recapture
+from ...engine.run import Models
 from ...engine.stages import STAGES
 from ...engine.store import canonical_json
 from ...engine.video import probe
@@ -53,14 +54,15 @@ class EngineSetup:
         return RowRenderer(film, store, Roots(self.roots))
 
 
-def pipeline_digest(engine: Recapture, *, warm_start: bool) -> str:
+def pipeline_digest(models: Models, *, warm_start: bool) -> str:
     """sha256 over what decides a row's pixels besides the row: stages, weights and the model's preset."""
-    config = engine.default_config()
+    name = models.entry.name
+    config = preset(name if name in PRESETS else "paper", model="")  # a model's name is not its weights
     parts = {
         "stages": {stage.name: stage.version for stage in STAGES},
-        "weights": [engine.models.unet_digest, engine.models.encoder_digest],
-        "depth": engine.models.depth_source(config.depth.model).digest,
-        "config": {**config.to_json(), "model": ""},  # a model's name is not its weights
+        "weights": [models.unet_digest, models.encoder_digest],
+        "depth": models.depth_source(config.depth.model).digest,
+        "config": config.to_json(),
         "warm_start": warm_start,
     }
     return hashlib.sha256(canonical_json(parts)).hexdigest()
@@ -71,7 +73,7 @@ class EngineFilm:
 
     def __init__(self, engine: Recapture, *, tuned: bool, warm_start: bool) -> None:
         self._engine, self._tuned, self._warm_start = engine, tuned, warm_start
-        self.pipeline = pipeline_digest(engine, warm_start=warm_start)
+        self.pipeline = pipeline_digest(engine.models, warm_start=warm_start)
 
     @property
     def loads(self) -> int:
@@ -79,7 +81,9 @@ class EngineFilm:
 
     def __call__(self, row: Row, clip: Path, camera: str, bundle: Path) -> Outcome:
         try:
-            result = self._engine(clip, parse_camera(camera), config=self._config(row, clip))
+            result = self._engine(
+                clip, parse_camera(camera), config=config_of(self._engine, row, clip, warm_start=self._warm_start)
+            )
         except torch.AcceleratorError as error:
             raise BrokenDevice(str(error)) from error
         result.save(bundle, tuned=self._tuned)
@@ -93,16 +97,18 @@ class EngineFilm:
             stage_bytes=sum(result.entries[record.name].bytes for record in worked),
         )
 
-    def _config(self, row: Row, clip: Path) -> RunConfig:
-        config = override(self._engine.default_config(seed=row.seed), options_of(row.options))
-        if self._warm_start:
-            config = override(config, {"tune": {"warm_start": True}})
-        if row.start_s is None and row.end_s is None:
-            return config
-        rate = probe(clip).rate
-        first = round((row.start_s or 0.0) * rate)
-        count = None if row.end_s is None else max(2, round(row.end_s * rate) - first)
-        return override(config, {"decode": {"first_frame": first, "max_frames": count}})
+
+def config_of(engine: Recapture, row: Row, clip: Path, *, warm_start: bool) -> RunConfig:
+    """All options of a row: the model's preset, the row's own on top, its part of the clip in frames."""
+    config = override(engine.default_config(seed=row.seed), options_of(row.options))
+    if warm_start:
+        config = override(config, {"tune": {"warm_start": True}})
+    if row.start_s is None and row.end_s is None:
+        return config
+    rate = probe(clip).rate
+    first = round((row.start_s or 0.0) * rate)
+    count = None if row.end_s is None else max(2, round(row.end_s * rate) - first)
+    return override(config, {"decode": {"first_frame": first, "max_frames": count}})
 
 
 def _metrics(report: dict[str, Any]) -> dict[str, float]:

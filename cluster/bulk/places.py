@@ -216,6 +216,17 @@ def open_place(uri: str, *, param: str) -> Place:
     return Place(filesystem, os.path.realpath(path) if uri.startswith("file:") else path, uri.split("?")[0])
 
 
+def join_uri(uri: str, name: str) -> str:
+    """The URI of something below a folder; options stay where they belong, at the end."""
+    base, question, options = uri.partition("?")
+    return f"{base.rstrip('/')}/{name}{question}{options}"
+
+
+def absolute_uri(uri: str) -> str:
+    """The same place from any working directory."""
+    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
 def _scheme(uri: str) -> str:
     return uri.split("://")[0] if "://" in uri else "file"
 

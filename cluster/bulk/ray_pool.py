@@ -176,8 +176,10 @@ class RayPool:
             ray.get(self._table.drop.remote(self._holder(worker)), timeout=5)
 
     def settle(self) -> int:
-        loads = 0
-        for actor in self._actors.values():
+        loads, starting = 0, {worker for kind, worker, _ in self._calls.values() if kind == "start"}
+        for worker, actor in self._actors.items():
+            if worker in starting:
+                continue
             with contextlib.suppress(RayError):
                 loads += ray.get(actor.settle.remote(), timeout=30)
         return loads

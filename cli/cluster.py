@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ from .output import Json, emit
 if TYPE_CHECKING:
     from ..cluster.bulk.driver import Progress
     from ..cluster.bulk.price import Price
+    from ..cluster.jobs import JobStatus
 
 ManifestUri = Annotated[
     str,
@@ -141,3 +143,132 @@ def _print_price(price: "Price", *, as_json: bool) -> None:
     typer.echo(f"bundles    {told(price.output_bytes)}")
     typer.echo(f"stages     {told(price.stage_bytes_per_clip)} a clip while it is worked on, after it with --keep all")
     typer.echo(f"from       {price.basis}")
+
+
+Address = Annotated[
+    str,
+    typer.Option(
+        help="Dashboard of the cluster's head, http://HEAD:8265.", envvar="RECAPTURE_RAY_ADDRESS", show_default=False
+    ),
+]
+JobId = Annotated[str, typer.Argument(help="As `submit` printed it.", metavar="JOB", show_default=False)]
+
+jobs = typer.Typer(help="Bulk runs that were submitted to a cluster.", no_args_is_help=True)
+
+
+def submit(
+    manifest: ManifestUri,
+    out: Out,
+    address: Address,
+    concurrency: Concurrency = None,
+    model: Model = "tiny",
+    device: Device = "auto",
+    keep: Keep = "results",
+    allow_root: AllowRoot = None,
+    store: StoreUri = None,
+    max_gpu_hours: MaxGpuHours = None,
+    attempts: Attempts = 3,
+    warm_start: WarmStart = False,
+    takeover: Takeover = False,
+    upgrade: Upgrade = False,
+    retry_failed: RetryFailed = False,
+    wheel: Annotated[
+        Path | None, typer.Option(help="This project's wheel.", show_default="built from this tree")
+    ] = None,
+    installed: Annotated[
+        bool, typer.Option("--installed", help="Send no wheel: the cluster's image has recapture installed.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Send `recapture bulk MANIFEST` to a cluster as a Ray job; a local MANIFEST travels along."""
+    import tempfile
+
+    from ..cluster.jobs import Jobs, build_wheel
+
+    given = {
+        "--concurrency": concurrency, "--model": model, "--device": device, "--keep": keep, "--store": store,
+        "--max-gpu-hours": max_gpu_hours, "--attempts": attempts,
+    }  # fmt: skip
+    options = [word for name, value in given.items() if value is not None for word in (name, str(value))]
+    options += [word for root in allow_root or () for word in ("--allow-root", root)]
+    flags = {"--warm-start": warm_start, "--takeover": takeover, "--upgrade": upgrade, "--retry-failed": retry_failed}
+    options += [name for name, on in flags.items() if on]
+    cluster = Jobs(address)
+    with tempfile.TemporaryDirectory() as folder:
+        packed = None if installed else (wheel or build_wheel(Path(folder)))
+        job_id = cluster.submit(manifest, options, out=out, wheel=packed)
+    if as_json:
+        emit({"job_id": job_id})
+        return
+    typer.echo(f"job        {job_id}")
+    typer.echo(f"follow     recapture jobs status {job_id} --address {address}")
+
+
+@jobs.command("status")
+def status(job: JobId, address: Address, as_json: Json = False) -> None:
+    """Where a job and its rows stand."""
+    from dataclasses import asdict
+
+    from ..cluster.jobs import Jobs
+
+    found = Jobs(address).status(job)
+    if as_json:
+        emit(asdict(found))
+        return
+    typer.echo(_job_line(found))
+    if found.progress is not None:
+        from ..cluster.bulk.driver import Progress
+
+        typer.echo(_line(Progress(**found.progress)))
+    if found.status == "FAILED" and found.exit_code != 3:
+        typer.echo(f"message    {found.message}")
+
+
+@jobs.command("logs")
+def logs(
+    job: JobId, address: Address, follow: Annotated[bool, typer.Option("--follow", help="Until the job ends.")] = False
+) -> None:
+    """What a job printed."""
+    import asyncio
+
+    from ..cluster.jobs import Jobs
+
+    cluster = Jobs(address)
+    if not follow:
+        typer.echo(cluster.logs(job), nl=False)
+        return
+
+    async def print_all() -> None:
+        async for part in cluster.follow(job):
+            typer.echo(part, nl=False)
+
+    cluster.status(job)
+    asyncio.run(print_all())
+
+
+@jobs.command("stop")
+def stop(job: JobId, address: Address) -> None:
+    """End a job; submitting the same again goes on where it was."""
+    from ..cluster.jobs import Jobs
+
+    Jobs(address).stop(job)
+
+
+@jobs.command("list")
+def list_jobs(address: Address, as_json: Json = False) -> None:
+    """The cluster's bulk runs, newest first."""
+    from dataclasses import asdict
+
+    from ..cluster.jobs import Jobs
+
+    found = Jobs(address).list()
+    if as_json:
+        emit([asdict(job) for job in found])
+        return
+    for job in found:
+        typer.echo(_job_line(job))
+
+
+def _job_line(job: "JobStatus") -> str:
+    code = "" if job.exit_code is None else f" (exit code {job.exit_code})"
+    return f"{job.job_id}  {job.status.lower()}{code}  {job.out}"

@@ -23,10 +23,12 @@ app = typer.Typer(
 app.command()(render.run)
 app.command()(render.preview)
 app.command()(cluster.bulk)
+app.command()(cluster.submit)
 app.command()(evaluate)
 app.command()(info.presets)
 app.command()(info.models)
 app.command()(info.doctor)
+app.add_typer(cluster.jobs, name="jobs")
 app.add_typer(stages.store, name="store")
 app.add_typer(bench, name="bench")
 

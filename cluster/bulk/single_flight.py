@@ -4,6 +4,7 @@ Publication is idempotent, so correctness never depends on a lease: one that is 
 """
 
 import time
+from pathlib import Path
 from typing import Protocol
 
 from ...engine.store import Entry, Store
@@ -30,8 +31,8 @@ class SingleFlightStore(Store):
     result is published. So nobody waits while holding, and workers cannot block each other in a circle.
     """
 
-    def __init__(self, place: Place, *, leases: LeaseClient) -> None:
-        super().__init__(place.path, filesystem=None if place.local else place.filesystem)
+    def __init__(self, place: Place, *, leases: LeaseClient, local_dir: Path | None = None) -> None:
+        super().__init__(place.path, filesystem=None if place.local else place.filesystem, local_dir=local_dir)
         self._leases = leases
         self._lease_held: tuple[str, int] | None = None
         self.waits = 0

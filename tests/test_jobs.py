@@ -1,0 +1,103 @@
+"""Bulk runs as Ray jobs, against a real dashboard that asks for a token."""
+
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import ray
+from ray._raylet import Config
+
+from recapture.cluster.jobs import Jobs, build_wheel
+from recapture.engine.errors import ClusterError, InputError
+
+from .test_bulk_ray import manifest_of
+from .test_cli import recapture  # noqa: F401 - the fixture
+from .test_pipeline import write_clip
+
+pytestmark = [pytest.mark.slow]
+
+TOKEN = "5eed" * 16
+
+
+@pytest.fixture(scope="module")
+def dashboard():
+    """Address of a one-machine cluster's dashboard."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", TOKEN)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # the job's `python`
+        Config.initialize("")
+        context = ray.init(
+            address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", logging_level="error",
+            log_to_driver=False,
+        )  # fmt: skip
+        yield f"http://{context.dashboard_url}"
+        ray.shutdown()
+    Config.initialize("")
+
+
+def answer(address: str, headers: dict[str, str]) -> int:
+    try:
+        return urllib.request.urlopen(urllib.request.Request(f"{address}/api/jobs/", headers=headers)).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.ci
+def test_a_call_without_the_token_is_refused(dashboard, recapture, monkeypatch, tmp_path):  # noqa: F811
+    assert answer(dashboard, {}) == 401
+    assert answer(dashboard, {"Authorization": "Bearer " + "0" * 64}) == 403
+    assert answer(dashboard, {"Authorization": f"Bearer {TOKEN}"}) == 200
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    with pytest.raises(ClusterError, match="RAY_AUTH_TOKEN") as caught:
+        Jobs(dashboard).list()
+    assert caught.value.code == "unauthorized"
+    said = recapture("jobs", "list", "--address", dashboard)
+    assert said.code == 1
+    assert "wants a token" in said.err
+
+
+@pytest.mark.ci
+def test_what_cannot_be_sent_is_refused(dashboard, recapture, tmp_path):  # noqa: F811
+    jobs = Jobs(dashboard)
+    with pytest.raises(InputError, match="no job"):
+        jobs.status("recapture-nothing")
+    with pytest.raises(InputError, match="does not exist"):
+        jobs.submit(str(tmp_path / "m.csv"), [], out="/out", wheel=None)
+    recapture("jobs", "list", "--address", "127.0.0.1:8265").refused("http://HEAD:8265")
+    nobody = recapture("jobs", "list", "--address", "http://127.0.0.1:9")
+    assert nobody.code == 1
+    assert "nobody answers" in nobody.err
+
+
+def test_a_job_runs_on_the_sent_wheel_and_is_followed_from_outside(dashboard, recapture, small_svd, tmp_path):  # noqa: F811
+    manifest = manifest_of(tmp_path, ["truck(0.1)"], [write_clip(tmp_path / "walk.mp4")])
+    wheel = build_wheel(tmp_path)
+    out = tmp_path / "out"
+    sent = recapture(
+        "submit", manifest, "--out", out, "--address", dashboard, "--model", small_svd, "--concurrency", 1,
+        "--device", "cpu", "--allow-root", tmp_path, "--wheel", wheel, "--json",
+    )  # fmt: skip
+    assert sent.code == 0, sent.err
+    job = json.loads(sent.out)["job_id"]
+    seen = set()
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        state = json.loads(recapture("jobs", "status", job, "--address", dashboard, "--json").out)
+        seen.add((state["progress"] or {}).get("state"))
+        if state["status"] in ("SUCCEEDED", "FAILED", "STOPPED"):
+            break
+        time.sleep(1.0)
+    logs = recapture("jobs", "logs", job, "--address", dashboard).out
+    assert (state["status"], state["exit_code"]) == ("SUCCEEDED", 0), logs
+    assert {"running", "finished"} <= seen
+    assert state["progress"]["rows"] == {"ok": 1}
+    assert "1 ok of 1" in logs
+    assert job in recapture("jobs", "list", "--address", dashboard).out
+    assert len(list((out / "clips").iterdir())) == 1

@@ -80,9 +80,12 @@ class SketchSetup:
     roots: tuple[str, ...]
     on_stage: Callable[[str, Row], None] = lambda stage, row: None
     on_make: Callable[[], None] = lambda: None
+    alone: bool = False
+    """Ask nobody whether a stage is being computed."""
 
     def make(self, leases: LeaseClient) -> RowRenderer:
         self.on_make()
+        leases = NoLeases() if self.alone else leases
         store = SingleFlightStore(open_place(self.stages, param="--store"), leases=leases)
         return RowRenderer(Sketch(store, self.on_stage), store, Roots(self.roots))
 
@@ -175,9 +178,17 @@ class Bulk:
         return sorted(table.to_pylist(), key=lambda row: (row["clip_id"], row["camera"]))
 
     def essence(self) -> list[tuple[Any, ...]]:
-        """What must be equal however often the run was disturbed."""
+        """What must be equal however often, and in whatever folder, the run was disturbed."""
         return [
-            (row["row_id"], row["status"], row["error_code"], row["sha256"], dict(row["metrics"]))
+            (
+                row["clip_id"],
+                row["camera"],
+                row["seed"],
+                row["status"],
+                row["error_code"],
+                row["sha256"],
+                row["metrics"],
+            )
             for row in self.results()
         ]
 

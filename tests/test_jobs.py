@@ -1,16 +1,18 @@
 """Bulk runs as Ray jobs, against a real dashboard that asks for a token."""
 
+import contextlib
 import json
 import os
+import socket
+import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
-import ray
-from ray._raylet import Config
 
 from recapture.cluster.jobs import Jobs, build_wheel
 from recapture.engine.errors import ClusterError, InputError
@@ -24,22 +26,51 @@ pytestmark = [pytest.mark.slow]
 TOKEN = "5eed" * 16
 
 
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def dashboard():
-    """Address of a one-machine cluster's dashboard."""
-    with pytest.MonkeyPatch.context() as patch:
+    """Address of a one-machine cluster's dashboard, on ports of its own: a machine may run several clusters."""
+    port = free_port()
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="rj-") as folder:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", TOKEN)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # the job's `python`
-        Config.initialize("")
-        context = ray.init(
-            address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", logging_level="error",
-            log_to_driver=False,
+        head = subprocess.Popen(
+            [
+                Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder}",
+                f"--port={free_port()}", "--include-dashboard=true", f"--dashboard-port={port}",
+                f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
+                "--dashboard-host=127.0.0.1",
+            ],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        yield f"http://{context.dashboard_url}"
-        ray.shutdown()
-    Config.initialize("")
+        try:
+            wait_for_agent(f"http://127.0.0.1:{port}")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            head.terminate()
+            head.wait(60)
+
+
+def wait_for_agent(address: str) -> None:
+    """The dashboard answers before it can take jobs."""
+    deadline = time.monotonic() + 120
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            request = urllib.request.Request(f"{address}/api/jobs/", headers=headers)
+            nodes = urllib.request.Request(f"{address}/nodes?view=summary", headers=headers)
+            urllib.request.urlopen(request)
+            if "ALIVE" in urllib.request.urlopen(nodes).read().decode():
+                return
+        time.sleep(0.5)
+    raise TimeoutError("no cluster after two minutes")
 
 
 def answer(address: str, headers: dict[str, str]) -> int:

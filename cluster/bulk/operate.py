@@ -92,6 +92,8 @@ def operate(
                 indent=1,
             ).encode()
         )  # fmt: skip
+        if stages is not None and owned.before is not None:
+            References(stages, owned.before.driver).drop()  # it is dead, or was taken over
         pool = make_pool(owned.owner.driver)
     except BaseException:
         owned.release()

@@ -68,8 +68,8 @@ class Owner:
 class Ownership:
     """Held by a driver from `claim` to `release`."""
 
-    def __init__(self, place: Place, owner: Owner) -> None:
-        self._place, self.owner = place, owner
+    def __init__(self, place: Place, owner: Owner, before: Owner | None) -> None:
+        self._place, self.owner, self.before = place, owner, before
 
     @classmethod
     def claim(
@@ -116,7 +116,7 @@ class Ownership:
         newest = {number: last for number, last in last_numbers().items() if number < fence and number not in me.sealed}
         me = replace(me, sealed={**me.sealed, **newest})
         place.write(_text(me))
-        mine = cls(place, me)
+        mine = cls(place, me, before)
         mine.check()
         return mine
 

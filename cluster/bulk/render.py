@@ -100,8 +100,10 @@ class RowRenderer:
         )
 
     def settle(self) -> None:
-        """Hold none of the last clip's stages."""
+        """Hold none of the last clip's stages; on a local disk remove what killed workers left half-written."""
         self._store.close()
+        if self._store.local:  # in a bucket that means listing all of it: `recapture store gc` does
+            self._store.gc()
 
     def close(self) -> None:
         self._store.close()

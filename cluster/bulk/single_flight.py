@@ -33,6 +33,7 @@ class SingleFlightStore(Store):
 
     def __init__(self, place: Place, *, leases: LeaseClient, local_dir: Path | None = None) -> None:
         super().__init__(place.path, filesystem=None if place.local else place.filesystem, local_dir=local_dir)
+        self.local = place.local
         self._leases = leases
         self._lease_held: tuple[str, int] | None = None
         self.waits = 0

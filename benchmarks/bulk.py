@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 import torch
 from pyarrow import fs, parquet
 
@@ -24,7 +25,7 @@ from ..cluster.bulk.manifest import COLUMNS, Manifest, Row, read_manifest
 from ..cluster.bulk.operate import operate, scan_output
 from ..cluster.bulk.outcome import Entries, Outcome
 from ..cluster.bulk.places import Place, Roots, open_place
-from ..cluster.bulk.ray_pool import RayPool, RendererSetup
+from ..cluster.bulk.ray_pool import RayPool, RendererSetup, lease_table
 from ..cluster.bulk.render import RowRenderer
 from ..cluster.bulk.single_flight import LeaseClient, SingleFlightStore
 from ..cluster.session import connect
@@ -32,6 +33,7 @@ from ..engine.pipeline import Recapture
 from ..engine.run import Models
 from ..engine.stages import STAGES
 from ..engine.video import VideoWriter
+from .scale import Costs, makespan_s
 from .storage import Counting
 from .timing import Row as BenchRow
 from .timing import device_name, versions
@@ -170,9 +172,9 @@ def real_runs(*, clips: int, paths: int, frames: int, model: str = "tiny") -> li
                 progress = bulk.run(setup, pipeline, workers, give_back=True)
                 elapsed_s = time.perf_counter() - began_s
         seen = bulk.seen
-        costs = costs_of([outcome for _, outcome in seen], workers)
         start_s = seen[0][0] - began_s - seen[0][1].gpu_seconds
-        predicted_s = makespan_s(clips=clips, paths=paths, workers=workers, start_s=start_s, costs=costs)
+        costs = costs_of([outcome for _, outcome in seen], workers, start_s)
+        predicted_s = makespan_s(clips=clips, paths=paths, workers=workers, costs=costs)
         rows.append(
             _row(
                 "bulk_real", model=model, frames=frames, clips=clips, paths=paths, workers=workers, seconds=elapsed_s,
@@ -183,6 +185,18 @@ def real_runs(*, clips: int, paths: int, frames: int, model: str = "tiny") -> li
             )
         )  # fmt: skip
     return rows
+
+
+def lease_calls(count: int = 4000) -> list[BenchRow]:
+    """Calls a second that the lease table answers when many wait."""
+    with connect(None, cpus=2):
+        table = lease_table("leases-bench")
+        fences = ray.get([table.acquire.remote(f"k{n}", "holder", 0.0) for n in range(100)])
+        began_s = time.perf_counter()
+        fences = ray.get([table.acquire.remote(f"k{n}", "holder", 0.0) for n in range(count // 2)])
+        ray.get([table.release.remote(f"k{n}", fence) for n, fence in enumerate(fences)])
+        seconds = time.perf_counter() - began_s
+    return [_row("bulk_leases", calls=count, calls_per_s=count / seconds)]
 
 
 def waits_on_one_clip(*, frames: int, model: str = "tiny") -> list[BenchRow]:
@@ -204,29 +218,15 @@ def waits_on_one_clip(*, frames: int, model: str = "tiny") -> list[BenchRow]:
     ]  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Costs:
-    """Seconds of a worker: getting warm in its first row, a clip's first path, each further one."""
-
-    warm_s: float
-    first_s: float
-    further_s: float
-
-
-def costs_of(outcomes: list[Outcome], workers: int) -> Costs:
+def costs_of(outcomes: list[Outcome], workers: int, start_s: float) -> Costs:
     """Costs from a run's outcomes in the order that they came in: the first of each worker is also its warming up."""
     cold, rest = outcomes[:workers], outcomes[workers:]
     first = [outcome.gpu_seconds for outcome in rest if "frames" in outcome.stage_seconds]
     further = [outcome.gpu_seconds for outcome in rest if "frames" not in outcome.stage_seconds]
     first_s = statistics.mean(first)
     warm_s = statistics.mean(outcome.gpu_seconds for outcome in cold) - first_s
-    return Costs(warm_s=max(0.0, warm_s), first_s=first_s, further_s=statistics.mean(further) if further else 0.0)
-
-
-def makespan_s(*, clips: int, paths: int, workers: int, start_s: float, costs: Costs) -> float:
-    """Seconds of a whole run: starting, getting warm, and the clips in even shares, the last one whole."""
-    clip_s = costs.first_s + (paths - 1) * costs.further_s
-    return start_s + costs.warm_s + clip_s * -(-clips // workers)
+    further_s = statistics.mean(further) if further else 0.0
+    return Costs(start_s=start_s, warm_s=max(0.0, warm_s), first_s=first_s, further_s=further_s)
 
 
 class _Setting:
@@ -281,7 +281,8 @@ def _counted(renderer: RowRenderer, row: Row, counting: Counting, index: int) ->
     assert outcome.status == "ok", outcome
     return {
         "path": index + 1, **{f"{kind}_requests": counting.requests[kind] for kind in ("get", "put", "head", "list", "delete")},
-        "read_bytes": counting.bytes["read"], "stage_bytes": outcome.stage_bytes, "output_bytes": outcome.output_bytes,
+        "read_bytes": counting.bytes["read"], "video_bytes": sum(f.stat().st_size for f in Path(row.output_uri).glob("*.mp4")),
+        "stage_bytes": outcome.stage_bytes, "output_bytes": outcome.output_bytes,
     }  # fmt: skip
 
 

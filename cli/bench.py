@@ -47,7 +47,7 @@ def kernels(
     _print(rows)
 
 
-BULK_PARTS = ("driver", "paths", "requests", "real", "waits")
+BULK_PARTS = ("driver", "leases", "paths", "requests", "real", "waits")
 
 
 @bench.command()
@@ -73,6 +73,7 @@ def bulk(
 
     calls = {
         "driver": lambda: measure.rows_without_work(rows),
+        "leases": measure.lease_calls,
         "paths": lambda: measure.paths_of_one_clip(frames=frames, model=model),
         "requests": lambda: measure.requests_of_a_row(frames=frames, model=model),
         "real": lambda: measure.real_runs(clips=6, paths=2, frames=frames, model=model),

@@ -9,15 +9,21 @@ import pytest
 from pyarrow import parquet
 
 from recapture.cluster.bulk.driver import Policy
+from recapture.cluster.bulk.film import config_of
 from recapture.cluster.bulk.manifest import COLUMNS, ManifestError, read_manifest, row_id
 from recapture.cluster.bulk.operate import Resume, UpgradeError
 from recapture.cluster.bulk.ownership import Ownership
 from recapture.cluster.bulk.places import Roots, open_place
+from recapture.cluster.bulk.references import References
+from recapture.cluster.bulk.render import BrokenDevice
 from recapture.cluster.bulk.results import SCHEMA, Results, Scan
 from recapture.engine.errors import Cancelled, InputError, OutputError
+from recapture.engine.pipeline import Recapture
+from recapture.engine.store import Store
 
 from .bulk_rows import Bulk, HerePool, files_below, make_bulk
 from .test_cli import recapture  # noqa: F401 - the fixture
+from .test_pipeline import write_clip
 
 
 def read(folder: Path, name: str, text: str | bytes):
@@ -370,6 +376,66 @@ def test_a_rewritten_shard_and_its_forerunner_count_once(tmp_path):
     assert set(again.status.values()) == {"ok"}
     results.tidy(again)
     assert [path.name for path in folder.glob("*")] == again.shards
+
+
+def test_a_broken_device_costs_its_worker_and_the_row_goes_on(tmp_path):
+    bulk = make_bulk(tmp_path, clips=1, paths=1)
+    broken: list[bool] = []
+
+    def renderer():
+        made = bulk.renderer()
+        film = made._film
+
+        class BreaksOnce:
+            pipeline, loads = film.pipeline, film.loads
+
+            def __call__(self, *row):
+                if not broken:
+                    broken.append(True)
+                    raise BrokenDevice("CUDA error: an illegal memory access was encountered")
+                return film(*row)
+
+        made._film = BreaksOnce()
+        return made
+
+    pool = HerePool(renderer)
+    started = []
+    start = pool.start
+    pool.start = lambda worker: (started.append(worker), start(worker))
+    assert bulk.run(pool, policy=Policy(workers=1)).rows == {"ok": 1}
+    assert started == ["worker-1", "worker-2"]
+    assert bulk.results()[0]["attempts"] == 2
+
+
+def test_gc_spares_what_a_run_elsewhere_needs(tmp_path, recapture):  # noqa: F811
+    store = Store(tmp_path / "stages")
+    with store.begin("depth", "ab" * 32) as writer:
+        writer.json("summary", {})
+        writer.publish()
+    store.close()
+    claim = References(open_place(str(tmp_path / "stages"), param="--store"), "elsewhere")
+    claim.sign(["ab" * 32])
+    words = ["store", "gc", "--max-gb", 0, "--store", tmp_path / "stages", "--json"]
+    assert json.loads(recapture(*words).out)["removed"] == []
+    claim.drop()
+    assert json.loads(recapture(*words).out)["removed"] == ["ab" * 32]
+
+
+def test_the_part_of_a_clip_is_frames(tmp_path, small_svd):
+    clip = write_clip(tmp_path / "walk.mp4")  # 6 frames at 12 a second
+    engine = Recapture.from_pretrained(small_svd, device="cpu", store=tmp_path / "store")
+    (tmp_path / "m.csv").write_text(
+        "clip_id,input_uri,camera,start_s,end_s,seed,options\n"
+        'a,walk.mp4,static,0.1,0.4,3,"{""sample"": {""guidance"": [1.0, 2.0]}}"\n'
+        "a,walk.mp4,static,,,,\n"
+    )
+    manifest = read(tmp_path, "m.csv", (tmp_path / "m.csv").read_text())
+    part = config_of(engine, manifest.row(0), clip, warm_start=True)
+    assert (part.decode.first_frame, part.decode.max_frames, part.seed) == (1, 4, 3)
+    assert part.sample.guidance == (1.0, 2.0)
+    assert part.tune.warm_start
+    whole = config_of(engine, manifest.row(1), clip, warm_start=False)
+    assert (whole.decode.first_frame, whole.decode.max_frames) == (0, None)
 
 
 def test_an_empty_output_has_an_empty_table(tmp_path):

@@ -226,7 +226,8 @@ def meet(folder: Path, stage: str, row) -> None:
 def test_two_workers_publish_one_stage(cluster, tmp_path):
     """Without leases, as when their table is lost."""
     bulk = make_bulk(tmp_path, clips=1, paths=4)
-    quiet = make_bulk(tmp_path / "quiet", clips=1, paths=4) if not (tmp_path / "quiet").mkdir() else bulk
+    (tmp_path / "quiet").mkdir()
+    quiet = make_bulk(tmp_path / "quiet", clips=1, paths=4)
     quiet.run()
     progress = bulk.run(pool(bulk, on_stage=partial(meet, tmp_path), alone=True), policy=Policy(workers=2, beat_s=0.2))
     assert progress.waits == 0
@@ -249,15 +250,25 @@ from pathlib import Path
 from tests.test_bulk_chaos import make_bulk, pool
 from recapture.cluster.bulk.driver import Policy
 from recapture.cluster.session import connect
-bulk = make_bulk(Path(sys.argv[1]), clips=2, paths=2)
+from recapture.cluster.bulk.pool import Died
+bulk, lost = make_bulk(Path(sys.argv[1]), clips=2, paths=2), []
 with connect(None, cpus=2):
-    print(bulk.run(pool(bulk), policy=Policy(workers=2, beat_s=0.2, max_attempts=10)).exit_code)
+    workers = pool(bulk)
+    wait = workers.wait
+    def watched(timeout_s):
+        events = wait(timeout_s)
+        lost.extend(event for event in events if isinstance(event, Died))
+        return events
+    workers.wait = watched
+    print(bulk.run(workers, policy=Policy(workers=2, beat_s=0.2, max_attempts=10)).exit_code, len(lost))
 """
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=240,
         env={**os.environ, "RAY_testing_rpc_failure": LOSS},
     )  # fmt: skip
-    assert done.stdout.split()[-1:] == ["0"], done.stderr
+    exit_code, lost = done.stdout.split()[-2:]
+    assert exit_code == "0", done.stderr
+    assert int(lost) > 0
     assert_as_undisturbed(make_bulk(tmp_path, clips=2, paths=2), undisturbed)
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import threading
 import time
+import urllib.request
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import ray
 
 from recapture.cluster.bulk.driver import Policy
+from recapture.cluster.bulk.metrics import BulkMetrics
 from recapture.cluster.bulk.ray_pool import RayLeases, RayPool, lease_table
 from recapture.cluster.session import connect
 from recapture.engine.stages import STAGES
@@ -133,3 +136,24 @@ def test_the_command_films_every_row_and_keeps_what_it_is_told(cluster, recaptur
     assert "2 failed, 2 ok of 4" in again.out
     left = recapture("bulk", *words, "--dry-run", "--json", "--usd-per-gpu-hour", 2)
     assert json.loads(left.out)["rows"] == 0
+
+
+@pytest.mark.slow
+def test_metrics_reach_the_nodes_exporter(cluster, tmp_path):
+    """What Prometheus would read of a run: rows by outcome, seconds by stage, hits, the queue."""
+    bulk, metrics = make_bulk(tmp_path, clips=2, paths=2, broken=(1,)), BulkMetrics("run-1")
+    bulk.run(ray_pool(bulk, "d"), on_outcome=metrics.on_outcome, on_beat=metrics.on_beat)
+    (node,) = ray.nodes()
+    wanted = [
+        'ray_recapture_bulk_rows_total{[^}]*outcome="ok"[^}]*run="run-1"[^}]*} 2.0',
+        'ray_recapture_bulk_rows_total{[^}]*outcome="invalid_video"[^}]*} 2.0',
+        'ray_recapture_bulk_cache_hits_total{[^}]*stage="shared"[^}]*} 1.0',
+        'ray_recapture_bulk_gpu_seconds_total{[^}]*stage="path"',
+        "ray_recapture_bulk_rows_waiting{[^}]*} 0.0",
+    ]
+    deadline, missing = time.monotonic() + 60, wanted
+    while missing and time.monotonic() < deadline:
+        time.sleep(1.0)
+        page = urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics").read().decode()
+        missing = [pattern for pattern in wanted if not re.search(pattern, page)]
+    assert missing == [], [line for line in page.splitlines() if "recapture" in line]

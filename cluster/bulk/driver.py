@@ -66,7 +66,7 @@ class Progress:
         rows: by status, of the whole manifest.
         gpu_seconds: of all rows in the output.
         waits: how often a worker waited for another's stage, and how long in all.
-        oldest_wait_s: since this driver began, while rows wait.
+        model_loads: of all workers that were alive at the end; equal to their number, or a model was loaded twice.
     """
 
     state: str = "running"

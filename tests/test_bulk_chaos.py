@@ -237,7 +237,7 @@ def test_two_workers_publish_one_stage(cluster, tmp_path):
 
 
 LOSS = (
-    '{"ray::rpc::CoreWorkerService.grpc_client.PushTask":'
+    '{"CoreWorkerService.grpc_client.PushTask":'
     '{"num_failures": 3, "req_failure_prob": 40, "resp_failure_prob": 40, "in_flight_failure_prob": 10}}'
 )
 

@@ -1,11 +1,13 @@
 """Bulk under attack. After each: the results of the undisturbed run, no row lost or doubled, nothing left behind."""
 
 import contextlib
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from functools import partial
@@ -18,11 +20,13 @@ from pyarrow import fs
 from recapture.cluster.bulk import places
 from recapture.cluster.bulk.driver import Policy
 from recapture.cluster.bulk.operate import Resume
+from recapture.cluster.bulk.ownership import read_owner
 from recapture.cluster.bulk.places import Place, open_place
 from recapture.cluster.bulk.ray_pool import RayPool
 from recapture.cluster.session import connect
 from recapture.engine.errors import RecaptureError
 from recapture.engine.store import Store
+from recapture.engine.store.durable import busy
 
 from .bulk_rows import Bulk, SketchSetup, files_below, make_bulk
 from .faulty_filesystem import Faulty
@@ -46,6 +50,8 @@ def assert_as_undisturbed(bulk: Bulk, undisturbed: list) -> None:
     left = {name for name in files_below(bulk.out) if name.endswith(".part") or ".scratch/" in name}
     assert not left
     assert not any(name.startswith((".runs/", ".live/")) for name in files_below(bulk.out / "stages"))
+    scratch = Path(tempfile.gettempdir()).glob("recapture-bulk-*")
+    assert [path for path in scratch if not busy(path)] == []
 
 
 def kill_at(folder: Path, counts: list[int]) -> list[str]:
@@ -287,3 +293,24 @@ def test_two_drivers_on_one_output(tmp_path, undisturbed):
     with pytest.raises(RecaptureError, match="has taken over"):
         bulk.run(on_outcome=take_over)
     assert_as_undisturbed(taken[0], undisturbed)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_command_writes_down_where_it_is(tmp_path, how):
+    """As a cluster ends a job, and as a person does."""
+    bulk = make_bulk(tmp_path, clips=1, paths=1)  # no video: the workers are never got so far
+    (tmp_path / "m.csv").write_text(f"clip_id,input_uri,camera\na,{bulk.rows[0]['input_uri']},static\n")
+    command = subprocess.Popen(
+        [sys.executable, "-m", "recapture.cli.main", "bulk", "m.csv", "--out", "out", "--concurrency", "1", "--device", "cpu"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    progress = tmp_path / "out" / "progress.json"
+    while not progress.exists():
+        assert command.poll() is None, command.stderr.read()
+        time.sleep(0.02)
+    command.send_signal(how)
+    _, said = command.communicate(timeout=60)
+    assert command.returncode == 130, said
+    assert said.strip().endswith("run the same command again and it goes on from here")
+    assert json.loads(progress.read_text())["state"] == "interrupted"
+    assert read_owner(bulk.out).released

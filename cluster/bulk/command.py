@@ -90,7 +90,7 @@ def run_bulk(
     stages = open_place(stages_uri, param="--store")
     models = Models(bulk.model, device=torch.device("cpu"), dtype=torch.float32)  # found, not loaded
     pipeline = pipeline_digest(models, warm_start=bulk.warm_start)
-    with _terminable(), connect(bulk.cluster, cpus=bulk.concurrency):
+    with connect(bulk.cluster, cpus=bulk.concurrency), _terminable():  # in this order: Ray, too, sets a handler
         gpus = 0 if bulk.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
         if bulk.device == "cuda" and not gpus:
             raise InputError("the cluster has no GPU; use --device cpu", param="--device")

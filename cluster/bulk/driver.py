@@ -306,6 +306,7 @@ class Driver:
             )
             self._rows.append(self._result(Claim(row, 0), said, "not_admitted"))
             self.progress.rows["not_admitted"] = self.progress.rows.get("not_admitted", 0) + 1
+            self._insist(self._write_due_shard)
 
     def _settle(self) -> None:
         """Give back the stages that another worker still used when their clip was finished; now nobody does."""
@@ -372,13 +373,15 @@ class Driver:
         self._on_beat(progress)
 
     def _end(self, state: str) -> None:
-        """Write down what is finished, and let go of everything."""
+        """Write down what is finished, and let go of everything; what matters first, for a killer may be counting."""
         try:
             self._ownership.check()
             self._write_shard()
             self._say(state)
         finally:
-            self._pool.close()
-            if self._references is not None:
-                self._references.drop()
-            self._ownership.release()
+            try:
+                if self._references is not None:
+                    self._references.drop()
+                self._ownership.release()
+            finally:
+                self._pool.close()

@@ -102,6 +102,7 @@ class RowRenderer:
     def settle(self) -> None:
         """Hold none of the last clip's stages; on a local disk remove what killed workers left half-written."""
         self._store.close()
+        self._scratch.sweep()
         if self._store.local:  # in a bucket that means listing all of it: `recapture store gc` does
             self._store.gc()
 

@@ -11,16 +11,22 @@ _PREFIX = "recapture-bulk-"
 
 
 class Scratch:
-    """Owned by a lock that the kernel drops however the process ends, so the next worker removes what a kill left."""
+    """Owned by a lock that the kernel drops however the process ends, so that any other worker removes what a kill left."""
 
     def __init__(self) -> None:
         self._before = tempfile.tempdir
-        for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        self._parent = Path(tempfile.gettempdir())
+        made = Path(tempfile.mkdtemp(prefix=".recapture-bulk-"))
+        self._owner_fd = try_lock(made)
+        self.path = made.rename(made.with_name(made.name[1:]))  # seen by others only now that it is owned
+        tempfile.tempdir = str(self.path)  # the engine's copy of the clip, too, is then not left behind by a kill
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove what killed workers left beside this folder."""
+        for left in self._parent.glob(f"{_PREFIX}*"):
             if not busy(left):
                 shutil.rmtree(left, ignore_errors=True)
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        self._owner_fd = try_lock(self.path)
-        tempfile.tempdir = str(self.path)  # the engine's copy of the clip, too, is then not left behind by a kill
 
     def close(self) -> None:
         tempfile.tempdir = self._before

@@ -278,6 +278,56 @@ with connect(None, cpus=2):
     assert_as_undisturbed(make_bulk(tmp_path, clips=2, paths=2), undisturbed)
 
 
+def wait_while_it_is_there(folder: Path, stage: str, row) -> None:
+    """The first row that gets here waits for its node to be taken away."""
+    mark = folder / "node"
+    if stage == "path" and not mark.exists():
+        mark.write_text(ray.get_runtime_context().get_node_id())
+        time.sleep(120)
+
+
+NODE_REMOVAL = """
+import sys, threading, time
+from functools import partial
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from recapture.cluster.bulk.driver import Policy
+from tests.test_bulk_chaos import make_bulk, pool, wait_while_it_is_there
+
+folder = Path(sys.argv[1])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+ray.init(address=cluster.address, namespace="recapture", log_to_driver=False)
+
+def take_away():
+    while not (folder / "node").exists() or not (folder / "node").read_text():
+        time.sleep(0.1)
+    (gone,) = [node for node in nodes if node.node_id == (folder / "node").read_text()]
+    cluster.remove_node(gone, allow_graceful=False)
+    cluster.add_node(num_cpus=1)
+
+thread = threading.Thread(target=take_away)
+thread.start()
+bulk = make_bulk(folder, clips=2, paths=2)
+workers = pool(bulk, on_stage=partial(wait_while_it_is_there, folder))
+progress = bulk.run(workers, policy=Policy(workers=2, beat_s=0.5))
+thread.join()
+print(progress.exit_code, progress.retries)
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_a_node_is_taken_away_while_its_row_runs(tmp_path, undisturbed):
+    done = subprocess.run(
+        [sys.executable, "-c", NODE_REMOVAL, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=240,
+        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32, "RAY_USAGE_STATS_ENABLED": "0"},
+    )  # fmt: skip
+    assert done.stdout.split()[-2:] == ["0", "1"], done.stderr
+    assert_as_undisturbed(make_bulk(tmp_path, clips=2, paths=2), undisturbed)
+
+
 def test_two_drivers_on_one_output(tmp_path, undisturbed):
     """The second refuses while the first lives, takes over when told to, and what the first then writes does not count."""
     bulk = make_bulk(tmp_path, clips=2, paths=2)

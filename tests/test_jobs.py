@@ -10,6 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,50 @@ def test_a_job_runs_on_the_sent_wheel_and_is_followed_from_outside(dashboard, re
     assert "1 ok of 1" in logs
     assert job in recapture("jobs", "list", "--address", dashboard).out
     assert len(list((out / "clips").iterdir())) == 1
+
+
+def wait_for(address: str, job: str, done) -> dict:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        state = json.loads(json.dumps(asdict(Jobs(address).status(job))))
+        if done(state):
+            return state
+        time.sleep(0.5)
+    raise TimeoutError(Jobs(address).logs(job))
+
+
+def test_a_stopped_job_goes_on_when_it_is_sent_again(dashboard, recapture, small_svd, tmp_path):  # noqa: F811
+    cameras = ["truck(0.1)", "truck(0.2)", "truck(-0.1)"]
+    manifest = manifest_of(tmp_path, cameras, [write_clip(tmp_path / "walk.mp4")])
+    words = [
+        manifest, "--out", tmp_path / "out", "--address", dashboard, "--model", small_svd, "--concurrency", 1,
+        "--device", "cpu", "--allow-root", tmp_path, "--installed",
+    ]  # fmt: skip
+    first = json.loads(recapture("submit", *words, "--json").out)["job_id"]
+    wait_for(dashboard, first, lambda state: (state["progress"] or {}).get("rows"))
+    assert recapture("jobs", "stop", first, "--address", dashboard).code == 0
+    stopped = wait_for(dashboard, first, lambda state: state["status"] == "STOPPED")
+    assert stopped["progress"]["state"] == "interrupted"
+    assert 1 <= stopped["progress"]["rows"]["ok"] < 3
+    second = recapture("submit", *words).out.split()[1]
+    ended = wait_for(dashboard, second, lambda state: state["exit_code"] is not None)
+    assert (ended["exit_code"], ended["progress"]["rows"]) == (0, {"ok": 3})
+    assert "3 ok of 3" in recapture("jobs", "logs", second, "--address", dashboard, "--follow").out
+    said = recapture("jobs", "status", second, "--address", dashboard).out
+    assert "succeeded (exit code 0)" in said
+    assert "3 ok of 3" in said
+
+
+def test_plain_ray_submits_it_too(dashboard, small_svd, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    manifest = manifest_of(tmp_path, ["truck(0.1)"], [tmp_path / "broken.mp4"])
+    done = subprocess.run(
+        [
+            Path(sys.executable).parent / "ray", "job", "submit", "--address", dashboard, "--",
+            "recapture", "bulk", manifest, "--out", tmp_path / "out", "--cluster", "auto", "--model", small_svd,
+            "--device", "cpu", "--concurrency", "1",
+        ],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert "1 failed of 1" in done.stdout + done.stderr
+    assert done.returncode != 0  # exit code 3: a row failed

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import cluster, info, render, stages
+from . import bulk, info, render, stages
 from .bench import bench
 from .evaluate import evaluate
 from .output import emit
@@ -22,13 +22,13 @@ app = typer.Typer(
 )
 app.command()(render.run)
 app.command()(render.preview)
-app.command()(cluster.bulk)
-app.command()(cluster.submit)
+app.command()(bulk.bulk)
+app.command()(bulk.submit)
 app.command()(evaluate)
 app.command()(info.presets)
 app.command()(info.models)
 app.command()(info.doctor)
-app.add_typer(cluster.jobs, name="jobs")
+app.add_typer(bulk.jobs, name="jobs")
 app.add_typer(stages.store, name="store")
 app.add_typer(bench, name="bench")
 

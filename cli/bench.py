@@ -1,4 +1,4 @@
-"""`recapture bench`: how fast the kernels are on this machine, against their rivals in the same run."""
+"""`recapture bench`: how fast this machine runs the kernels against their rivals, and what bulk runs cost beside the work."""
 
 import json
 from importlib import import_module
@@ -15,24 +15,22 @@ OPERATIONS = ("splat", "masked_loss", "latent_mask")
 """Modules of benchmarks/ with a function `rows(device, quick)`."""
 
 
-@bench.callback()
-def root() -> None:
-    """Keeps `kernels` a command of its own: typer folds a group of one into its parent."""
+Out = Annotated[
+    Path | None, typer.Option(help="Append the rows to this file, one JSON document a line.", show_default=False)
+]
 
 
 @bench.command()
 def kernels(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions and rivals: seconds, not minutes.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Append the rows to this file, one JSON document a line.", show_default=False)
-    ] = None,
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Time the kernels and their rivals, interleaved in one process. On a shared machine only the ratios count."""
     import torch
 
-    from ..engine.errors import InputError, OutputError
+    from ..engine.errors import InputError
 
     if device not in ("cpu", "cuda"):
         raise InputError(f"no device {device!r}; there are cpu, cuda", param="--device")
@@ -42,17 +40,70 @@ def kernels(
     for name in OPERATIONS:
         typer.echo(f"timing {name}", err=True)
         rows += import_module(f"recapture.benchmarks.{name}").rows(device, quick)
-    if out is not None:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with out.open("a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-        except OSError as error:
-            raise OutputError(f"{out} cannot be written ({error.strerror})", param="--out") from None
+    _append(rows, out)
     if as_json:
         emit(rows)
         return
     _print(rows)
+
+
+BULK_PARTS = ("driver", "leases", "paths", "requests", "real", "waits")
+
+
+@bench.command()
+def bulk(
+    part: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(BULK_PARTS)}; repeat it.", show_default="all")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows without work, for the driver.", min=1)] = 100_000,
+    frames: Annotated[int, typer.Option(help="Of the clips that are filmed.", min=4)] = 8,
+    model: Annotated[str, typer.Option(help="Of the clips that are filmed.")] = "tiny",
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """What a bulk run costs beside the work, a clip's further paths, and real runs against the formula of docs/scale.md."""
+    from ..engine.errors import InputError
+    from .render import silence_libraries
+
+    chosen = part or list(BULK_PARTS)
+    if unknown := set(chosen) - set(BULK_PARTS):
+        raise InputError(f"no part {', '.join(sorted(unknown))}; there are {', '.join(BULK_PARTS)}", param="--part")
+    silence_libraries()
+    from ..benchmarks import bulk as measure
+
+    calls = {
+        "driver": lambda: measure.rows_without_work(rows),
+        "leases": measure.lease_calls,
+        "paths": lambda: measure.paths_of_one_clip(frames=frames, model=model),
+        "requests": lambda: measure.requests_of_a_row(frames=frames, model=model),
+        "real": lambda: measure.real_runs(clips=6, paths=2, frames=frames, model=model),
+        "waits": lambda: measure.waits_on_one_clip(frames=frames, model=model),
+    }
+    measured: list[dict[str, Any]] = []
+    for name in chosen:
+        typer.echo(f"measuring {name}", err=True)
+        found = calls[name]()
+        _append(found, out)  # at once: what follows may take long
+        measured += found
+    if as_json:
+        emit(measured)
+        return
+    for row in measured:
+        values = {name: value for name, value in row.items() if name not in ("op", "versions", "date", "device")}
+        typer.echo(f"{row['op']}  " + "  ".join(f"{name} {value}" for name, value in values.items()))
+
+
+def _append(rows: list[dict[str, Any]], out: Path | None) -> None:
+    from ..engine.errors import OutputError
+
+    if out is None:
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written ({error.strerror})", param="--out") from None
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import info, render, stages
+from . import bulk, info, render, stages
 from .bench import bench
 from .evaluate import evaluate
 from .output import emit
@@ -22,10 +22,13 @@ app = typer.Typer(
 )
 app.command()(render.run)
 app.command()(render.preview)
+app.command()(bulk.bulk)
+app.command()(bulk.submit)
 app.command()(evaluate)
 app.command()(info.presets)
 app.command()(info.models)
 app.command()(info.doctor)
+app.add_typer(bulk.jobs, name="jobs")
 app.add_typer(stages.store, name="store")
 app.add_typer(bench, name="bench")
 
@@ -40,7 +43,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def main() -> None:
     """Entry point: every foreseeable error is one line on standard error and an exit code, never a traceback.
 
-    Exit codes: 0 well, 1 failed, 2 usage or bad input, 130 interrupted.
+    Exit codes: 0 well, 1 failed, 2 usage or bad input, 3 some rows of a bulk run failed, 130 interrupted.
     """
     # Must be set before torch is imported. By default OpenMP's threads spin while they wait, which makes small
     # networks many times slower on a machine that does anything else at the same time.

@@ -314,13 +314,13 @@ def _given(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def open_engine(model: str, device: str, store: str | None) -> "Recapture":
-    _silence_libraries()
+    silence_libraries()
     from ..engine.pipeline import Recapture
 
     return Recapture.from_pretrained(model, device=device, store=store)
 
 
-def _silence_libraries() -> None:
+def silence_libraries() -> None:
     """Loading bars and advice of the libraries are no message to our user; their errors still are."""
     import warnings
 

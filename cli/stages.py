@@ -31,9 +31,9 @@ def ls(store: StoreOption = None, as_json: Json = False) -> None:
     for e in entries:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(e.created_at))
         typer.echo(
-            f"{e.stage:11}{e.key[:12]}  {_size(e.bytes):>9}  {e.seconds:8.1f} s  {made}  {e.meta.get('clip', '')}"
+            f"{e.stage:11}{e.key[:12]}  {size_text(e.bytes):>9}  {e.seconds:8.1f} s  {made}  {e.meta.get('clip', '')}"
         )
-    typer.echo(f"{len(entries)} stages, {_size(sum(e.bytes for e in entries))}")
+    typer.echo(f"{len(entries)} stages, {size_text(sum(e.bytes for e in entries))}")
 
 
 @store.command("gc")
@@ -48,15 +48,23 @@ def gc(
     store: StoreOption = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Remove leftovers of crashed runs, and old or least used stages on demand. What a run uses now always stays."""
+    """Remove leftovers of crashed runs, and old or least used stages on demand. What a run uses now always stays, also
+    what a bulk run on another machine still needs."""
+    from ..cluster.bulk.places import open_place
+    from ..cluster.bulk.references import live_keys
+    from ..engine.store import default_store
+
     report = _open(store).gc(
         older_than_s=None if older_than is None else older_than * 86_400,
         max_bytes=None if max_gb is None else int(max_gb * 1e9),
+        keep=live_keys(open_place(str(store or default_store()), param="--store")),
     )
     if as_json:
         emit({"removed": [e.key for e in report.removed], "bytes": report.bytes, "leftovers": report.leftovers})
         return
-    typer.echo(f"removed {len(report.removed)} stages, {_size(report.bytes)}, and {len(report.leftovers)} leftovers")
+    typer.echo(
+        f"removed {len(report.removed)} stages, {size_text(report.bytes)}, and {len(report.leftovers)} leftovers"
+    )
 
 
 @store.command("verify")
@@ -73,7 +81,7 @@ def verify(store: StoreOption = None, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}"

@@ -1,0 +1,274 @@
+"""`recapture bulk`, `recapture submit` and `recapture jobs`: many clips, many paths, many machines."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .output import Json, emit
+
+if TYPE_CHECKING:
+    from ..cluster.bulk.driver import Progress
+    from ..cluster.bulk.price import Price
+    from ..cluster.jobs import JobStatus
+
+ManifestUri = Annotated[
+    str,
+    typer.Argument(
+        help="Rows as .parquet, .csv or .jsonl: a path, s3:// or gs://.", metavar="MANIFEST", show_default=False
+    ),
+]
+Out = Annotated[str, typer.Option(help="Folder or s3://, gs:// for results and bundles.", show_default=False)]
+Concurrency = Annotated[int | None, typer.Option(help="Workers.", show_default="one a GPU; without GPUs one a CPU")]
+Model = Annotated[str, typer.Option(help="tiny, svd, svd-xt, a directory or a hub name, the same on every machine.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Keep = Annotated[
+    str,
+    typer.Option(
+        help="Of a finished clip: results; adapters (also the tuned adapters, in each bundle); all (also every stage)."
+    ),
+]
+AllowRoot = Annotated[
+    list[str] | None,
+    typer.Option(help="Rows may name what lies below this; repeat it.", show_default="the manifest's folder"),
+]
+StoreUri = Annotated[str | None, typer.Option("--store", help="Stage store of all workers.", show_default="OUT/stages")]
+MaxGpuHours = Annotated[
+    float | None, typer.Option(help="Admit no further row beyond this; exit code 3.", show_default=False)
+]
+Attempts = Annotated[int, typer.Option(help="Workers that a row may lose before that is its error.", min=1, max=100)]
+WarmStart = Annotated[
+    bool, typer.Option("--warm-start", help="Begin a clip's further paths from its nearest tuned one.")
+]
+Takeover = Annotated[bool, typer.Option("--takeover", help="Do not ask whether another driver is alive on OUT.")]
+Upgrade = Annotated[bool, typer.Option("--upgrade", help="Do rows again that another version made.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Do rows again that failed.")]
+
+
+def bulk(
+    manifest: ManifestUri,
+    out: Out,
+    cluster: Annotated[
+        str | None, typer.Option(help="local, auto, or HOST:PORT of a Ray cluster.", show_default="local")
+    ] = None,
+    concurrency: Concurrency = None,
+    model: Model = "tiny",
+    device: Device = "auto",
+    keep: Keep = "results",
+    allow_root: AllowRoot = None,
+    store: StoreUri = None,
+    max_gpu_hours: MaxGpuHours = None,
+    attempts: Attempts = 3,
+    warm_start: WarmStart = False,
+    takeover: Takeover = False,
+    upgrade: Upgrade = False,
+    retry_failed: RetryFailed = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Price what is left of MANIFEST; run nothing.")] = False,
+    usd_per_gpu_hour: Annotated[float | None, typer.Option(help="For --dry-run.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Film every row of MANIFEST. Interrupted or killed, the same command goes on where it was.
+
+    Exit codes: 0 all rows well, 1 the run failed, 2 usage or a bad manifest, 3 some rows failed or were not admitted,
+    130 interrupted.
+    """
+    from .render import silence_libraries
+
+    silence_libraries()
+    from ..cluster.bulk.command import BulkRun, price_bulk, run_bulk
+    from ..cluster.bulk.operate import Resume
+
+    asked = BulkRun(
+        manifest=manifest, out=out, cluster=cluster, concurrency=concurrency, model=model, device=device,
+        keep=keep,  # type: ignore[arg-type] - checked where it is used
+        allow_roots=tuple(allow_root or ()), store=store, max_gpu_hours=max_gpu_hours, attempts=attempts,
+        warm_start=warm_start, resume=Resume(takeover=takeover, upgrade=upgrade, retry_failed=retry_failed),
+    )  # fmt: skip
+    if dry_run:
+        _print_price(price_bulk(asked, usd_per_gpu_hour=usd_per_gpu_hour), as_json=as_json)
+        return
+    display = _Lines(quiet=as_json)
+    progress = run_bulk(asked, on_wait=display.say, on_beat=display.on_beat)
+    if as_json:
+        from dataclasses import asdict
+
+        emit(asdict(progress))
+    else:
+        typer.echo(_line(progress))
+        typer.echo(f"results    {out.partition('?')[0].rstrip('/')}/results")
+    if progress.exit_code:
+        raise typer.Exit(progress.exit_code)
+
+
+class _Lines:
+    """Progress as lines on standard error: every few seconds on a terminal, every minute in a log."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet, self._every_s = quiet, 5.0 if sys.stderr.isatty() else 60.0
+        self._said_at = float("-inf")
+
+    def say(self, sentence: str) -> None:
+        if not self._quiet:
+            typer.echo(sentence, err=True)
+
+    def on_beat(self, progress: "Progress") -> None:
+        if time.monotonic() - self._said_at >= self._every_s or progress.state != "running":
+            self._said_at = time.monotonic()
+            self.say(_line(progress))
+
+
+def _line(progress: "Progress") -> str:
+    done = ", ".join(f"{count} {status}" for status, count in sorted(progress.rows.items())) or "none yet"
+    reused = sum(progress.stages_reused.values())
+    return (
+        f"rows       {done} of {progress.total}; {progress.running} running on {progress.workers} workers; "
+        f"{progress.gpu_seconds / 3600:.3f} GPU hours, {reused} stages reused, {progress.retries} retries"
+    )
+
+
+def _print_price(price: "Price", *, as_json: bool) -> None:
+    if as_json:
+        emit(price.to_json())
+        return
+    from .stages import size_text
+
+    def told(count: int | None) -> str:
+        return "not known before a row is finished" if count is None else size_text(count)
+
+    usd = "" if price.usd is None else f", {price.usd:.2f} USD"
+    typer.echo(f"rows       {price.rows} to do of {price.clips} clips, {price.finished} finished")
+    typer.echo(f"time       {price.gpu_hours:.3f} GPU hours{usd}; {price.hours:.3f} hours on {price.workers} workers")
+    typer.echo(f"bundles    {told(price.output_bytes)}")
+    typer.echo(f"stages     {told(price.stage_bytes_per_clip)} a clip while it is worked on, after it with --keep all")
+    typer.echo(f"from       {price.basis}")
+
+
+Address = Annotated[
+    str,
+    typer.Option(
+        help="Dashboard of the cluster's head, http://HEAD:8265.", envvar="RECAPTURE_RAY_ADDRESS", show_default=False
+    ),
+]
+JobId = Annotated[str, typer.Argument(help="As `submit` printed it.", metavar="JOB", show_default=False)]
+
+jobs = typer.Typer(help="Bulk runs that were submitted to a cluster.", no_args_is_help=True)
+
+
+def submit(
+    manifest: ManifestUri,
+    out: Out,
+    address: Address,
+    concurrency: Concurrency = None,
+    model: Model = "tiny",
+    device: Device = "auto",
+    keep: Keep = "results",
+    allow_root: AllowRoot = None,
+    store: StoreUri = None,
+    max_gpu_hours: MaxGpuHours = None,
+    attempts: Attempts = 3,
+    warm_start: WarmStart = False,
+    takeover: Takeover = False,
+    upgrade: Upgrade = False,
+    retry_failed: RetryFailed = False,
+    wheel: Annotated[
+        Path | None, typer.Option(help="This project's wheel.", show_default="built from this tree")
+    ] = None,
+    installed: Annotated[
+        bool, typer.Option("--installed", help="Send no wheel: the cluster's image has recapture installed.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Send `recapture bulk MANIFEST` to a cluster as a Ray job; a local MANIFEST travels along."""
+    import tempfile
+
+    from ..cluster.jobs import Jobs, build_wheel
+
+    given = {
+        "--concurrency": concurrency, "--model": model, "--device": device, "--keep": keep, "--store": store,
+        "--max-gpu-hours": max_gpu_hours, "--attempts": attempts,
+    }  # fmt: skip
+    options = [word for name, value in given.items() if value is not None for word in (name, str(value))]
+    options += [word for root in allow_root or () for word in ("--allow-root", root)]
+    flags = {"--warm-start": warm_start, "--takeover": takeover, "--upgrade": upgrade, "--retry-failed": retry_failed}
+    options += [name for name, on in flags.items() if on]
+    cluster = Jobs(address)
+    with tempfile.TemporaryDirectory() as folder:
+        packed = None if installed else (wheel or build_wheel(Path(folder)))
+        job_id = cluster.submit(manifest, options, out=out, wheel=packed)
+    if as_json:
+        emit({"job_id": job_id})
+        return
+    typer.echo(f"job        {job_id}")
+    typer.echo(f"follow     recapture jobs status {job_id} --address {address}")
+
+
+@jobs.command("status")
+def status(job: JobId, address: Address, as_json: Json = False) -> None:
+    """Where a job and its rows stand."""
+    from dataclasses import asdict
+
+    from ..cluster.jobs import Jobs
+
+    found = Jobs(address).status(job)
+    if as_json:
+        emit(asdict(found))
+        return
+    typer.echo(_job_line(found))
+    if found.progress is not None:
+        from ..cluster.bulk.driver import Progress
+
+        typer.echo(_line(Progress(**found.progress)))
+    if found.status == "FAILED" and found.exit_code != 3:
+        typer.echo(f"message    {found.message}")
+
+
+@jobs.command("logs")
+def logs(
+    job: JobId, address: Address, follow: Annotated[bool, typer.Option("--follow", help="Until the job ends.")] = False
+) -> None:
+    """What a job printed."""
+    import asyncio
+
+    from ..cluster.jobs import Jobs
+
+    cluster = Jobs(address)
+    if not follow:
+        typer.echo(cluster.logs(job), nl=False)
+        return
+
+    async def print_all() -> None:
+        async for part in cluster.follow(job):
+            typer.echo(part, nl=False)
+
+    cluster.status(job)
+    asyncio.run(print_all())
+
+
+@jobs.command("stop")
+def stop(job: JobId, address: Address) -> None:
+    """End a job; submitting the same again goes on where it was."""
+    from ..cluster.jobs import Jobs
+
+    Jobs(address).stop(job)
+
+
+@jobs.command("list")
+def list_jobs(address: Address, as_json: Json = False) -> None:
+    """The cluster's bulk runs, newest first."""
+    from dataclasses import asdict
+
+    from ..cluster.jobs import Jobs
+
+    found = Jobs(address).list()
+    if as_json:
+        emit([asdict(job) for job in found])
+        return
+    for job in found:
+        typer.echo(_job_line(job))
+
+
+def _job_line(job: "JobStatus") -> str:
+    code = "" if job.exit_code is None else f" (exit code {job.exit_code})"
+    return f"{job.job_id}  {job.status.lower()}{code}  {job.out}"

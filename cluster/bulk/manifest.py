@@ -1,0 +1,337 @@
+"""A manifest: one row a clip and path, as Parquet, CSV or JSONL, checked whole before anything runs.
+
+Rows hold URIs, never frames. What a row's values mean is said by `COLUMNS`; `row_id` names a row by what it asks for, so
+a manifest may be reordered, extended or written in another format without a finished row being done again.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from ...engine.cameras import parse_expression
+from ...engine.config import RunConfig, override
+from ...engine.errors import InputError, RecaptureError
+from ...engine.store import canonical_json
+from .places import Place, Roots
+
+VERSION = 1
+_KIND, _VERSION = b"recapture.schema", b"recapture.version"
+
+COLUMNS = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),  # the user's own name of the clip, free
+        pa.field("input_uri", pa.string(), nullable=False),
+        pa.field("start_s", pa.float64()),  # of the clip's part to use; null is its beginning
+        pa.field("end_s", pa.float64()),  # null is its end
+        pa.field("camera", pa.string(), nullable=False),  # a preset expression, or the URI of a camera file
+        pa.field("output_uri", pa.string()),  # folder of the bundle; null is <out>/clips/<row_id>
+        pa.field("seed", pa.int64()),  # null is 0
+        pa.field("options", pa.string()),  # JSON object, section -> option -> value, over the model's preset
+        pa.field("priority", pa.int32()),  # higher ones are admitted first; null is 0
+    ],
+    metadata={_KIND: b"recapture.bulk.manifest", _VERSION: str(VERSION).encode()},
+)
+"""The manifest's schema. Parquet files may carry its metadata; one of another version is refused."""
+
+_MAX_ROWS = 10_000_000
+_MAX_TEXT = {"clip_id": 200, "input_uri": 2048, "output_uri": 2048, "camera": 4096, "options": 65_536}
+_BATCH = 4096
+_NAMED = 20
+"""Bad rows that a refusal names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One bad value: where it stands (`line 7`, or `row 7` of a Parquet file) and what is wrong with it."""
+
+    where: str
+    column: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}, {self.column}: {self.what}"
+
+
+class ManifestError(InputError):
+    """The manifest cannot be used; `problems` holds every bad row."""
+
+    code = "invalid_manifest"
+
+    def __init__(self, problems: list[Problem]) -> None:
+        more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+        super().__init__("; ".join(map(str, problems[:_NAMED])) + more, param="MANIFEST")
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What one row asks for. `options` is the JSON text of the column, empty where there is none."""
+
+    index: int
+    row_id: str
+    clip_id: str
+    input_uri: str
+    start_s: float | None
+    end_s: float | None
+    camera: str
+    output_uri: str
+    seed: int
+    options: str
+    priority: int
+
+
+class Manifest:
+    """Checked rows, kept as one Arrow table."""
+
+    def __init__(self, table: pa.Table, row_ids: list[str]) -> None:
+        self.table, self.row_ids = table, row_ids
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the rows, whatever their order."""
+        return hashlib.sha256("".join(sorted(self.row_ids)).encode()).hexdigest()
+
+    def row(self, index: int) -> Row:
+        values = {name: self.table[name][index].as_py() for name in COLUMNS.names}
+        return Row(index=index, row_id=self.row_ids[index], **values)
+
+    def clips(self) -> list[str]:
+        """By row, what its clip's stages are shared under: rows of one input."""
+        return self.table["input_uri"].to_pylist()
+
+    def priorities(self) -> list[int]:
+        return self.table["priority"].to_pylist()
+
+
+def read_manifest(place: Place, roots: Roots, out: Place) -> Manifest:
+    """Read and check a manifest, by its name's ending: `.parquet`, `.csv`, `.jsonl`.
+
+    Args:
+        roots: what `input_uri`, `output_uri` and camera files must lie below.
+        out: where rows without an `output_uri` write to.
+
+    Raises:
+        ManifestError: names every bad row with its line and column.
+        InputError: there is no such file, or its format is another.
+    """
+    suffix = place.path.rpartition(".")[2].lower()
+    if suffix not in _READERS:
+        raise InputError(f"{place} is no .parquet, .csv or .jsonl file", param="MANIFEST")
+    checks = _Checks(roots, out, base=place.path.rpartition("/")[0] if place.local else None)
+    rows: list[dict[str, Any]] = []
+    batches: list[pa.RecordBatch] = []
+    problems: list[Problem] = []
+    try:
+        for where, record in _READERS[suffix](place):
+            found = checks.row(where, record)
+            problems += found
+            if not found:
+                rows.append(record)
+            if len(rows) == _BATCH:  # as Arrow a row takes a tenth of what it takes as a dict
+                batches.append(pa.RecordBatch.from_pylist(rows, schema=COLUMNS))
+                rows.clear()
+            if len(checks.seen) > _MAX_ROWS:
+                raise InputError(f"{place} has more than {_MAX_ROWS} rows; split it", param="MANIFEST")
+    except FileNotFoundError:
+        raise InputError(f"{place} does not exist", param="MANIFEST") from None
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        raise InputError(f"{place} cannot be read: {error}", param="MANIFEST") from None
+    if problems:
+        raise ManifestError(problems)
+    if not checks.seen:
+        raise InputError(f"{place} has no rows", param="MANIFEST")
+    batches.append(pa.RecordBatch.from_pylist(rows, schema=COLUMNS))
+    return Manifest(pa.Table.from_batches(batches).combine_chunks(), list(checks.seen.values()))
+
+
+def row_id(record: dict[str, Any]) -> str:
+    """Name of a row: 20 hex digits of the sha256 of what it asks for. Priority changes when, not what."""
+    wanted = {name: value for name, value in record.items() if name != "priority"}
+    return hashlib.sha256(canonical_json(wanted)).hexdigest()[:20]
+
+
+def _csv_rows(place: Place) -> Iterator[tuple[str, dict[str, Any]]]:
+    with _text(place) as text:
+        reader = csv.DictReader(text, strict=True)
+        for record in reader:
+            where = f"line {reader.line_num}"
+            extra = record.pop(None, None)  # type: ignore[call-overload]
+            if extra is not None or None in record.values():
+                raise ManifestError([Problem(where, "row", f"it has not {len(reader.fieldnames or ())} fields")])
+            yield where, {name: value or None for name, value in record.items()}
+
+
+def _jsonl_rows(place: Place) -> Iterator[tuple[str, dict[str, Any]]]:
+    with _text(place) as text:
+        for number, line in enumerate(text, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError("no object")
+            except ValueError as error:
+                raise ManifestError([Problem(f"line {number}", "row", f"it is no JSON object ({error})")]) from None
+            yield f"line {number}", record
+
+
+def _parquet_rows(place: Place) -> Iterator[tuple[str, dict[str, Any]]]:
+    with place.filesystem.open_input_file(place.path) as source:
+        file = parquet.ParquetFile(source)
+        metadata = file.schema_arrow.metadata or {}
+        kind, version = metadata.get(_KIND), metadata.get(_VERSION)
+        if kind is not None and (kind, version) != (COLUMNS.metadata[_KIND], COLUMNS.metadata[_VERSION]):
+            said = f"{kind.decode()} version {(version or b'?').decode()}"
+            raise InputError(f"{place} is a {said}; this release reads version {VERSION}", param="MANIFEST")
+        number = 0
+        for batch in file.iter_batches(batch_size=_BATCH):
+            for record in batch.to_pylist():
+                number += 1
+                yield f"row {number}", record
+
+
+_READERS: dict[str, Callable[[Place], Iterator[tuple[str, dict[str, Any]]]]] = {
+    "csv": _csv_rows,
+    "jsonl": _jsonl_rows,
+    "parquet": _parquet_rows,
+}
+
+
+def _text(place: Place) -> io.TextIOWrapper:
+    stream = place.filesystem.open_input_stream(place.path, compression=None)
+    return io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8-sig", newline="")  # type: ignore[arg-type]
+
+
+class _Checks:
+    """Checks rows one by one, completes them in place, and remembers which there were."""
+
+    def __init__(self, roots: Roots, out: Place, base: str | None) -> None:
+        self.roots, self.out, self.base = roots, out, base
+        self.seen: dict[str, str] = {}
+        """Output folder -> row_id, in the order of the rows."""
+        self._lines: dict[str, str] = {}
+        self._options = cache(_check_options)
+        self._expression = cache(parse_expression)
+
+    def row(self, where: str, record: dict[str, Any]) -> list[Problem]:
+        """What is wrong with a record. A good one then holds all columns as the schema wants them."""
+        unknown = set(record) - set(COLUMNS.names)
+        if unknown:
+            known = ", ".join(COLUMNS.names)
+            return [Problem(where, column, f"no such column; there are {known}") for column in sorted(unknown)]
+        problems = []
+        for field in COLUMNS:
+            try:
+                record[field.name] = self._value(field, record.get(field.name))
+            except RecaptureError as error:
+                problems.append(Problem(where, field.name, error.message))
+        if problems:
+            return problems
+        start_s, end_s = record["start_s"], record["end_s"]
+        if end_s is not None and end_s <= (start_s or 0.0):
+            return [Problem(where, "end_s", f"{end_s:g} is not after start_s")]
+        return self._claim(where, record)
+
+    def _claim(self, where: str, record: dict[str, Any]) -> list[Problem]:
+        name = row_id(record)
+        place = self.out / "clips" / name
+        if record["output_uri"] is not None:
+            place = self.roots.find(record["output_uri"], param="output_uri", base=self.base)
+            record["output_uri"] = place.path if place.local else place.uri
+        else:
+            record["output_uri"] = place.path if place.local else place.uri
+        if place.path in self.seen:
+            return [Problem(where, "output_uri", f"{self._lines[place.path]} writes to the same place")]
+        self.seen[place.path], self._lines[place.path] = name, where
+        return []
+
+    def _value(self, field: pa.Field, value: Any) -> Any:
+        if value is None or value == "":
+            if not field.nullable:
+                raise InputError("it is missing")
+            return {"seed": 0, "priority": 0, "options": ""}.get(field.name)
+        if pa.types.is_floating(field.type):
+            return _seconds(value)
+        if pa.types.is_integer(field.type):
+            return _whole(value, *((0, 2**31 - 1) if field.name == "seed" else (-(2**31), 2**31 - 1)))
+        if field.name == "options" and isinstance(value, dict):
+            value = json.dumps(value)
+        if not isinstance(value, str):
+            raise InputError(f"{value!r} is no text")
+        if len(value) > _MAX_TEXT[field.name]:
+            raise InputError(f"it has {len(value)} characters; at most {_MAX_TEXT[field.name]} are accepted")
+        return self._text(field.name, value)
+
+    def _text(self, name: str, value: str) -> str:
+        if name == "options":
+            return self._options(value)
+        if name in ("input_uri", "output_uri") or (name == "camera" and is_camera_file(value)):
+            place = self.roots.find(value, param=name, base=self.base)
+            return place.path if place.local else value
+        if name == "camera":
+            self._expression(value)
+        elif not value.isprintable():
+            raise InputError(f"{value!r} holds characters that cannot be printed")
+        return value
+
+
+def is_camera_file(camera: str) -> bool:
+    """Whether a `camera` names a file; a preset expression has no slash."""
+    return "/" in camera and "(" not in camera
+
+
+def options_of(text: str) -> dict[str, dict[str, Any]]:
+    """The sections of an `options` column."""
+    sections = json.loads(text) if text else {}
+    return {
+        name: {k: tuple(v) if isinstance(v, list) else v for k, v in part.items()} for name, part in sections.items()
+    }
+
+
+def _check_options(text: str) -> str:
+    try:
+        sections = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"it is no JSON ({error})") from None
+    known = [name for name, value in RunConfig().to_json().items() if isinstance(value, dict)]
+    if not isinstance(sections, dict) or not all(isinstance(part, dict) for part in sections.values()):
+        raise InputError('it is no object of objects, such as {"tune": {"rank": 8}}')
+    if unknown := set(sections) - set(known):
+        raise InputError(f"there is no section {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    override(RunConfig(), options_of(text))
+    return canonical_json(sections).decode()
+
+
+def _seconds(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{value!r} is no number of seconds") from None
+    if isinstance(value, bool) or not math.isfinite(number) or number < 0:
+        raise InputError(f"{value!r} is no number of seconds from 0 on")
+    return number
+
+
+def _whole(value: Any, least: int, most: int) -> int:
+    try:
+        number = int(value)
+        whole = not isinstance(value, bool) and (isinstance(value, str) or number == value)
+    except (TypeError, ValueError, OverflowError):
+        whole, number = False, 0
+    if not whole:
+        raise InputError(f"{value!r} is no whole number")
+    if not least <= number <= most:
+        raise InputError(f"{number} is out of range, {least} to {most} is accepted")
+    return number

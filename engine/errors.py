@@ -8,6 +8,7 @@ RecaptureError
 ├── OutputError         the result cannot be written: no permission, disk full (exit 1)
 ├── StoreError          the stage store is damaged or not writable (exit 1)
 ├── ResourceError       not enough memory; names the knob that helps (exit 1)
+├── ClusterError        the cluster cannot be reached, is busy, or lost its workers for good (exit 1)
 └── Cancelled           the caller's callback or Ctrl-C asked to stop (exit 130)
 """
 
@@ -62,6 +63,10 @@ class StoreError(RecaptureError):
 
 class ResourceError(RecaptureError):
     code = "out_of_memory"
+
+
+class ClusterError(RecaptureError):
+    code = "cluster_failed"
 
 
 class Cancelled(RecaptureError):

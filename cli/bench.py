@@ -1,4 +1,4 @@
-"""`recapture bench`: how fast the kernels are on this machine, against their rivals in the same run."""
+"""`recapture bench`: how fast this machine is at the kernels and on Ray, against rivals in the same run."""
 
 import json
 from importlib import import_module
@@ -9,30 +9,28 @@ import typer
 
 from .output import Json, emit
 
+Quick = Annotated[bool, typer.Option("--quick", help="Fewer repetitions and rivals: seconds, not minutes.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Append the rows to this file, one JSON document a line.", show_default=False)
+]
+
 bench = typer.Typer(help="How fast this machine runs what the method is made of.", no_args_is_help=True)
 
 OPERATIONS = ("splat", "masked_loss", "latent_mask")
 """Modules of benchmarks/ with a function `rows(device, quick)`."""
 
 
-@bench.callback()
-def root() -> None:
-    """Keeps `kernels` a command of its own: typer folds a group of one into its parent."""
-
-
 @bench.command()
 def kernels(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions and rivals: seconds, not minutes.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Append the rows to this file, one JSON document a line.", show_default=False)
-    ] = None,
+    quick: Quick = False,
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Time the kernels and their rivals, interleaved in one process. On a shared machine only the ratios count."""
     import torch
 
-    from ..engine.errors import InputError, OutputError
+    from ..engine.errors import InputError
 
     if device not in ("cpu", "cuda"):
         raise InputError(f"no device {device!r}; there are cpu, cuda", param="--device")
@@ -42,6 +40,26 @@ def kernels(
     for name in OPERATIONS:
         typer.echo(f"timing {name}", err=True)
         rows += import_module(f"recapture.benchmarks.{name}").rows(device, quick)
+    _deliver(rows, out, as_json)
+
+
+@bench.command()
+def cluster(quick: Quick = False, out: Out = None, as_json: Json = False) -> None:
+    """Time frame work on Ray's workers against this process, Ray's start, and the tuning loop against a bare one."""
+    from ..engine.errors import InputError
+
+    try:
+        module = import_module("recapture.benchmarks.cluster")
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise InputError("Ray is not installed: pip install 'recapture[cluster]'") from None
+    _deliver(module.rows(quick), out, as_json)
+
+
+def _deliver(rows: list[dict[str, Any]], out: Path | None, as_json: bool) -> None:
+    from ..engine.errors import OutputError
+
     if out is not None:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)

@@ -9,16 +9,15 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 import torch
 from ray.exceptions import RayActorError, RayTaskError
-from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..engine.errors import ClusterError
@@ -29,6 +28,9 @@ from ..engine.store import Entry, Store
 from ..engine.store.arrays import read_array
 from .session import placement
 from .worker import Worker
+
+if TYPE_CHECKING:  # DeepSpeed takes seconds to import
+    from .trainer import Tuning
 
 _POLL_S = 0.2
 _CHUNK_BATCHES = 16
@@ -42,33 +44,63 @@ class Workers:
     """Warm workers, one a device. Made by `workers`."""
 
     def __init__(
-        self, group: PlacementGroup, models: Models, store: Store, *, dtype: torch.dtype | None, patience_s: float
+        self,
+        bundles: list[dict[str, float]],
+        models: Models,
+        store: Store,
+        *,
+        mark: str,
+        dtype: torch.dtype | None,
+        tuning: "Tuning | None",
+        patience_s: float,
     ) -> None:
-        self._group, self._store, self._patience_s = group, store, patience_s
-        self._mark = store.root / ".scratch" / f"driver-{secrets.token_hex(6)}"
-        self._mark.touch()
-        where = str(store.root) if "://" not in store.uri else store.uri
-        wanted = {
+        self._bundles, self._store, self._tuning, self._patience_s = bundles, store, tuning, patience_s
+        self._recipe = {
+            "model": str(models.folder),
+            "store": str(store.root) if "://" not in store.uri else store.uri,
+            "threads": torch.get_num_threads(),
+            "dtype": dtype,
+        }
+        self._wanted = {
             "unet": models.unet_digest,
             "encoders": models.encoder_digest,
-            "mark": str(self._mark.relative_to(store.root)),
+            "mark": f".scratch/{mark}",
         }
-        self._recipe = (str(models.folder), where, torch.get_num_threads(), dtype, wanted)
+        self._losses_left = 3 * len(bundles)
+        self._reserved = ExitStack()
         self._ready: list[Any] = []
         self._arriving: dict[Any, Any] = {}  # promise of readiness -> worker
         self._places: dict[Any, int] = {}  # worker -> index of its bundle
-        self._losses_left = 3 * group.bundle_count
-        for index in range(group.bundle_count):
+
+    def open(self) -> None:
+        """Reserve a place for each worker and wait until all are ready.
+
+        Raises:
+            InputError: the cluster is too small.
+            ClusterError: it is busy, or a machine lacks the store or has other weights.
+        """
+        self._group = self._reserved.enter_context(placement(self._bundles, timeout_s=self._patience_s))
+        for index in range(len(self._bundles)):
             self._hire(index)
+        for promise, worker in list(self._arriving.items()):
+            self._get(promise, self._patience_s)
+            self._welcome(promise, worker)
+
+    def close(self) -> None:
+        """End the workers and give their places back."""
+        for worker in self._places:
+            ray.kill(worker)
+        self._ready, self._arriving, self._places = [], {}, {}
+        self._reserved.close()
 
     def map_frames(self, run: Run, work: FrameWork, count: int, *, scratch: Path) -> Iterator[Part]:
         """See `FrameMap`: the frames' batches in shares, as many as the workers or a multiple of that."""
         every = batches(count, work.batch)
-        workers = self._group.bundle_count
+        workers = len(self._bundles)
         rounds = -(-len(every) // (workers * _CHUNK_BATCHES))
         shares = _split(every, min(len(every), workers * rounds))
         folder = scratch / f"parts-{secrets.token_hex(4)}"
-        order = ray.put((_portable(run), work))
+        order = ray.put((portable(run), work))
         attempts: list[Path] = [folder] * len(shares)
 
         def task(index: int) -> Task:
@@ -98,9 +130,15 @@ class Workers:
         """
         if stage.by_frame or stage.weights(run) is None:
             return perform(stage, run, inputs, store, key)
-        sent = _portable(run)
-        for _ in self._each([lambda worker: worker.perform.remote(stage.name, sent, inputs, key)], run):
-            pass
+        sent = portable(run)
+        if self._tuning is not None and self._tuning.takes(stage, run.config):
+            self._tuning.check(run.config)
+            self.close()  # the devices are the workers' own
+            self._tuning.perform(stage, sent, inputs, store, key, self._recipe)
+            self.open()
+        else:
+            for _ in self._each([lambda worker: worker.perform.remote(stage.name, sent, inputs, key)], run):
+                pass
         entry = store.get(stage.name, key)
         if entry is None:
             raise ClusterError(f"a worker published the stage {stage.name}, but it is not in {store.uri}")
@@ -109,21 +147,6 @@ class Workers:
     def ask(self, method: str) -> list[Any]:
         """What each worker that is ready answers to a method without arguments."""
         return ray.get([getattr(worker, method).remote() for worker in self._ready])
-
-    def await_all(self) -> None:
-        """Wait until every worker is ready.
-
-        Raises:
-            ClusterError: none became ready in time, or a machine lacks the store or has other weights.
-        """
-        for promise, worker in list(self._arriving.items()):
-            self._get(promise, self._patience_s)
-            self._welcome(promise, worker)
-
-    def close(self) -> None:
-        for worker in self._places:
-            ray.kill(worker)
-        self._mark.unlink(missing_ok=True)
 
     def _each(self, tasks: Sequence[Task], run: Run | None = None) -> Iterator[tuple[int, Any]]:
         """Do the tasks, each once, by whoever is free; (index, result) in the order in which they end.
@@ -173,14 +196,14 @@ class Workers:
 
     def _hire(self, index: int) -> None:
         """Start a worker in a bundle of the placement group; it is ready when its promise is kept."""
-        bundle = self._group.bundle_specs[index]
+        bundle = self._bundles[index]
         worker = cast(Any, Worker).options(
             num_cpus=bundle.get("CPU", 0),
             num_gpus=bundle.get("GPU", 0),
             scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index),
         ).remote()  # fmt: skip
         self._places[worker] = index
-        self._arriving[worker.prepare.remote(*self._recipe)] = worker
+        self._arriving[worker.prepare.remote(**self._recipe, wanted=self._wanted)] = worker
 
     def _arrived(self, promise: Any) -> bool:
         worker = self._arriving[promise]
@@ -224,7 +247,8 @@ def workers(
     count: int,
     gpus: float = 0,
     dtype: torch.dtype | None = None,
-    patience_s: float = 120.0,
+    tuning: "Tuning | None" = None,
+    patience_s: float = 300.0,
 ) -> Iterator[Workers]:
     """Within the context `count` warm workers are at hand; this process must be connected (`session.connect`).
 
@@ -233,6 +257,7 @@ def workers(
         store: a folder that every machine mounts.
         gpus: shared evenly among the workers; 0 lets them work on the CPU.
         dtype: of the UNet; None is what each worker's device suggests.
+        tuning: several devices tune a clip together; None lets one warm worker do it.
         patience_s: how long to wait for free places, or for workers where all were lost.
 
     Raises:
@@ -240,16 +265,18 @@ def workers(
         ClusterError: it is busy, or a machine lacks the store or has other weights.
     """
     bundle = {"CPU": 1.0} | ({"GPU": gpus / count} if gpus else {})
-    with placement([bundle] * count, timeout_s=patience_s) as group:
-        crew = Workers(group, models, store, dtype=dtype, patience_s=patience_s)
-        try:
-            crew.await_all()
-            yield crew
-        finally:
-            crew.close()
+    mark = store.root / ".scratch" / f"driver-{secrets.token_hex(6)}"
+    mark.touch()
+    crew = Workers([bundle] * count, models, store, mark=mark.name, dtype=dtype, tuning=tuning, patience_s=patience_s)
+    try:
+        crew.open()
+        yield crew
+    finally:
+        crew.close()
+        mark.unlink(missing_ok=True)
 
 
-def _portable(run: Run) -> Run:
+def portable(run: Run) -> Run:
     """The run as another process can take it: without this one's networks and callbacks."""
     plain = {name: Run.__dataclass_fields__[name].default for name in ("on_progress", "on_step_end")}
     return replace(run, models=cast(Models, None), map_frames=in_process, **plain)

@@ -66,6 +66,8 @@ class TuneConfig:
     temporal_steps: int = 400
     spatial_batch: int = 1
     """Frames a spatial step."""
+    temporal_batch: int = 1
+    """Windows a temporal step; several devices share them."""
     schedule: Literal["decoupled", "joint"] = "decoupled"
     """`joint` is the paper: each step tunes both. `decoupled` tunes the spatial adapter once per clip."""
     spatial_prompt: Literal["other", "none"] = "other"
@@ -212,6 +214,7 @@ _BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
         "spatial_steps": (0, 100_000),
         "temporal_steps": (0, 100_000),
         "spatial_batch": (1, 64),
+        "temporal_batch": (1, 64),
         "sigma_mean": (-5, 5),
         "sigma_std": (0.01, 5),
         "weight_decay": (0, 1),

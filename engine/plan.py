@@ -81,7 +81,7 @@ def memory_plan(run: Run) -> dict[str, int]:
         latent = (height // shape.vae_scale, width // shape.vae_scale)
         inputs = torch.empty(1, frames, unet.config.in_channels, *latent)
         token = torch.empty(1, 1, unet.config.cross_attention_dim)
-        step = saved_bytes(unet, inputs, token)
+        step = run.config.tune.temporal_batch * saved_bytes(unet, inputs, token)
     element = torch.finfo(run.models.dtype).bits // 8
     tuned = sum(p.numel() for name in adapters.ADAPTERS for p in adapters.adapter_parameters(unet, name).values())
     weights = sum(p.numel() for n, p in unet.named_parameters() if ".lora_" not in n) * element
@@ -140,7 +140,7 @@ def time_plan(run: Run, frames: int) -> dict[str, float]:
         "source": 2 * encode * options.condition.augmentations,
         "condition": 2 * encode * frames,
         "spatial": 3 * single * options.tune.spatial_batch * options.tune.spatial_steps,
-        "temporal": 3 * forward * options.tune.temporal_steps,
+        "temporal": 3 * forward * options.tune.temporal_batch * options.tune.temporal_steps,
         "sample": forward * guided * options.sample.steps * windows,
         "refine": forward * options.refine.steps * windows * (options.refine.sigma > 0),
         "generate": decode * frames,

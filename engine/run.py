@@ -23,6 +23,7 @@ from .errors import InputError
 from .frame_map import FrameMap, FrameWork, Part, in_process
 from .models import ModelEntry, ModelShape, VideoModel, find_model, weights_digest
 from .store import Writer
+from .tune import AdamW, OptimiserOf, Share
 from .video import ClipInfo, Limits
 
 if TYPE_CHECKING:
@@ -107,6 +108,10 @@ class Run:
     started: float = field(default_factory=time.monotonic)
     map_frames: FrameMap = in_process
     """Who does the work that goes frame by frame."""
+    optimiser_of: OptimiserOf = AdamW
+    """Makes the optimiser of the tuning stages, and"""
+    share: Share = (0, 1)
+    """what part of each of their batches is this process's."""
     neighbour: "Neighbour | None" = None
     """The tuned path that the temporal adapter begins from; found when its stage is reached."""
 

@@ -251,12 +251,13 @@ def spatial(run: Run, inputs: Inputs, out: Writer) -> None:
     if options.schedule == "joint" or options.spatial_steps == 0:
         out.json("tuning", {"steps": 0, "losses": {}})
         return
-    tuner = Tuner(run.model, options, run.config.seed)
+    tuner = Tuner(run.model, options, run.config.seed, run.share)
     run.fresh_adapters()
     bank = source_bank(run, inputs)
     losses = tune(
         run.model, options, out, options.spatial_steps, {"spatial": lambda step: tuner.spatial_loss(bank, step)},
         lambda done, loss: run.progress("spatial", done, options.spatial_steps, loss=loss),
+        optimiser_of=run.optimiser_of,
     )  # fmt: skip
     adapters.save(run.model.unet, "spatial", out.path / "spatial", base_model=run.models.entry.source_name)
     out.json("tuning", {"steps": options.spatial_steps, "losses": losses})
@@ -270,7 +271,9 @@ def _temporal_options(run: Run) -> dict[str, Any]:
     warm = (
         {} if run.neighbour is None else {"from": run.neighbour.digest, "asked_every": run.config.tune.checkpoint_every}
     )
-    return {**_tune_options(run, *names), **warm}
+    # One window a step goes without saying: so it was before there was a choice.
+    batch = {} if run.config.tune.temporal_batch == 1 else {"temporal_batch": run.config.tune.temporal_batch}
+    return {**_tune_options(run, *names), **batch, **warm}
 
 
 @stage(
@@ -286,7 +289,7 @@ def temporal(run: Run, inputs: Inputs, out: Writer) -> None:
     """Tune the temporal adapter on the masked anchor."""
     options = run.config.tune
     told = told_of(run, inputs)
-    tuner = Tuner(run.model, options, run.config.seed)
+    tuner = Tuner(run.model, options, run.config.seed, run.share)
     run.fresh_adapters()
     before = tuner.held_out(told, ())
     passes: dict[adapters.AdapterName, Callable[[int], Tensor]] = {
@@ -306,6 +309,7 @@ def temporal(run: Run, inputs: Inputs, out: Writer) -> None:
     losses = tune(
         run.model, options, out, steps, passes, lambda done, loss: run.progress("temporal", done, steps, loss=loss),
         enough=lambda: neighbour is not None and tuner.held_out(told, adapters.ADAPTERS) <= neighbour.reached * before,
+        optimiser_of=run.optimiser_of,
     )  # fmt: skip
     if steps:
         for name in passes:

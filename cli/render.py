@@ -124,6 +124,12 @@ def run(
             show_default="no",
         ),
     ] = None,
+    checkpointing: Annotated[
+        str | None,
+        typer.Option(
+            help="Activations: none (keep all), balanced or stock: less memory, more time.", show_default="none"
+        ),
+    ] = None,
     temporal_batch: Annotated[
         int | None, typer.Option(help="Windows a step of the temporal adapter.", show_default="1")
     ] = None,
@@ -208,6 +214,7 @@ def run(
             "spatial_steps": steps if spatial_steps is None else spatial_steps,
             "temporal_steps": steps if temporal_steps is None else temporal_steps,
             "temporal_batch": temporal_batch,
+            "checkpointing": checkpointing,
             "schedule": schedule,
             "warm_start": warm_start,
         },

@@ -5,10 +5,9 @@ A process that dies takes the group with it; the next group goes on from the las
 """
 
 import os
-import secrets
-import shutil
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -82,31 +81,32 @@ class Tuning:
             ClusterError: the processes died more often than `retries`.
         """
         require(gpus=self.devices * self.gpu, cpus=self.devices)
-        folder = store.root / ".scratch" / f"train-{secrets.token_hex(6)}"
-        folder.mkdir()
         order = {"stage": stage.name, "run": run, "inputs": inputs, "key": key, "settings": self.settings, **recipe}
         try:
-            TorchTrainer(
-                _train,
-                train_loop_config=order,
-                torch_config=TorchConfig(backend="nccl" if self.gpu else "gloo"),
-                scaling_config=ScalingConfig(
-                    num_workers=self.devices,
-                    use_gpu=self.gpu,
-                    resources_per_worker={"CPU": 1, **({"GPU": 1} if self.gpu else {})},
-                ),
-                run_config=RunConfig(
-                    name=stage.name,
-                    storage_path=str(folder),
-                    failure_config=FailureConfig(max_failures=self.retries),
-                ),
-            ).fit()
+            with store.scratch("train") as folder:
+                self._launch(order, stage.name, folder)
         except WorkerGroupError as error:
             raise next(iter(error.worker_failures.values())) from None
         except TrainingFailedError as error:
             raise ClusterError(f"tuning on {self.devices} devices failed: {error}") from None
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+
+    def _launch(self, order: dict[str, Any], name: str, folder: Path) -> None:
+        """Run `_train` in all processes; `folder` is for what Ray Train keeps of it."""
+        TorchTrainer(
+            _train,
+            train_loop_config=order,
+            torch_config=TorchConfig(backend="nccl" if self.gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=self.devices,
+                use_gpu=self.gpu,
+                resources_per_worker={"CPU": 1, **({"GPU": 1} if self.gpu else {})},
+            ),
+            run_config=RunConfig(
+                name=name,
+                storage_path=str(folder),
+                failure_config=FailureConfig(max_failures=self.retries),
+            ),
+        ).fit()
 
 
 def _train(order: dict[str, Any]) -> None:

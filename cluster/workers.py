@@ -142,6 +142,8 @@ class Workers:
         entry = store.get(stage.name, key)
         if entry is None:
             raise ClusterError(f"a worker published the stage {stage.name}, but it is not in {store.uri}")
+        if any((store.root / ".scratch").glob(f"{stage.name}-{key}-*")):
+            store.gc()  # a process was killed while it wrote this
         return entry
 
     def ask(self, method: str) -> list[Any]:
@@ -265,15 +267,15 @@ def workers(
         ClusterError: it is busy, or a machine lacks the store or has other weights.
     """
     bundle = {"CPU": 1.0} | ({"GPU": gpus / count} if gpus else {})
-    mark = store.root / ".scratch" / f"driver-{secrets.token_hex(6)}"
-    mark.touch()
-    crew = Workers([bundle] * count, models, store, mark=mark.name, dtype=dtype, tuning=tuning, patience_s=patience_s)
-    try:
-        crew.open()
-        yield crew
-    finally:
-        crew.close()
-        mark.unlink(missing_ok=True)
+    with store.scratch("driver") as mark:
+        crew = Workers(
+            [bundle] * count, models, store, mark=mark.name, dtype=dtype, tuning=tuning, patience_s=patience_s
+        )
+        try:
+            crew.open()
+            yield crew
+        finally:
+            crew.close()
 
 
 def portable(run: Run) -> Run:

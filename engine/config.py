@@ -79,6 +79,8 @@ class TuneConfig:
     weight_decay: float = 0.0
     warm_start: bool = False
     """Begin the temporal adapter as that of the nearest path the clip was tuned for, and stop where that one got to."""
+    checkpointing: Literal["none", "balanced", "stock"] = "none"
+    """Activations kept for the backward pass: all, the transformer blocks' inputs, or as diffusers does. Changes no bit."""
     checkpoint_every: int = 50
 
 

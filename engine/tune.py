@@ -17,6 +17,7 @@ from ..kernels.masked_loss import masked_loss
 from . import adapters
 from .adapters import AdapterName
 from .bypass import temporal_bypass
+from .checkpointing import checkpointed
 from .config import TuneConfig
 from .models import VideoModel
 from .sample import Condition
@@ -250,9 +251,10 @@ def tune(
         for name, loss_of in losses.items():
             if len(losses) > 1:
                 adapters.train_only(model.unet, [name])
-            with half:
-                loss = loss_of(step)
-            optimiser.backward(loss)
+            with checkpointed(model.unet, config.checkpointing):
+                with half:
+                    loss = loss_of(step)
+                optimiser.backward(loss)
             curves[name].append(optimiser.mean(loss.detach()))
         optimiser.step()
         on_step(step + 1, float(curves[next(reversed(losses))][-1]))

@@ -1,4 +1,4 @@
-"""`recapture bench`: how fast this machine runs the kernels against their rivals, and what bulk runs cost beside the work."""
+"""`recapture bench`: how fast this machine is at the kernels and on Ray, and what bulk runs cost beside the work."""
 
 import json
 from importlib import import_module
@@ -9,21 +9,21 @@ import typer
 
 from .output import Json, emit
 
+Quick = Annotated[bool, typer.Option("--quick", help="Fewer repetitions and rivals: seconds, not minutes.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Append the rows to this file, one JSON document a line.", show_default=False)
+]
+
 bench = typer.Typer(help="How fast this machine runs what the method is made of.", no_args_is_help=True)
 
 OPERATIONS = ("splat", "masked_loss", "latent_mask")
 """Modules of benchmarks/ with a function `rows(device, quick)`."""
 
 
-Out = Annotated[
-    Path | None, typer.Option(help="Append the rows to this file, one JSON document a line.", show_default=False)
-]
-
-
 @bench.command()
 def kernels(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions and rivals: seconds, not minutes.")] = False,
+    quick: Quick = False,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -40,6 +40,25 @@ def kernels(
     for name in OPERATIONS:
         typer.echo(f"timing {name}", err=True)
         rows += import_module(f"recapture.benchmarks.{name}").rows(device, quick)
+    _append(rows, out)
+    if as_json:
+        emit(rows)
+        return
+    _print(rows)
+
+
+@bench.command()
+def cluster(quick: Quick = False, out: Out = None, as_json: Json = False) -> None:
+    """Time frame work on Ray's workers against this process, Ray's start, and the tuning loop against a bare one."""
+    from ..engine.errors import InputError
+
+    try:
+        module = import_module("recapture.benchmarks.cluster")
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise InputError("Ray is not installed: pip install 'recapture[cluster]'") from None
+    rows = module.rows(quick)
     _append(rows, out)
     if as_json:
         emit(rows)

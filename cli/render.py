@@ -1,5 +1,6 @@
 """`recapture run` and `recapture preview`."""
 
+import os
 import shlex
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .cluster import Crew, hired
 from .output import Json, emit
 from .progress import Display
 
@@ -121,6 +123,15 @@ def run(
             show_default="no",
         ),
     ] = None,
+    checkpointing: Annotated[
+        str | None,
+        typer.Option(
+            help="Activations: none (keep all), balanced or stock: less memory, more time.", show_default="none"
+        ),
+    ] = None,
+    temporal_batch: Annotated[
+        int | None, typer.Option(help="Windows a step of the temporal adapter.", show_default="1")
+    ] = None,
     schedule: Annotated[
         str | None,
         typer.Option(help="decoupled (the spatial adapter once per clip) or joint (the paper).", show_default=False),
@@ -162,6 +173,26 @@ def run(
         str | None,
         typer.Option(help="Operator of the model's attention: sdpa, or xformers (optional, GPU).", show_default="sdpa"),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Let Ray's workers do it: local (on this machine), auto, or HOST:PORT of a cluster.",
+            show_default=False,
+        ),
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="GPUs of the cluster to take.", min=0, show_default="1 if any")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Warm workers; several may share a GPU.", min=1, show_default="one a GPU")
+    ] = None,
+    tune_devices: Annotated[
+        int | None,
+        typer.Option(help="Devices of the cluster that tune this clip together.", min=1, show_default="a warm worker"),
+    ] = None,
+    deepspeed: Annotated[
+        Path | None, typer.Option(help="DeepSpeed's JSON for --tune-devices.", show_default="stage 0")
+    ] = None,
     store: StoreOption = None,
     max_frames: MaxFrames = 3000,
     as_json: Json = False,
@@ -181,6 +212,8 @@ def run(
             "lr": lr,
             "spatial_steps": steps if spatial_steps is None else spatial_steps,
             "temporal_steps": steps if temporal_steps is None else temporal_steps,
+            "temporal_batch": temporal_batch,
+            "checkpointing": checkpointing,
             "schedule": schedule,
             "warm_start": warm_start,
         },
@@ -211,10 +244,12 @@ def run(
         "force": force,
         "limits": _limits(max_frames),
     }
+    crew = Crew(address=cluster, gpus=gpus, workers=workers, tune_devices=tune_devices, deepspeed=deepspeed)
+    crew.check(chosen)
     if dry_run:
         _print_plan(engine, clip, spec, {**inputs, "config": chosen}, as_json=as_json)
         return
-    with _claimed(out), Display(quiet=as_json) as display:
+    with _claimed(out), hired(engine, crew) as engine, Display(quiet=as_json) as display:
 
         def on_stage(record: "StageRecord | str", result: "Result") -> None:
             display.on_stage(record)
@@ -324,6 +359,10 @@ def silence_libraries() -> None:
     """Loading bars and advice of the libraries are no message to our user; their errors still are."""
     import warnings
 
+    import torch
+
+    if not torch.cuda.is_available():  # or DeepSpeed, where it is installed, says on standard output that it found none
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

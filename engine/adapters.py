@@ -8,10 +8,10 @@ SVD's UNet has no PEFT mixin in diffusers: the adapters are injected by peft its
 import json
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -117,6 +117,24 @@ def enabled(unet: nn.Module, adapters: Iterable[AdapterName]) -> Iterator[None]:
     finally:
         for layer, disabled in zip(_tuner_layers(unet), before, strict=True):
             layer._disable_adapters = disabled
+
+
+def switched_as_now(module: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` with the adapters of `module` on or off as they are at this moment, whenever it is called."""
+    layers = _tuner_layers(module)
+    now = [layer._disable_adapters for layer in layers]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        before = [layer._disable_adapters for layer in layers]
+        for layer, disabled in zip(layers, now, strict=True):
+            layer._disable_adapters = disabled
+        try:
+            return call(*args, **kwargs)
+        finally:
+            for layer, disabled in zip(layers, before, strict=True):
+                layer._disable_adapters = disabled
+
+    return run
 
 
 def save(unet: nn.Module, adapter: AdapterName, folder: Path, *, base_model: str) -> None:

@@ -11,7 +11,7 @@ from ..kernels.splat import Splat, splat
 from .background import Plate, hidden
 from .cameras import CameraPath
 from .depth.upsample import guided_upsample
-from .store.arrays import ArrayWriter
+from .frame_map import Part
 
 FRAMES_AT_ONCE = 2
 """Frames lifted and drawn together: memory is bounded by this, whatever the clip's length."""
@@ -20,68 +20,54 @@ FRAMES_AT_ONCE = 2
 def draw_anchor(
     frames: np.ndarray,
     depth: np.ndarray,
+    chosen: range,
     source_K_px: np.ndarray,
     path: CameraPath,
-    color: ArrayWriter,
-    mask: ArrayWriter,
-    evidence: ArrayWriter,
     *,
     plate: Plate | None,
     band: float,
     valid: Callable[[int], np.ndarray] | None,
     device: torch.device,
-    on_frame: Callable[[int, float, float], None],
-) -> None:
-    """Append the anchor's colours (uint8 [h, w, 3]), mask (bool [h, w]) and evidence (uint8 [h, w]) frame by frame.
+) -> Part:
+    """The anchor's colours (uint8 [T, h, w, 3]), mask (bool [T, h, w]) and evidence (uint8 [T, h, w]) of a few frames.
 
     Evidence says where a pixel comes from: 255 is the frame of the same moment, 1 to 254 other frames of a locked-off
-    clip (the confidence in them), 0 a hole.
+    clip (the confidence in them), 0 a hole. Also `covered` and `borrowed`, float64 [T]: the share of each picture that
+    is covered, and that other frames gave.
 
     Args:
         frames: uint8 [N, H, W, 3].
         depth: float32 [N, h', w'], at the depth network's resolution.
+        chosen: the T frames that are drawn, at once.
         source_K_px: [N, 3, 3] in pixels of (W, H).
         path: the new camera; its size is the anchor's.
         plate: the static background that other frames show, drawn into the holes.
         valid: mask of frame t, bool [H, W]: pixels that may be lifted.
-        on_frame: called with (frames done, share of the last one that is covered, share that other frames gave).
     """
-    w2c = torch.from_numpy(path.w2c.copy())
-    target_K, source_K = torch.from_numpy(path.K_px.copy()), torch.from_numpy(source_K_px.copy())
-    for start in range(0, len(frames), FRAMES_AT_ONCE):
-        part = slice(start, min(start + FRAMES_AT_ONCE, len(frames)))
-        images = to_tensor(frames[part]).to(device)
-        lifted = guided_upsample(torch.from_numpy(depth[part].copy()).to(device), images, band=band)
-        allowed = None
-        if valid is not None:
-            allowed = torch.from_numpy(np.stack([valid(t) for t in range(part.start, part.stop)])).to(device)
-        drawn = splat(
-            images,
-            lifted,
-            source_K[part],
-            w2c[part],
-            target_K[part],
-            (path.height, path.width),
-            valid=allowed,
-            band=band,
-        )
-        picture, covered = drawn.color, drawn.mask
-        source = covered.to(torch.uint8) * 255
-        if plate is not None and not bool(covered.all()):
-            behind = np.stack([hidden(plate, frames[t], depth[t], band=band) for t in range(part.start, part.stop)])
-            other, confidence = _draw_plate(
-                plate, behind, source_K[part], w2c[part], target_K[part], path, band, device
-            )
-            filled = other.mask & ~covered
-            picture = torch.where(filled[:, None], other.color, picture)
-            source = torch.where(filled, confidence, source)
-            covered = covered | filled
-        color.append(to_uint8(picture))
-        mask.append(covered.cpu().numpy())
-        evidence.append(source.cpu().numpy())
-        for t in range(part.start, part.stop):
-            own, share = (float(m[t - part.start].float().mean()) for m in (drawn.mask, covered))
-            on_frame(t + 1, share, share - own)
+    part = slice(chosen.start, chosen.stop)
+    w2c = torch.from_numpy(path.w2c[part].copy())
+    target_K, source_K = torch.from_numpy(path.K_px[part].copy()), torch.from_numpy(source_K_px[part].copy())
+    images = to_tensor(frames[part]).to(device)
+    lifted = guided_upsample(torch.from_numpy(depth[part].copy()).to(device), images, band=band)
+    allowed = None if valid is None else torch.from_numpy(np.stack([valid(t) for t in chosen])).to(device)
+    drawn = splat(images, lifted, source_K, w2c, target_K, (path.height, path.width), valid=allowed, band=band)
+    picture, covered = drawn.color, drawn.mask
+    source = covered.to(torch.uint8) * 255
+    if plate is not None and not bool(covered.all()):
+        behind = np.stack([hidden(plate, frames[t], depth[t], band=band) for t in chosen])
+        other, confidence = _draw_plate(plate, behind, source_K, w2c, target_K, path, band, device)
+        filled = other.mask & ~covered
+        picture = torch.where(filled[:, None], other.color, picture)
+        source = torch.where(filled, confidence, source)
+        covered = covered | filled
+    own, share = (np.array([float(each.float().mean()) for each in m]) for m in (drawn.mask, covered))
+    return {
+        "color": to_uint8(picture),
+        "mask": covered.cpu().numpy(),
+        "evidence": source.cpu().numpy(),
+        "covered": share,
+        "borrowed": share - own,
+    }
 
 
 def _draw_plate(

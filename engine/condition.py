@@ -1,7 +1,5 @@
 """What the video model is given, encoded once: the hole-filled anchor with its latent mask, and augmented source frames."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -77,22 +75,26 @@ def time_ids(rate: float, config: ConditionConfig) -> np.ndarray:
 
 
 def augmented_frames(
-    frames: np.ndarray, count: int, size: tuple[int, int], seed: int, emit: Callable[[Tensor, int], None]
-) -> None:
-    """Call `emit(frame [1, 3, h, w], source index)` for `count` views of frames spread evenly over the clip.
+    frames: np.ndarray, count: int, size: tuple[int, int], seed: int, chosen: range
+) -> tuple[Tensor, list[int]]:
+    """Those `chosen` of `count` views of frames spread evenly over the clip: [K, 3, h, w], and each one's source frame.
 
     Every fourth is the frame as it is; the rest are random crops (70 to 100 % of each side, as one), half of them
     mirrored: the look of the scene is to be learned, not its framing.
     """
     draw = torch.Generator().manual_seed(seed)
-    for i in range(count):
+    views, sources = [], []
+    for i in range(chosen.stop):
+        scale, x, y, mirror = torch.rand(4, generator=draw).tolist() if i % 4 else (1.0, 0.0, 0.0, 1.0)
+        if i < chosen.start:
+            continue  # its draw had to be made, or the others would be other ones
         index = i * len(frames) // count
         image = to_tensor(frames[index : index + 1])
-        if i % 4:
-            scale, x, y, mirror = torch.rand(4, generator=draw).tolist()
-            height, width = image.shape[-2:]
-            rows, columns = (max(1, round(side * (0.7 + 0.3 * scale))) for side in (height, width))
-            top, left = round(y * (height - rows)), round(x * (width - columns))
-            image = image[..., top : top + rows, left : left + columns]
-            image = image.flip(-1) if mirror < 0.5 else image
-        emit(to_working(image, size).clamp(0, 1), index)
+        height, width = image.shape[-2:]
+        rows, columns = (max(1, round(side * (0.7 + 0.3 * scale))) for side in (height, width))
+        top, left = round(y * (height - rows)), round(x * (width - columns))
+        image = image[..., top : top + rows, left : left + columns]
+        image = image.flip(-1) if mirror < 0.5 else image
+        views.append(to_working(image, size).clamp(0, 1))
+        sources.append(index)
+    return torch.cat(views), sources

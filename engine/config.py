@@ -67,6 +67,8 @@ class TuneConfig:
     temporal_steps: int = 400
     spatial_batch: int = 1
     """Frames a spatial step."""
+    temporal_batch: int = 1
+    """Windows a temporal step; several devices share them."""
     schedule: Literal["decoupled", "joint"] = "decoupled"
     """`joint` is the paper: each step tunes both. `decoupled` tunes the spatial adapter once per clip."""
     spatial_prompt: Literal["other", "none"] = "other"
@@ -78,6 +80,8 @@ class TuneConfig:
     weight_decay: float = 0.0
     warm_start: bool = False
     """Begin the temporal adapter as that of the nearest path the clip was tuned for, and stop where that one got to."""
+    checkpointing: Literal["none", "balanced", "stock"] = "none"
+    """Activations kept for the backward pass: all, the transformer blocks' inputs, or as diffusers does. Changes no bit."""
     checkpoint_every: int = 50
 
 
@@ -224,6 +228,7 @@ _BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
         "spatial_steps": (0, 100_000),
         "temporal_steps": (0, 100_000),
         "spatial_batch": (1, 64),
+        "temporal_batch": (1, 64),
         "sigma_mean": (-5, 5),
         "sigma_std": (0.01, 5),
         "weight_decay": (0, 1),

@@ -16,9 +16,10 @@ from .attention import require as require_attention
 from .cameras import CameraPath, CameraSpec, parse_camera
 from .config import RunConfig, check, quality_config
 from .errors import Cancelled, InputError, ResourceError
+from .frame_map import FrameMap, in_process
 from .handover import path_of
 from .run import Models, Progress, Run
-from .stage import Inputs, Stage
+from .stage import Inputs, Perform, Stage, perform
 from .stages import STAGES, windows_of
 from .store import Entry, Store, default_store, stage_key
 from .video import Limits, admit, probe
@@ -124,8 +125,12 @@ class Recapture:
     >>> result.save("out")
     """
 
-    def __init__(self, models: Models, *, store: Store) -> None:
+    def __init__(
+        self, models: Models, *, store: Store, perform: Perform = perform, map_frames: FrameMap = in_process
+    ) -> None:
+        """`perform` and `map_frames` say who does the work; by default this process does."""
         self.models, self.store = models, store
+        self._perform, self._map_frames = perform, map_frames
         self._interrupt = False
 
     @classmethod
@@ -210,6 +215,7 @@ class Recapture:
                 clip=clip, clip_path=Path(video).absolute(), clip_name=Path(video).name, info=probe(clip, limits),
                 limits=limits, camera=spec, config=config,
                 models=self.models, depth_dir=depth_dir, mask_dir=mask_dir, clean_plate=clean_plate, force=force,
+                map_frames=self._map_frames,
             )  # fmt: skip
             if on_progress is not None:
                 run.on_progress = on_progress
@@ -235,10 +241,7 @@ class Recapture:
             reused = entry is not None
             if entry is None:
                 on_stage(stage.name, result)
-                before = len(run.warnings)
-                with self.store.begin(stage.name, key) as writer:
-                    stage.run(run, inputs, writer)
-                    entry = writer.publish({"clip": run.clip_name, "warnings": run.warnings[before:]})
+                entry = self._perform(stage, run, inputs, self.store, key)
             for sentence in entry.meta["warnings"]:  # a reused stage still has something to say
                 run.warn(sentence)
             result.entries[stage.name] = entry

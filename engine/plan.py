@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import adapters
 from .bypass import temporal_bypass
+from .checkpointing import checkpointed, inputs_kept
 from .pipeline import Result
 from .run import Run
 from .stages import windows_of
@@ -81,7 +82,8 @@ def memory_plan(run: Run) -> dict[str, int]:
         latent = (height // shape.vae_scale, width // shape.vae_scale)
         inputs = torch.empty(1, frames, unet.config.in_channels, *latent)
         token = torch.empty(1, 1, unet.config.cross_attention_dim)
-        step = saved_bytes(unet, inputs, token)
+        with checkpointed(unet, run.config.tune.checkpointing):
+            step = run.config.tune.temporal_batch * saved_bytes(unet, inputs, token)
     element = torch.finfo(run.models.dtype).bits // 8
     tuned = sum(p.numel() for name in adapters.ADAPTERS for p in adapters.adapter_parameters(unet, name).values())
     weights = sum(p.numel() for n, p in unet.named_parameters() if ".lora_" not in n) * element
@@ -110,7 +112,8 @@ def saved_bytes(unet: torch.nn.Module, inputs: Tensor, token: Tensor) -> int:
             kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    # What lies inside a checkpoint is not kept, but the checkpoint's own inputs are.
+    with inputs_kept(unet, pack), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = unet(
             inputs, torch.empty(1, device=inputs.device), token, torch.empty(1, 3, device=inputs.device)
         ).sample
@@ -140,7 +143,7 @@ def time_plan(run: Run, frames: int) -> dict[str, float]:
         "source": 2 * encode * options.condition.augmentations,
         "condition": 2 * encode * frames,
         "spatial": 3 * single * options.tune.spatial_batch * options.tune.spatial_steps,
-        "temporal": 3 * forward * options.tune.temporal_steps,
+        "temporal": 3 * forward * options.tune.temporal_batch * options.tune.temporal_steps,
         "sample": forward * guided * options.sample.steps * windows,
         "refine": forward * options.refine.steps * windows * (options.refine.sigma > 0),
         "generate": decode * frames,

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,14 @@ from torch import Tensor
 from . import adapters
 from .attention import Attention, set_attention
 from .cameras import CameraSpec
+from .condition import Encoder
 from .config import RunConfig
 from .depth.models import DepthModel, DepthSource, find_depth_model, load_depth_model
 from .errors import InputError
+from .frame_map import FrameMap, FrameWork, Part, in_process
 from .models import ModelEntry, ModelShape, VideoModel, find_model, weights_digest
+from .store import Writer
+from .tune import AdamW, OptimiserOf, Share
 from .video import ClipInfo, Limits
 
 if TYPE_CHECKING:
@@ -102,6 +106,12 @@ class Run:
     on_step_end: StepCallback = lambda stage, step, sigma, latents: None
     warnings: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
+    map_frames: FrameMap = in_process
+    """Who does the work that goes frame by frame."""
+    optimiser_of: OptimiserOf = AdamW
+    """Makes the optimiser of the tuning stages, and"""
+    share: Share = (0, 1)
+    """what part of each of their batches is this process's."""
     neighbour: "Neighbour | None" = None
     """The tuned path that the temporal adapter begins from; found when its stage is reached."""
 
@@ -119,6 +129,14 @@ class Run:
     @property
     def model(self) -> VideoModel:
         return self.models.video(self.config.tune.rank, self.config.attention)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return Encoder(self.model, self.config.condition, self.size, self.config.seed)
+
+    def each_frame(self, work: FrameWork, count: int, out: Writer) -> Iterator[Part]:
+        """What the work gives for frames 0 to count - 1, part by part in order."""
+        return self.map_frames(self, work, count, scratch=out.path)
 
     def fresh_adapters(self) -> None:
         """Both adapters as injected; the seed makes a tuning run start from the same weights wherever it runs."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .run import Run
-from .store import Entry, Writer
+from .store import Entry, Store, Writer
 
 Inputs = Mapping[str, Entry]
 
@@ -21,6 +21,7 @@ class Stage:
         weights: digest of the networks it runs, None where it runs none.
         run: does the work, writing to the entry.
         per_clip: shared by every path of a clip.
+        by_frame: its networks and kernels run in work given to `Run.each_frame`, never in `run` itself.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Stage:
     run: Callable[[Run, Inputs, Writer], None]
     about: str
     per_clip: bool
+    by_frame: bool
 
 
 STAGES: list[Stage] = []
@@ -42,6 +44,7 @@ def stage(
     config: Callable[[Run], dict[str, Any]] = lambda run: {},
     weights: Callable[[Run], str | None] = lambda run: None,
     per_clip: bool = False,
+    by_frame: bool = False,
 ) -> Callable[[Callable[[Run, Inputs, Writer], None]], Callable[[Run, Inputs, Writer], None]]:
     """Append the function to STAGES under its own name; its docstring's first line is what progress shows."""
 
@@ -56,8 +59,21 @@ def stage(
                 run=function,
                 about=(function.__doc__ or "").splitlines()[0].rstrip("."),
                 per_clip=per_clip,
+                by_frame=by_frame,
             )
         )
         return function
 
     return register
+
+
+Perform = Callable[[Stage, Run, Inputs, Store, str], Entry]
+"""Computes a stage's result under its key, wherever that may be."""
+
+
+def perform(stage: Stage, run: Run, inputs: Inputs, store: Store, key: str) -> Entry:
+    """Run a stage in this process and publish its result."""
+    before = len(run.warnings)
+    with store.begin(stage.name, key) as writer:
+        stage.run(run, inputs, writer)
+        return writer.publish({"clip": run.clip_name, "warnings": run.warnings[before:]})

@@ -18,14 +18,16 @@ import torch
 from torch import Tensor
 
 from . import adapters, attention
-from .anchor import draw_anchor, to_tensor, to_uint8
+from .anchor import to_tensor, to_uint8
 from .background import background_plate, clean_plate, stands_still
 from .cameras import path_warnings, through_geometry
-from .condition import Encoder, anchor_mask, augmented_frames, time_ids, working_anchor
+from .condition import time_ids
 from .deliver import composite, to_clip_size
 from .depth.estimate import estimate_depth, read_depth
 from .errors import CameraError, VideoError
-from .handover import load_adapters, path_of, plate_of, source_bank, source_view, tensor, told_of
+from .frame_map import FrameWork, Part
+from .frame_work import DecodeLatents, DrawAnchor, EncodeAnchor, EncodeSource, PredictDepth
+from .handover import load_adapters, path_of, source_bank, source_view, tensor, told_of
 from .run import Run
 from .sample import Condition, karras_sigmas, plan_windows
 from .sample import sample as sample_windows
@@ -68,25 +70,27 @@ def frames(run: Run, inputs: Inputs, out: Writer) -> None:
     ),
     weights=lambda run: run.depth_digest,
     per_clip=True,
+    by_frame=True,
 )
 def depth(run: Run, inputs: Inputs, out: Writer) -> None:
     """Estimate depth, steady it over time, sharpen its edges."""
-    images = inputs["frames"].array("frames")
+    count = len(inputs["frames"].array("frames"))
 
     def rows(shape: tuple[int, int]) -> Any:
         return out.array("depth", shape_per_row=shape, dtype=np.float32)
 
     if run.depth_dir is not None:
-        summary = read_depth(run.depth_dir, len(images), rows, first=run.config.decode.first_frame)
+        summary = read_depth(run.depth_dir, count, rows, first=run.config.decode.first_frame)
     else:
         summary = estimate_depth(
-            run.models.depth(run.config.depth.model),
-            images,
+            lambda work, frames: run.each_frame(work, frames, out),
+            PredictDepth(frames=inputs["frames"]),
+            count,
             rows,
             smooth=run.config.depth.smooth,
             sharpen=run.config.anchor.sharpen,
             scratch=out.path,
-            on_frame=lambda done: run.progress("depth", done, len(images)),
+            on_frame=lambda done: run.progress("depth", done, count),
         )
     out.json("summary", asdict(summary))
 
@@ -159,39 +163,24 @@ def camera(run: Run, inputs: Inputs, out: Writer) -> None:
     "camera",
     config=lambda run: {"band": run.config.anchor.band, "mask": run.mask_digest, "force": run.force},
     version=2,
+    by_frame=True,
 )
 def anchor(run: Run, inputs: Inputs, out: Writer) -> None:
     """Draw the clip from the new path."""
-    images = inputs["frames"].array("frames")
-    path = path_of(inputs)
-    view = source_view(inputs)
+    count, path = len(inputs["frames"].array("frames")), path_of(inputs)
     covered: list[float] = []
     borrowed: list[float] = []
-
-    def on_frame(done: int, share: float, other_frames: float) -> None:
-        covered.append(share)
-        borrowed.append(other_frames)
-        run.progress("anchor", done, len(images))
-
     with (
         out.array("color", shape_per_row=(path.height, path.width, 3), dtype=np.uint8) as color,
         out.array("mask", shape_per_row=(path.height, path.width), dtype=bool) as mask,
         out.array("evidence", shape_per_row=(path.height, path.width), dtype=np.uint8) as evidence,
     ):
-        draw_anchor(
-            images,
-            inputs["depth"].array("depth"),
-            np.broadcast_to(view.K_px, (len(images), 3, 3)),
-            path,
-            color,
-            mask,
-            evidence,
-            plate=plate_of(inputs),
-            band=run.config.anchor.band,
-            valid=run.source_mask,
-            device=run.device,
-            on_frame=on_frame,
-        )
+        for part in run.each_frame(DrawAnchor(inputs=inputs), count, out):
+            for rows, name in ((color, "color"), (mask, "mask"), (evidence, "evidence")):
+                rows.append(part[name])
+            covered += part["covered"].tolist()
+            borrowed += part["borrowed"].tolist()
+            run.progress("anchor", len(covered), count)
     out.json("coverage", {"holes": [1 - share for share in covered], "other_frames": borrowed})
     if max(covered) < 0.02:
         # Refused before it is published: nothing downstream could be learned from it.
@@ -209,47 +198,37 @@ def _condition_options(run: Run) -> dict[str, Any]:
     return {**asdict(run.config.condition), "size": list(run.size), "seed": run.config.seed}
 
 
-@stage("frames", config=_condition_options, weights=lambda run: run.models.encoder_digest, per_clip=True)
+@stage("frames", config=_condition_options, weights=lambda run: run.models.encoder_digest, per_clip=True, by_frame=True)
 def source(run: Run, inputs: Inputs, out: Writer) -> None:
     """Encode augmented source frames."""
     options = run.config.condition
-    encoder = Encoder(run.model, options, run.size, run.config.seed)
-    waiting: list[Tensor] = []
-    index: list[int] = []
-    encoded: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def emit(frame: Tensor, source_index: int) -> None:
-        waiting.append(frame)
-        index.append(source_index)
-        if len(waiting) == options.micro_batch or len(index) == options.augmentations:
-            encoded.append(encoder(torch.cat(waiting)))
-            waiting.clear()
-            run.progress("source", len(index), options.augmentations)
-
-    augmented_frames(inputs["frames"].array("frames"), options.augmentations, run.size, run.config.seed, emit)
-    for name, parts in zip(("latents", "prompts", "tokens"), zip(*encoded, strict=True), strict=True):
-        out.save_array(name, torch.cat(parts).float().cpu().numpy())
+    work = EncodeSource(frames=inputs["frames"], batch=options.micro_batch)
+    encoded = _gathered(run, work, options.augmentations, out, "source")
+    for name in ("latents", "prompts", "tokens"):
+        out.save_array(name, encoded[name])
     out.save_array("ids", time_ids(float(run.info.rate), options))
-    out.json("bank", {"frame": index})
+    out.json("bank", {"frame": encoded["frame"].tolist()})
 
 
-@stage("frames", "anchor", config=_condition_options, weights=lambda run: run.models.encoder_digest)
+@stage("frames", "anchor", config=_condition_options, weights=lambda run: run.models.encoder_digest, by_frame=True)
 def condition(run: Run, inputs: Inputs, out: Writer) -> None:
     """Fill the anchor's holes and encode it with its latent mask."""
     options = run.config.condition
-    encoder = Encoder(run.model, options, run.size, run.config.seed)
-    color, mask = inputs["anchor"].array("color"), inputs["anchor"].array("mask")
-    arrays: dict[str, list[np.ndarray]] = {"latents": [], "prompts": [], "tokens": [], "mask": []}
-    for start in range(0, len(color), options.micro_batch):
-        part = slice(start, start + options.micro_batch)
-        filled, valid = working_anchor(color[part], mask[part], run.size)
-        encoded = (*encoder(filled), anchor_mask(valid, run.model, options))
-        for name, values in zip(("latents", "prompts", "tokens", "mask"), encoded, strict=True):
-            arrays[name].append(values.float().cpu().numpy())
-        run.progress("condition", min(part.stop, len(color)), len(color))
-    for name, parts in arrays.items():
-        out.save_array(name, np.concatenate(parts))
+    work = EncodeAnchor(anchor=inputs["anchor"], batch=options.micro_batch)
+    for name, values in _gathered(run, work, len(inputs["anchor"].array("mask")), out, "condition").items():
+        out.save_array(name, values)
     out.save_array("ids", time_ids(float(run.info.rate), options))
+
+
+def _gathered(run: Run, work: FrameWork, count: int, out: Writer, name: str) -> Part:
+    """All parts of latent size as one."""
+    parts: list[Part] = []
+    done = 0
+    for part in run.each_frame(work, count, out):
+        parts.append({key: values.copy() for key, values in part.items()})
+        done += len(next(iter(part.values())))
+        run.progress(name, done, count)
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def _tune_options(run: Run, *names: str) -> dict[str, Any]:
@@ -272,12 +251,13 @@ def spatial(run: Run, inputs: Inputs, out: Writer) -> None:
     if options.schedule == "joint" or options.spatial_steps == 0:
         out.json("tuning", {"steps": 0, "losses": {}})
         return
-    tuner = Tuner(run.model, options, run.config.seed)
+    tuner = Tuner(run.model, options, run.config.seed, run.share)
     run.fresh_adapters()
     bank = source_bank(run, inputs)
     losses = tune(
         run.model, options, out, options.spatial_steps, {"spatial": lambda step: tuner.spatial_loss(bank, step)},
         lambda done, loss: run.progress("spatial", done, options.spatial_steps, loss=loss),
+        optimiser_of=run.optimiser_of,
     )  # fmt: skip
     adapters.save(run.model.unet, "spatial", out.path / "spatial", base_model=run.models.entry.source_name)
     out.json("tuning", {"steps": options.spatial_steps, "losses": losses})
@@ -291,7 +271,9 @@ def _temporal_options(run: Run) -> dict[str, Any]:
     warm = (
         {} if run.neighbour is None else {"from": run.neighbour.digest, "asked_every": run.config.tune.checkpoint_every}
     )
-    return {**_tune_options(run, *names), **warm}
+    # One window a step goes without saying: so it was before there was a choice.
+    batch = {} if run.config.tune.temporal_batch == 1 else {"temporal_batch": run.config.tune.temporal_batch}
+    return {**_tune_options(run, *names), **batch, **warm}
 
 
 @stage(
@@ -307,7 +289,7 @@ def temporal(run: Run, inputs: Inputs, out: Writer) -> None:
     """Tune the temporal adapter on the masked anchor."""
     options = run.config.tune
     told = told_of(run, inputs)
-    tuner = Tuner(run.model, options, run.config.seed)
+    tuner = Tuner(run.model, options, run.config.seed, run.share)
     run.fresh_adapters()
     before = tuner.held_out(told, ())
     passes: dict[adapters.AdapterName, Callable[[int], Tensor]] = {
@@ -327,6 +309,7 @@ def temporal(run: Run, inputs: Inputs, out: Writer) -> None:
     losses = tune(
         run.model, options, out, steps, passes, lambda done, loss: run.progress("temporal", done, steps, loss=loss),
         enough=lambda: neighbour is not None and tuner.held_out(told, adapters.ADAPTERS) <= neighbour.reached * before,
+        optimiser_of=run.optimiser_of,
     )  # fmt: skip
     if steps:
         for name in passes:
@@ -396,10 +379,9 @@ def refine(run: Run, inputs: Inputs, out: Writer) -> None:
         out.save_array("latents", base.cpu().numpy())
         return
     load_adapters(run, inputs)
-    encoder = Encoder(run.model, run.config.condition, run.size, run.config.seed)
     sigmas = karras_sigmas(options.steps, options.sigma, min(run.model.sigma_min, options.sigma / 10))
     with adapters.enabled(run.model.unet, ["spatial"]):
-        _sample(run, "refine", out, base, told, sigmas, encoder.prompt_of(base[0]), guidance=(1.0, 1.0))
+        _sample(run, "refine", out, base, told, sigmas, run.encoder.prompt_of(base[0]), guidance=(1.0, 1.0))
 
 
 def _sample(
@@ -414,7 +396,6 @@ def _sample(
     guidance: tuple[float, float],
 ) -> None:
     windows = windows_of(run, len(base))
-    encoder = Encoder(run.model, run.config.condition, run.size, run.config.seed)
     steps = len(sigmas) - 1
 
     def on_step(window: int, step: int, latents: Tensor) -> Tensor | None:
@@ -424,24 +405,27 @@ def _sample(
     # Another stream than the tuning's: the same seed must not hand the sampler noise that the adapters were trained on.
     seed = run.config.seed + {"sample": 1 << 32, "refine": 1 << 33}[name]
     parts = sample_windows(
-        run.model, base, told, windows, sigmas, prompt_of=encoder.prompt_of, first_prompt=first_prompt,
+        run.model, base, told, windows, sigmas, prompt_of=run.encoder.prompt_of, first_prompt=first_prompt,
         guidance=guidance, seed=seed, on_step=on_step,
     )  # fmt: skip
     out.save_array("latents", torch.cat(list(parts)).cpu().numpy())
 
 
-@stage("refine", config=lambda run: {"chunk": run.decode_chunk}, weights=lambda run: run.models.encoder_digest)
+@stage(
+    "refine",
+    config=lambda run: {"chunk": run.decode_chunk},
+    weights=lambda run: run.models.encoder_digest,
+    by_frame=True,
+)
 def generate(run: Run, inputs: Inputs, out: Writer) -> None:
     """Decode the generated video."""
-    latents = inputs["refine"].array("latents")
-    chunk, (height, width) = run.decode_chunk, run.size
+    count, (height, width) = len(inputs["refine"].array("latents")), run.size
+    work, done = DecodeLatents(latents=inputs["refine"], batch=run.decode_chunk), 0
     with out.array("frames", shape_per_row=(height, width, 3), dtype=np.uint8) as rows:
-        for start in range(0, len(latents), chunk):
-            part = torch.from_numpy(latents[start : start + chunk].copy())
-            count = len(part)
-            part = torch.cat([part, part[-1:].expand(chunk - count, -1, -1, -1)])  # every call has one shape
-            rows.append(to_uint8(run.model.decode(part)[:count]))
-            run.progress("generate", start + count, len(latents))
+        for part in run.each_frame(work, count, out):
+            rows.append(part["frames"])
+            done += len(part["frames"])
+            run.progress("generate", done, count)
 
 
 @stage("anchor", "generate", version=2, config=lambda run: asdict(run.config.deliver))

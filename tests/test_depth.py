@@ -18,10 +18,11 @@ from transformers import (
 )
 
 from recapture.engine.depth import steady
-from recapture.engine.depth.estimate import FAR_TO_NEAR, estimate_depth, read_depth
+from recapture.engine.depth.estimate import FAR_TO_NEAR, estimate_depth, predict_frame, read_depth
 from recapture.engine.depth.models import find_depth_model, load_depth_model
 from recapture.engine.depth.upsample import guided_upsample
 from recapture.engine.errors import InputError, ModelError
+from recapture.engine.frame_map import Part
 from recapture.engine.store.arrays import ArrayWriter, read_array
 
 H, W = 64, 96
@@ -45,6 +46,20 @@ def textured(seed: int = 0) -> np.ndarray:
     return rng.integers(0, 255, (H // 8, W // 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
 
 
+class Predicted:
+    batch = 1
+
+    def __init__(self, model: Drawn, frames: np.ndarray) -> None:
+        self.model, self.frames = model, frames
+
+    def __call__(self, run: object, frames: range) -> Part:
+        return predict_frame(self.model, self.frames[frames.start])
+
+
+def in_turn(work, count: int):
+    return (work(None, range(t, t + 1)) for t in range(count))
+
+
 def estimate(model, frames, tmp_path: Path, **options):
     writers = []
 
@@ -53,7 +68,7 @@ def estimate(model, frames, tmp_path: Path, **options):
         return writers[0]
 
     settings = {"smooth": True, "sharpen": 2, "scratch": tmp_path, "on_frame": lambda done: None} | options
-    summary = estimate_depth(model, frames, rows, **settings)
+    summary = estimate_depth(in_turn, Predicted(model, frames), len(frames), rows, **settings)
     return read_array(tmp_path / "depth.arrow"), summary
 
 
@@ -76,7 +91,8 @@ def test_flicker_of_scale_and_noise_is_reduced_where_nothing_moves(tmp_path):
 def test_a_slow_change_of_scale_is_motion_and_stays():
     maps = [np.full((H, W), np.log(4 - 0.1 * t), np.float32) for t in range(12)]
     image = textured()
-    correction = steady.scale_corrections(12, lambda t: maps[t], lambda t: image)
+    drifts = [0.0, *(steady.drift(maps[t - 1], maps[t], image, image) for t in range(1, 12))]
+    correction = steady.scale_corrections(drifts)
     assert np.abs(correction).max() < 0.03
 
 

@@ -1,14 +1,17 @@
 """Depth of a whole clip, by a network or from the user's files; memory does not grow with the clip's length."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
 import torch
 
 from ..errors import InputError
+from ..frame_map import FrameWork, Part
 from ..store.arrays import ArrayWriter
 from . import steady
 from .models import DepthModel
@@ -33,9 +36,14 @@ class ClipDepth:
     fov_deg: float | None
 
 
+Each = Callable[[FrameWork, int], Iterator[Part]]
+"""Does a piece of work for frames 0 to count - 1 and gives the parts in order; `FrameMap` with all but these settled."""
+
+
 def estimate_depth(
-    model: DepthModel,
-    frames: np.ndarray,
+    each: Each,
+    predict: FrameWork,
+    count: int,
     rows: Callable[[tuple[int, int]], ArrayWriter],
     *,
     smooth: bool,
@@ -45,45 +53,114 @@ def estimate_depth(
 ) -> ClipDepth:
     """Run the network on every frame, steady and sharpen the result, append it to an array.
 
+    Between the passes over the frames only numbers are looked at, of all of them together: the clip has one scale.
+
     Args:
-        frames: uint8 [N, H, W, 3].
+        predict: `predict_frame` of a range of one frame.
         rows: opens the output array for maps of a given (h, w).
         scratch: folder for the raw maps between the passes.
         on_frame: called with the number of network evaluations done.
     """
-    count = len(frames)
-    raw: np.ndarray | None = None
-    small: np.ndarray | None = None
-    fovs = []
-    for t in range(count):
-        image = torch.from_numpy(frames[t].copy()).permute(2, 0, 1)[None].float() / 255
-        predicted, fov = model.predict(image)  # one frame a call: no split of the clip can change a bit
-        values = predicted[0].float().cpu().numpy()
-        if raw is None or small is None:
-            raw = np.lib.format.open_memmap(scratch / "raw.npy", "w+", np.float32, (count, *values.shape))
-            small = np.lib.format.open_memmap(scratch / "small.npy", "w+", np.uint8, (count, *values.shape, 3))
-        raw[t] = values
-        small[t] = cv2.resize(frames[t], values.shape[::-1], interpolation=cv2.INTER_AREA)
-        fovs += [] if fov is None else [fov]
-        on_frame(t + 1)
-    assert raw is not None
-    assert small is not None
-    _to_log_in_place(raw, relative=model.relative)
+    raw, relative, fov_deg = _collect(each(predict, count), count, scratch, on_frame)
+    _to_log_in_place(raw, relative=relative)
     if smooth and count > 1:
-        correction = steady.scale_corrections(count, lambda t: raw[t], lambda t: small[t])
+        raw.flush()
+        drifts = [float(step) for part in each(Drift(folder=scratch), count) for step in part["drift"]]
+        correction = steady.scale_corrections(drifts)
         for t in range(count):
             sky = raw[t] >= steady.SKY
             raw[t] = np.where(sky, raw[t], raw[t] + correction[t])
+    raw.flush()
     summary = _Summary()
     with rows(raw.shape[1:]) as out:
-        for t in range(count):
-            log_depth = steady.temporal_mean(t, count, lambda i: raw[i], lambda i: small[i]) if smooth else raw[t]
-            depth = steady.from_log(steady.sharpen(log_depth, sharpen))
-            summary.add(depth)
-            out.append(depth[None])
-    for name in ("raw.npy", "small.npy"):
+        for part in each(Steady(folder=scratch, smooth=smooth, sharpen=sharpen), count):
+            for depth in part["depth"]:
+                summary.add(depth)
+            out.append(part["depth"])
+    for name in (_RAW, _SMALL):
         (scratch / name).unlink()
-    return summary.result(float(np.median(fovs)) if fovs else None)
+    return summary.result(fov_deg)
+
+
+def predict_frame(model: DepthModel, frame: np.ndarray) -> Part:
+    """What the network says of one frame, uint8 [H, W, 3]: its map, the picture at that size, the field of view."""
+    image = torch.from_numpy(frame.copy()).permute(2, 0, 1)[None].float() / 255
+    predicted, fov = model.predict(image)
+    raw = predicted.float().cpu().numpy()
+    small = cv2.resize(frame, raw.shape[:0:-1], interpolation=cv2.INTER_AREA)
+    fovs = np.array([np.nan if fov is None else fov])
+    return {"raw": raw, "small": small[None], "fov_deg": fovs, "relative": np.array([model.relative])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """How the depth scale steps from one frame to the next, along the flow; 0 at frame 0."""
+
+    folder: Path
+    batch: ClassVar[int] = 1
+
+    def __call__(self, run: object, frames: range) -> Part:
+        t = frames.start
+        if t == 0:
+            return {"drift": np.zeros(1)}
+        raw, small = self._maps
+        return {"drift": np.array([steady.drift(raw[t - 1], raw[t], small[t - 1], small[t])])}
+
+    @cached_property
+    def _maps(self) -> tuple[np.ndarray, np.ndarray]:
+        return _open(self.folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steady:
+    """Depth [T, h, w] of frames, averaged with their neighbours and sharpened."""
+
+    folder: Path
+    smooth: bool
+    sharpen: int
+    batch: ClassVar[int] = 1
+
+    def __call__(self, run: object, frames: range) -> Part:
+        raw, small = self._maps
+        t = frames.start
+        log_depth = steady.temporal_mean(t, len(raw), lambda i: raw[i], lambda i: small[i]) if self.smooth else raw[t]
+        return {"depth": steady.from_log(steady.sharpen(log_depth, self.sharpen))[None]}
+
+    @cached_property
+    def _maps(self) -> tuple[np.ndarray, np.ndarray]:
+        return _open(self.folder)
+
+
+def _collect(
+    parts: Iterator[Part], count: int, scratch: Path, on_frame: Callable[[int], None]
+) -> tuple[np.memmap, bool, float | None]:
+    """Raw maps of the whole clip (and small pictures, on disk), whether they are relative, the median field of view."""
+    raw: np.memmap | None = None
+    small: np.memmap | None = None
+    fovs: list[float] = []
+    relative, done = False, 0
+    for part in parts:
+        if raw is None or small is None:
+            shape = part["raw"].shape[1:]
+            raw = np.lib.format.open_memmap(scratch / _RAW, "w+", np.float32, (count, *shape))
+            small = np.lib.format.open_memmap(scratch / _SMALL, "w+", np.uint8, (count, *shape, 3))
+        rows = slice(done, done + len(part["raw"]))
+        raw[rows], small[rows] = part["raw"], part["small"]
+        fovs += [float(fov) for fov in part["fov_deg"] if np.isfinite(fov)]
+        relative, done = bool(part["relative"][0]), rows.stop
+        on_frame(done)
+    assert raw is not None
+    assert small is not None
+    small.flush()
+    return raw, relative, float(np.median(fovs)) if fovs else None
+
+
+_RAW, _SMALL = "raw.npy", "small.npy"
+
+
+def _open(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    raw, small = (np.load(folder / name, mmap_mode="r") for name in (_RAW, _SMALL))
+    return raw, small
 
 
 def _to_log_in_place(raw: np.ndarray, *, relative: bool) -> None:

@@ -3,7 +3,7 @@
 Everything works on log depth, sky being the constant SKY (so that differences to sky are large but finite).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -45,20 +45,21 @@ def warp(image: np.ndarray, flow: np.ndarray, *, nearest: bool = False) -> np.nd
     )
 
 
-def scale_corrections(
-    count: int, log_depth: Callable[[int], np.ndarray], image: Callable[[int], np.ndarray], sigma_frames: float = 6.0
-) -> np.ndarray:
+def drift(before: np.ndarray, after: np.ndarray, image_before: np.ndarray, image_after: np.ndarray) -> float:
+    """Median step of log depth from one frame to the next along the flow; 0 where too little can be matched."""
+    flow = optical_flow(image_before, image_after)
+    ratio = warp(after, flow, nearest=True) - before
+    near = np.isfinite(ratio) & (np.abs(ratio) < 0.5)
+    return float(np.median(ratio[near])) if near.any() else 0.0
+
+
+def scale_corrections(drifts: Sequence[float], sigma_frames: float = 6.0) -> np.ndarray:
     """Log-scale correction of each frame, float32 [N], that removes the network's frame-to-frame scale flicker.
 
-    The median log ratio along the flow is summed over time; what is slow is motion and stays, what is fast goes.
+    The drifts [N] (that of frame 0 is 0) are summed over time; what is slow is motion and stays, what is fast goes.
     """
-    drift = np.zeros(count, np.float64)
-    for t in range(1, count):
-        flow = optical_flow(image(t - 1), image(t))
-        ratio = warp(log_depth(t), flow, nearest=True) - log_depth(t - 1)
-        near = np.isfinite(ratio) & (np.abs(ratio) < 0.5)
-        drift[t] = drift[t - 1] + (float(np.median(ratio[near])) if near.any() else 0.0)
-    return (_gaussian(drift, sigma_frames) - drift).astype(np.float32)
+    total = np.cumsum(np.asarray(drifts, np.float64))
+    return (_gaussian(total, sigma_frames) - total).astype(np.float32)
 
 
 def _gaussian(values: np.ndarray, sigma: float) -> np.ndarray:

@@ -259,6 +259,16 @@ class Store:
                 self._proved_writable = True
             return Writer(self, stage, key)
 
+    @contextlib.contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """A folder on the store's own disk that `gc` leaves alone, gone when the context ends."""
+        path, fd = self._new_scratch(name)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(fd)
+
     def entries(self) -> Iterator[EntryInfo]:
         """Every published entry, in no order. Damaged ones are left to `verify`."""
         with as_store_error(self.uri, "list"):

@@ -1,0 +1,181 @@
+"""What Ray costs: frame work by one and two workers against this process, its start, and the tuning loop against a bare one.
+
+Targets: one worker at most 1.05 times this process's time, two at least 0.85 of twice its speed, at most 5 % of the raw
+bytes through Ray (C10); the tuning loop at most 1.05 times a bare diffusers and peft loop of the same arithmetic, without
+a call of the VAE or the image encoder (C9).
+"""
+
+import tempfile
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import cloudpickle
+
+from ..cluster.session import connect
+from ..cluster.workers import Workers, portable, workers
+from ..engine import adapters
+from ..engine.config import TuneConfig
+from ..engine.frame_map import FrameMap, FrameWork, in_process
+from ..engine.frame_work import DrawAnchor, EncodeAnchor, PredictDepth
+from ..engine.models import VideoModel
+from ..engine.pipeline import Recapture, Result
+from ..engine.run import Models
+from ..engine.sample import Condition
+from ..engine.store import Store
+from ..engine.tune import Tuner, adamw, tune
+from ..engine.video import VideoWriter
+from ..kernels.masked_loss import masked_loss
+from .timing import Row, compare, one_thread
+
+WIDTH, HEIGHT = 480, 272
+_STEPS = 2
+"""Tuning steps a call."""
+
+
+def rows(quick: bool) -> list[Row]:
+    """Rows of everything; `quick` is fewer frames and repetitions."""
+    with tempfile.TemporaryDirectory(prefix="recapture-bench-") as folder, one_thread():
+        return [*_tuning_rows(Path(folder), quick), *_start_rows(quick), *_frame_rows(Path(folder), quick)]
+
+
+def _frame_rows(folder: Path, quick: bool) -> list[Row]:
+    """Depth, anchor and encoding of a clip: two workers are there throughout, the rival of one uses one of them."""
+    count = 16 if quick else 48
+    engine = Recapture.from_pretrained("tiny", device="cpu", store=folder / "store")
+    result = engine(_clip(folder / "clip.mp4", count), "truck(0.1)", until="anchor")
+    works = _works(result)
+    scratch = folder / "scratch"
+    scratch.mkdir()
+
+    def all_by(map_frames: FrameMap) -> Callable[[], Any]:
+        def run() -> None:
+            for work in works:
+                for _ in map_frames(result.run, work, count, scratch=scratch):
+                    pass
+
+        return run
+
+    with connect(None, cpus=3), workers(engine.models, engine.store, count=1) as one:
+        with workers(engine.models, engine.store, count=2) as two:
+            rivals = {
+                "in process": all_by(in_process),
+                "1 worker": all_by(one.map_frames),
+                "2 workers": all_by(two.map_frames),
+            }
+            made = compare(
+                "cluster_frames", f"{count} frames {WIDTH}x{HEIGHT}", rivals, baseline="in process", device="cpu",
+                repeats=3 if quick else 7, warmup=1, budget_s=240,
+            )  # fmt: skip
+        raw = count * WIDTH * HEIGHT * 3
+        for row, crew_size in zip(made[1:], (1, 2), strict=True):
+            shipped = crew_size * sum(len(cloudpickle.dumps((portable(result.run), work))) for work in works)
+            row |= {"efficiency": round(row["speedup"] / crew_size, 3), "shipped_bytes": shipped}
+            row |= {"raw_bytes": raw, "shipped_share": round(shipped / raw, 5)}
+    return made
+
+
+def _works(result: Result) -> list[FrameWork]:
+    entries = result.entries
+    return [
+        PredictDepth(frames=entries["frames"]),
+        DrawAnchor(inputs=entries),
+        EncodeAnchor(anchor=entries["anchor"], batch=result.run.config.condition.micro_batch),
+    ]
+
+
+def _start_rows(quick: bool) -> list[Row]:
+    """Seconds before the first work: Ray alone, and with a worker that has found its model."""
+
+    def started() -> None:
+        with connect(None, cpus=1):
+            ray.cluster_resources()
+
+    def ready() -> None:
+        with tempfile.TemporaryDirectory() as folder, connect(None, cpus=1):
+            models = Models("tiny", device=torch.device("cpu"), dtype=torch.float32)
+            with workers(models, Store(folder), count=1) as crew:
+                assert isinstance(crew, Workers)
+
+    rivals = {"ray": started, "ray and a worker": ready}
+    return compare("cluster_start", "local", rivals, baseline="ray", device="cpu", repeats=1 if quick else 3, warmup=0)
+
+
+def _tuning_rows(folder: Path, quick: bool) -> list[Row]:
+    """Temporal steps of the embedded model on a window of 8 frames, 64x96 pixels."""
+    models = Models("tiny", device=torch.device("cpu"), dtype=torch.float32)
+    model = models.video(16)
+    told = _condition(model, 8, 8, 12)
+    config = TuneConfig(checkpoint_every=1000)
+    calls: list[str] = []
+    for name in ("vae", "image_encoder"):
+        getattr(model, name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    tuner = Tuner(model, config, 0)
+    store = Store(folder / "tuning")
+
+    def ours() -> None:
+        with store.begin("temporal", "0" * 64) as out:
+            tune(
+                model, config, out, _STEPS, {"temporal": lambda step: tuner.temporal_loss(told, step)},
+                lambda done, loss: None,
+            )  # fmt: skip
+
+    rivals = {"bare loop": lambda: _bare(model, config, told), "tune": ours}
+    shape = f"{_STEPS} steps of 8 frames 8x12 cells"
+    made = compare(
+        "tuning_loop", shape, rivals, baseline="bare loop", device="cpu", repeats=5 if quick else 15, warmup=1,
+        budget_s=120,
+    )  # fmt: skip
+    made[1] |= {"encoder_calls": len(calls), "ratio": round(1 / made[1]["speedup"], 3)}
+    return made
+
+
+def _bare(model: VideoModel, config: TuneConfig, told: Condition) -> None:
+    """What one would write with diffusers and peft alone: the same draws, the same loss, the same optimiser."""
+    adapters.train_only(model.unet, ["temporal"])
+    optimiser = adamw(
+        {"temporal": [p for p in model.unet.parameters() if p.requires_grad]}, config, torch.device("cpu")
+    )
+    clean, mask = told.latents[None], told.mask[None]
+    for step in range(_STEPS):
+        draw = torch.Generator().manual_seed(step)
+        sigma = (torch.randn(1, generator=draw) * config.sigma_std + config.sigma_mean).exp()
+        noisy = clean + sigma.view(-1, 1, 1, 1, 1) * torch.randn(clean.shape, generator=draw)
+        parts = [noisy / torch.sqrt(sigma**2 + 1), told.prompts[:1, None].expand_as(noisy)]
+        if model.shape.guided:
+            parts += [clean, mask[:, :, None]]
+        predicted = model.unet(torch.cat(parts, 2), 0.25 * torch.log(sigma), told.tokens[:1], told.ids[None]).sample
+        loss = masked_loss(predicted, noisy, clean, sigma, mask)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        float(loss)
+
+
+def _condition(model: VideoModel, frames: int, height: int, width: int) -> Condition:
+    draw = torch.Generator().manual_seed(0)
+    shape = (frames, model.shape.latent_channels, height, width)
+    width_of_token = model.unet.config.cross_attention_dim
+    return Condition(
+        latents=torch.randn(shape, generator=draw),
+        mask=(torch.rand(frames, height, width, generator=draw) < 0.7).float(),
+        prompts=torch.randn(shape, generator=draw),
+        tokens=torch.randn(frames, 1, width_of_token, generator=draw),
+        ids=torch.tensor([23.0, 127.0, 0.02]),
+    )
+
+
+def _clip(path: Path, frames: int) -> Path:
+    """A bright square that walks before a textured wall."""
+    rng = np.random.default_rng(0)
+    wall = rng.integers(60, 160, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    with VideoWriter(path, width=WIDTH, height=HEIGHT, rate=Fraction(24), crf=4) as video:
+        for t in range(frames):
+            picture = wall.copy()
+            picture[90:210, 40 + 5 * t : 140 + 5 * t] = (230, 200, 40)
+            video.write(picture)
+    return path

@@ -220,6 +220,8 @@ class Render(Answered):
     resampled_from: str | None = None
     hole_share: float | None = None
     generated_share: float | None = None
+    frames_digest: str | None = None
+    """sha256 over the delivered and the generated frames before they were encoded: equal for equal requests."""
     reused: list[str] = []
     """Stages whose results were there already."""
     content: dict[str, Content] = {}

@@ -85,10 +85,27 @@ idempotency = Table(
     Column("created_at", Float, nullable=False),
 )
 
+workers = Table(
+    "workers",
+    METADATA,
+    Column("id", String(100), primary_key=True),
+    Column("kinds", JSON, nullable=False),
+    Column("model", JSON(none_as_null=True)),
+    Column("device", String(32), nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("seen_at", Float, nullable=False),
+)
+
 schema_version = Table("schema_version", METADATA, Column("version", Integer, primary_key=True))
 
-VERSION = 1
-MIGRATIONS: Mapping[int, Callable[[Connection], None]] = {}
+
+def _to_2(connection: Connection) -> None:
+    """Workers say that they live, and which model they serve."""
+    workers.create(connection)
+
+
+VERSION = 2
+MIGRATIONS: Mapping[int, Callable[[Connection], None]] = {2: _to_2}
 """By the version they lead to; each takes a database from the version before."""
 
 _MIGRATION_LOCK = 0x5245_4341

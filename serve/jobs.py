@@ -76,7 +76,7 @@ class Jobs:
         with self.database.writing() as connection:
             # Counting and adding must be one thing, or a burst gets past the quota.
             self.database.serialise(connection, f"submit {tenant}")
-            if key is not None and (standing := _by_key(connection, tenant, key)) is not None:
+            if key is not None and (standing := by_key(connection, tenant, key)) is not None:
                 if standing.fingerprint != fingerprint:
                     raise IdempotencyConflict(
                         "this key was used for another request; use a new one", param="Idempotency-Key"
@@ -276,7 +276,8 @@ def remember(connection: Connection, tenant: str, key: str, fingerprint: str, su
     connection.execute(db.idempotency.insert().values(row))
 
 
-def _by_key(connection: Connection, tenant: str, key: str) -> Any:
+def by_key(connection: Connection, tenant: str, key: str) -> Any:
+    """What an idempotency key made: `fingerprint` and `subject`; None for a new one."""
     table = db.idempotency.c
     return connection.execute(sa.select(db.idempotency).where(table.tenant == tenant, table.key == key)).first()
 

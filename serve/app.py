@@ -1,15 +1,18 @@
 """The HTTP side of the service: one FastAPI app over the records. It renders nothing and loads no network."""
 
+from typing import TYPE_CHECKING
+
 from fastapi import FastAPI
-from starlette.types import ASGIApp
 
 from .. import __version__
 from . import routes_about, routes_interactive, routes_renders, routes_uploads
 from .guard import OPEN, Guard
-from .logs import set_up_logs
 from .problems import add_handlers
 from .settings import Settings
 from .state import State
+
+if TYPE_CHECKING:
+    from ray.serve import Application
 
 
 def create_api(settings: Settings) -> FastAPI:
@@ -31,7 +34,12 @@ def create_api(settings: Settings) -> FastAPI:
     return api
 
 
-def app_from_environment() -> ASGIApp:
-    """For `uvicorn --factory`: settings come from the environment, as the workers' do."""
-    set_up_logs()
-    return create_api(Settings.from_environment())
+def build_app(args: Settings) -> "Application":
+    """The service for Ray Serve: `serve run recapture.serve.app:build_app data=/srv/recapture model=tiny`.
+
+    Raises:
+        InputError: SQLite on more than one node.
+    """
+    from .deployments import application
+
+    return application(args)

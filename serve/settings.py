@@ -40,6 +40,10 @@ class Settings(BaseModel):
     max_active: int = Field(100, ge=1)
     max_running: int = Field(4, ge=1)
     max_queue: int = Field(2000, ge=1)
+    ingresses: int = Field(1, ge=1, le=64)
+    """Replicas on Ray Serve."""
+    renderers: int = Field(1, ge=1, le=1024)
+    """Replicas on Ray Serve, a GPU each where `device` is cuda."""
     child_memory_bytes: int = Field(4 << 30, ge=256 << 20)
     """Of the process that decodes an upload."""
     child_cpu_s: int = Field(600, ge=1)

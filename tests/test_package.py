@@ -15,7 +15,7 @@ FOLDERS = ("recapture/", "benchmarks/", "cli/", "engine/", "kernels/", "priors/"
 
 
 def test_public_names():
-    assert sorted(recapture.__all__) == ["CameraPath", "Recapture", "RecaptureError", "__version__"]
+    assert sorted(recapture.__all__) == ["CameraPath", "Client", "Recapture", "RecaptureError", "__version__"]
     for name in recapture.__all__:
         assert getattr(recapture, name)
     with pytest.raises(AttributeError):

@@ -59,6 +59,13 @@ def test_a_render_from_clip_to_files(client, server, upload, render, tmp_path):
         "video", "generated", "anchor", "mask", "side_by_side", "contact", "camera", "config", "report", "page"
     }  # fmt: skip
     assert [found.id for found in client.renders.list().data] == [render.id]
+    page = client._http.get(f"{server.url}/v1/renders/{render.id}/content?variant=page", headers=client._headers)
+    assert page.headers["content-security-policy"].startswith("sandbox")
+    part = {**client._headers, "Range": "bytes=10-19"}
+    piece = client._http.get(f"{server.url}/v1/renders/{render.id}/content", headers=part)
+    assert (piece.status_code, len(piece.content)) == (206, 10)
+    known = {**client._headers, "If-None-Match": piece.headers["etag"]}
+    assert client._http.get(f"{server.url}/v1/renders/{render.id}/content", headers=known).status_code == 304
 
 
 def test_resampling_skips_the_tuning_and_repeats_to_the_bit(server, client, clip, render):

@@ -98,6 +98,31 @@ def fetch(
         typer.echo(client.renders.download(done, out, variant=variant))  # pyright: ignore[reportArgumentType]
 
 
+@remote.command("bulk")
+def bulk(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help=".csv, .jsonl or .parquet.", show_default=False)],
+    results: Annotated[Path, typer.Option(help="Table of results, .parquet or .jsonl.", show_default=False)],
+    in_flight: Annotated[int, typer.Option(help="Rows under way at once.", min=1, max=64)] = 4,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Render every row of MANIFEST; run again after Ctrl-C and it goes on. Exit code 3 where some rows failed."""
+    with _client(url) as client:
+        rows = client.bulk.run(
+            manifest, results, in_flight=in_flight,
+            on_row=lambda row, done, total: typer.echo(f"{done}/{total}  {row.clip_id}  {row.status}", err=True),
+        )  # fmt: skip
+    failed = [row for row in rows if row.status != "completed"]
+    if as_json:
+        emit({"rows": len(rows), "failed": len(failed), "results": str(results)})
+    else:
+        typer.echo(f"results    {results}  ({len(rows) - len(failed)} of {len(rows)} completed)")
+        for row in failed:
+            typer.echo(f"{row.clip_id}: {row.error_code}: {row.error_message}", err=True)
+    if failed:
+        raise typer.Exit(3)
+
+
 @remote.command("cancel")
 def cancel(render: RenderId, url: Url = None, as_json: Json = False) -> None:
     """Stop a render; one that has ended stays as it ended."""

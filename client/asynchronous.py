@@ -150,14 +150,17 @@ class AsyncUploads:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
-    async def create(self, path: str | Path) -> Upload:
+    async def create(self, path: str | Path, *, once: bool = False) -> Upload:
         """Send a clip; what arrived before a broken connection is not sent again.
+
+        Args:
+            once: these bytes are one upload, however often they are sent.
 
         Raises:
             UploadFailed: it arrived, and is no clip that the service can use.
         """
         clip = await asyncio.to_thread(ClipFile, Path(path))
-        upload = await self._client.send(calls.create_upload(clip.request))
+        upload = await self._client.send(calls.create_upload(clip.request, f"clip-{clip.sha256}" if once else None))
         lost = 0
         while upload.status == "pending":
             try:

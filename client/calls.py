@@ -76,8 +76,8 @@ def as_input(upload: UploadRef) -> Input:
     return Input(upload=id_of(upload))
 
 
-def create_upload(body: UploadCreate) -> Call[Upload]:
-    return _post("/v1/uploads", Upload, body)
+def create_upload(body: UploadCreate, idempotency_key: str | None) -> Call[Upload]:
+    return _post("/v1/uploads", Upload, body, idempotency_key)
 
 
 def retrieve_upload(upload: UploadRef) -> Call[Upload]:

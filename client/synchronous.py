@@ -8,6 +8,7 @@ from typing import Self
 import httpx2
 
 from . import calls
+from .bulk import Bulk
 from .calls import Answer, Call, RenderRef, UploadRef, id_of
 from .connection import DEFAULT_TIMEOUT, next_poll_s, settings
 from .errors import (
@@ -66,7 +67,7 @@ class Client:
         self.base_url, self._headers = settings(base_url, api_key)
         self.max_retries = max_retries
         self._http = http or httpx2.Client(timeout=timeout)
-        self.uploads, self.renders = Uploads(self), Renders(self)
+        self.uploads, self.renders, self.bulk = Uploads(self), Renders(self), Bulk(self)
 
     def __repr__(self) -> str:
         return f"Client({self.base_url!r})"
@@ -149,14 +150,17 @@ class Uploads:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def create(self, path: str | Path) -> Upload:
+    def create(self, path: str | Path, *, once: bool = False) -> Upload:
         """Send a clip; what arrived before a broken connection is not sent again.
+
+        Args:
+            once: these bytes are one upload, however often they are sent.
 
         Raises:
             UploadFailed: it arrived, and is no clip that the service can use.
         """
         clip = ClipFile(Path(path))
-        upload = self._client.send(calls.create_upload(clip.request))
+        upload = self._client.send(calls.create_upload(clip.request, f"clip-{clip.sha256}" if once else None))
         lost = 0
         while upload.status == "pending":
             try:

@@ -191,7 +191,8 @@ def render_request(
 def _submit(
     service: State, tenant: str, request: dict[str, Any], key: str | None, deadline_s: int | None, response: Response
 ) -> Render:
-    fingerprint = digest_of({**request, "deadline_s": deadline_s})
+    # By the clip's bytes and not by its upload: the same clip sent again is the same request.
+    fingerprint = digest_of({**request, "input": None, "deadline_s": deadline_s})
     job, _ = service.jobs.submit(tenant, "render", request, fingerprint, key=key, deadline_s=deadline_s)
     response.headers["Location"] = f"/v1/renders/{job.id}"
     return render_of(job)

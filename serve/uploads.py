@@ -63,7 +63,7 @@ class Uploads:
         """
         if asked.bytes > self.settings.max_upload_bytes:
             raise TooLarge(f"at most {self.settings.max_upload_bytes} bytes are accepted", param="bytes")
-        fingerprint = digest_of({"upload": asked.sha256, "bytes": asked.bytes, "filename": asked.filename})
+        fingerprint = digest_of({"upload": asked.sha256, "bytes": asked.bytes})
         with self.database.writing() as connection:
             self.database.serialise(connection, f"upload {tenant}")
             if key is not None and (standing := by_key(connection, tenant, key)) is not None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import hashlib
+import json
 import threading
 
+import pyarrow.parquet
 import pytest
 
 from recapture.client import AsyncClient, ClientError, RenderFailed
@@ -171,6 +173,55 @@ def test_one_key_is_one_render(client, upload, render):
     client.renders.delete(made[0])
     with pytest.raises(NotFound):
         client.renders.retrieve(made[0])
+
+
+def test_bulk_goes_on_where_it_was(server, clip, tmp_path):
+    rows = [
+        {"clip_id": "a", "camera": "truck(0.1)", "seed": 3, "priority": 1},
+        {"clip_id": "b", "camera": "truck(0.1)", "start_s": 0.1, "end_s": 0.5},
+        {"clip_id": "c", "camera": "swirl(2deg)"},
+        {"clip_id": "d", "camera": "static", "input_uri": str(tmp_path / "none.mp4")},
+    ]
+    manifest, results = tmp_path / "clips.jsonl", tmp_path / "results.parquet"
+    options = QUICK.model_dump(exclude_unset=True)
+    common = {"input_uri": str(clip), "options": options}
+    lines = [json.dumps({**common, "output_uri": f"file://{tmp_path}/{row['clip_id']}.mp4", **row}) for row in rows]
+    manifest.write_text("\n".join(lines))
+    with server.client("bulk") as client:
+        found = client.bulk.run(manifest, results, in_flight=2)
+        assert [(row.clip_id, row.status, row.error_code) for row in found] == [
+            ("a", "completed", None),
+            ("b", "completed", None),
+            ("c", "refused", "invalid_camera"),
+            ("d", "refused", "client"),
+        ]
+        assert pyarrow.parquet.read_table(results).column("sha256").to_pylist()[0] == found[0].sha256
+        assert hashlib.sha256((tmp_path / "a.mp4").read_bytes()).hexdigest() == found[0].sha256
+        # Again: what is there is not asked for; what went missing is the same render, not another.
+        (tmp_path / "b.mp4").unlink()
+        through = []
+        again = client.bulk.run(manifest, results, on_row=lambda row, done, total: through.append(row.clip_id))
+        assert sorted(through) == ["b", "c", "d"]
+        assert [row.render for row in again] == [row.render for row in found]
+        assert len(client.renders.list().data) == 2
+
+
+def test_manifests_that_are_refused_before_anything_is_sent(client, tmp_path):
+    good = {"clip_id": "a", "input_uri": "a.mp4", "camera": "static", "output_uri": "o.mp4"}
+    for rows, said in [
+        ([], "no rows"),
+        ([good, {**good, "output_uri": "p.mp4"}], "row 2 .*clip_id"),
+        ([good, {**good, "clip_id": "b"}], "row 2 .*output_uri"),
+        ([{**good, "seed": -1}], "row 1 .*seed"),
+        ([{**good, "colour": 1}], "row 1 .*colour"),
+    ]:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(ClientError, match=said):
+            client.bulk.run(path, tmp_path / "results.jsonl")
+    (tmp_path / "bad.csv").write_text("clip_id,input_uri\na,b\n")
+    with pytest.raises(ClientError, match="camera"):
+        client.bulk.run(tmp_path / "bad.csv", tmp_path / "results.jsonl")
 
 
 def test_another_tenant_sees_nothing(server, client, upload, render, tmp_path):

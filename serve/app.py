@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from .. import __version__
-from . import routes_about, routes_interactive, routes_renders, routes_uploads
+from . import routes_about, routes_interactive, routes_page, routes_renders, routes_uploads
 from .guard import OPEN, Guard
 from .problems import add_handlers
 from .settings import Settings
@@ -27,7 +27,7 @@ def create_api(settings: Settings) -> FastAPI:
         separate_input_output_schemas=False,
     )  # fmt: skip
     api.state.service = state
-    for routes in (routes_interactive, routes_renders, routes_uploads, routes_about):
+    for routes in (routes_interactive, routes_renders, routes_uploads, routes_about, routes_page):
         api.include_router(routes.router)
     add_handlers(api)
     api.add_middleware(Guard, database=state.database, metrics=state.metrics, open_paths=OPEN)

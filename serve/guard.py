@@ -5,6 +5,7 @@ import time
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .database import Database
@@ -12,18 +13,15 @@ from .keys import KeyInfo, check_key
 from .logs import get_logger
 from .metrics import Metrics
 from .problems import envelope
+from .routes_page import FILES
 
-OPEN = frozenset({"/healthz", "/readyz"})
-"""Paths that need no key, of any method."""
+OPEN = frozenset({"/healthz", "/readyz", *FILES})
+"""Paths that need no key: health, and the page, which holds nothing of anybody."""
 
 MOST_JSON_BYTES = 8 << 20
 """Of a request that is no part of an upload: a camera file of 3000 frames fits."""
 
 log = get_logger("http")
-
-
-class TooMuch(Exception):
-    """A body longer than is accepted."""
 
 
 class Guard:
@@ -56,21 +54,13 @@ class Guard:
             scope["state"]["key"] = request.key = key
         try:
             await self.app(scope, _capped(scope, receive), request.send)
-        except TooMuch:
-            await self._answer(
-                request, scope, receive, 413, "too_large", f"at most {MOST_JSON_BYTES} bytes are accepted"
-            )
         except Exception:
             log.exception("request_broke", request_id=request.id)
-            await self._answer(request, scope, receive, 500, "internal", "the service failed; its log has the reason")
+            if not request.status:
+                broken = envelope(request.id, 500, "internal", "the service failed; its log has the reason")
+                await broken(scope, receive, request.send)
         finally:
             request.end()
-
-    async def _answer(
-        self, request: "_Request", scope: Scope, receive: Receive, status: int, code: str, message: str
-    ) -> None:
-        if not request.status:
-            await envelope(request.id, status, code, message)(scope, receive, request.send)
 
 
 class _Request:
@@ -119,7 +109,7 @@ def _capped(scope: Scope, receive: Receive) -> Receive:
         message = await receive()
         taken += len(message.get("body", b""))
         if taken > MOST_JSON_BYTES:
-            raise TooMuch
+            raise HTTPException(413, f"at most {MOST_JSON_BYTES} bytes are accepted")
         return message
 
     return counted

@@ -19,7 +19,7 @@ from .test_pipeline import write_clip
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 # A tuning of some seconds, saved at every other step: there is a middle to be killed in.
-LONG = Options(rank=2, spatial_steps=2, temporal_steps=300, sample_steps=1, sdedit_steps=1, overlap=2)
+LONG = Options(rank=2, spatial_steps=2, temporal_steps=120, sample_steps=1, sdedit_steps=1, overlap=2)
 
 
 @pytest.fixture

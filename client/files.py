@@ -28,7 +28,8 @@ class ClipFile:
 
     @property
     def request(self) -> UploadCreate:
-        return UploadCreate(bytes=self.bytes, sha256=self.sha256, filename=self.path.name[-255:])
+        label = "".join(character for character in self.path.name if character.isprintable())
+        return UploadCreate(bytes=self.bytes, sha256=self.sha256, filename=label[-255:])
 
     def part(self, offset: int) -> bytes:
         """At most `PART_BYTES` from `offset` on."""

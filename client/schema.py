@@ -38,7 +38,7 @@ class Answered(BaseModel):
 class UploadCreate(Asked):
     bytes: int = Field(ge=1, le=MOST_UPLOAD_BYTES)
     sha256: Sha256
-    filename: str | None = Field(None, max_length=255)
+    filename: str | None = Field(None, max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")
     """A label: it never becomes a name on the service's disk."""
 
 

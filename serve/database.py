@@ -132,6 +132,7 @@ class Database:
         # SQLite's own transactions are begun by hand below: as writers from the start, or two that both read first
         # would end in a deadlock that no waiting resolves.
         more: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"} if self.is_sqlite else {"pool_pre_ping": True}
+        more |= {"pool_size": 10, "max_overflow": 30}  # as many as the ingress has threads
         self.engine = sa.create_engine(parsed, **more)
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _sqlite_settings)

@@ -1,6 +1,7 @@
 """`/v1/renders`: ask for one, look at it, follow it, stop it, take its files."""
 
 import asyncio
+import re
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -47,7 +48,7 @@ def list_renders(
     service: Service,
     tenant: Tenant,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(max_length=32)] = None,
+    after: Annotated[str | None, Query(pattern=r"^rnd_[0-9a-f]{24}$")] = None,
     status: Status | None = None,
 ) -> RenderPage:
     """The newest first; `after` goes on where the page before ended."""
@@ -152,7 +153,8 @@ async def _events(service: State, tenant: str, render: str, last: int) -> AsyncI
 
 
 def find_render(service: State, tenant: str, render: str) -> Job:
-    job = service.jobs.get(tenant, render, "render")
+    # A name that is none is not looked up: PostgreSQL would stumble over a NUL in it.
+    job = service.jobs.get(tenant, render, "render") if re.fullmatch(r"rnd_[0-9a-f]{24}", render) else None
     if job is None:
         raise Missing("there is no such render", param="render")
     return job

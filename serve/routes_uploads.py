@@ -1,5 +1,6 @@
 """`/v1/uploads`: clips arrive in parts; a broken connection costs the part under way at most."""
 
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request
@@ -64,7 +65,7 @@ def delete_upload(upload: str, service: Service, tenant: Tenant) -> None:
 
 
 def find_upload(service: State, tenant: str, upload: str) -> UploadRecord:
-    record = service.uploads.get(tenant, upload)
+    record = service.uploads.get(tenant, upload) if re.fullmatch(r"upl_[0-9a-f]{24}", upload) else None
     if record is None:
         raise Missing("there is no such upload", param="upload")
     return record

@@ -138,6 +138,12 @@ def test_requests_that_are_refused_by_name(http, upload):
     refused(http.post("/v1/renders", content=b" " * (MOST_JSON_BYTES + 1)), 413)
     refused(http.get("/v1/renders", params={"limit": 101}), 422, "limit")
     refused(http.get("/v1/nothing"), 404)
+    for name in ("x", "rnd_%00", "rnd_" + "0" * 24, "rnd_" + "0" * 24 + "%0A"):
+        refused(http.get(f"/v1/renders/{name}"), 404)
+        refused(http.get(f"/v1/uploads/{name}"), 404)
+    nameless = {"bytes": 1, "sha256": "0" * 64, "filename": "a\x00b"}
+    refused(http.post("/v1/uploads", json=nameless), 422, "filename")
+    refused(http.get("/v1/renders", params={"after": "a\x00"}), 422, "after")
     refused(http.put("/v1/renders"), 405)
     refused(http.get("/v1/renders/rnd_0/content"), 404)
     refused(http.post("/v1/renders", json=good, headers={"Idempotency-Key": "x" * 256}), 422, "Idempotency-Key")

@@ -44,7 +44,7 @@ lint: $(READY)
 # torch and what only its CUDA build brings stay out of the lock: they differ from machine to machine. Triton is the
 # version that this torch's CUDA build brings.
 lock:
-	uv pip compile pyproject.toml --extra engine --extra cluster --extra demo --extra evaluate --extra dev --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra engine --extra cluster --extra serve --extra demo --extra evaluate --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --no-header --upgrade -o requirements.lock \
 		$(foreach name,torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti \
 		nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \

@@ -11,6 +11,8 @@ from . import bulk, info, render, stages
 from .bench import bench
 from .evaluate import evaluate
 from .output import emit
+from .remote import remote
+from .serve import keys, serve
 
 app = typer.Typer(
     name="recapture",
@@ -29,7 +31,10 @@ app.command()(info.presets)
 app.command()(info.models)
 app.command()(info.doctor)
 app.add_typer(bulk.jobs, name="jobs")
+app.command()(serve)
 app.add_typer(stages.store, name="store")
+app.add_typer(keys, name="keys")
+app.add_typer(remote, name="remote")
 app.add_typer(bench, name="bench")
 
 
@@ -70,9 +75,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "recapture":
             raise
-        typer.echo(
-            f"recapture: {error.name} is not installed; rendering needs: pip install 'recapture[engine]'", err=True
-        )
+        extra = next((word for word in ("serve", "keys", "remote") if word in sys.argv[1:2]), "engine")
+        extra = {"keys": "serve", "remote": "client"}.get(extra, extra)
+        typer.echo(f"recapture: {error.name} is not installed; this needs: pip install 'recapture[{extra}]'", err=True)
         code = 1
     sys.exit(code or 0)
 

@@ -140,6 +140,10 @@ def run(
     mask_threshold: Annotated[
         float | None, typer.Option(help="Valid share of a cell, for area.", show_default="0.9")
     ] = None,
+    sample_seed: Annotated[
+        int | None,
+        typer.Option(help="Of the sampling alone: another take with the same adapters.", show_default="--seed"),
+    ] = None,
     sample_steps: Annotated[
         int | None, typer.Option(help="Denoising steps a window.", show_default="by quality")
     ] = None,
@@ -218,6 +222,7 @@ def run(
             "warm_start": warm_start,
         },
         "sample": {
+            "seed": sample_seed,
             "steps": sample_steps,
             "start": start,
             "start_sigma": start_sigma,

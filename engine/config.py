@@ -87,6 +87,8 @@ class TuneConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleConfig:
+    seed: int | None = None
+    """Of the noise that sampling begins from; None is the run's. Another one samples again with the same adapters."""
     steps: int = 25
     start: Literal["noise", "anchor"] = "noise"
     """`noise` is the paper; `anchor` begins from the hole-filled anchor, noised to `start_sigma`."""
@@ -234,7 +236,13 @@ _BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
         "weight_decay": (0, 1),
         "checkpoint_every": (1, 100_000),
     },
-    "sample": {"steps": (1, 1000), "start_sigma": (0.01, 700), "overlap": (1, 64), "decode_chunk": (1, 256)},
+    "sample": {
+        "seed": (0, 2**31 - 1),
+        "steps": (1, 1000),
+        "start_sigma": (0.01, 700),
+        "overlap": (1, 64),
+        "decode_chunk": (1, 256),
+    },
     "refine": {"sigma": (0, 700), "steps": (1, 1000)},
     "deliver": {"feather_px": (0, 64)},
 }

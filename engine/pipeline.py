@@ -22,7 +22,7 @@ from .run import Models, Progress, Run
 from .stage import Inputs, Perform, Stage, perform
 from .stages import STAGES, windows_of
 from .store import Entry, Store, default_store, stage_key
-from .video import Limits, admit, probe
+from .video import ClipInfo, Limits, admit, probe
 from .warm_start import Neighbour, choose, neighbours
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -175,6 +175,7 @@ class Recapture:
         clean_plate: Path | None = None,
         force: bool = False,
         limits: Limits | None = None,
+        info: ClipInfo | None = None,
         callback_on_step_end: Callable[["Recapture", int, float, dict[str, Any]], dict[str, Any]] | None = None,
         on_progress: Progress | None = None,
         on_stage: Callable[[StageRecord | str, Result], None] = lambda record, result: None,
@@ -191,6 +192,8 @@ class Recapture:
             mask_dir: PNG masks of source pixels that may be used (white).
             clean_plate: picture of the empty scene from the clip's own, standing camera: fills holes with footage.
             force: go on where the path sees next to nothing of the clip.
+            info: what `probe` said of this clip; it is then not looked at here, and not decoded either if the store
+                has its frames.
             callback_on_step_end: as in diffusers: called after each sampling step with (self, step, sigma,
                 {"latents": ...}); what it returns replaces the latents; setting `self._interrupt` stops the run.
             on_progress: called with (stage, done, total, details); may raise to stop.
@@ -212,7 +215,7 @@ class Recapture:
         with tempfile.TemporaryDirectory(prefix="recapture-") as folder:
             clip = admit(video, Path(folder), limits)
             run = Run(
-                clip=clip, clip_path=Path(video).absolute(), clip_name=Path(video).name, info=probe(clip, limits),
+                clip=clip, clip_path=Path(video).absolute(), clip_name=Path(video).name, info=info or probe(clip, limits),
                 limits=limits, camera=spec, config=config,
                 models=self.models, depth_dir=depth_dir, mask_dir=mask_dir, clean_plate=clean_plate, force=force,
                 map_frames=self._map_frames,

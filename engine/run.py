@@ -172,6 +172,10 @@ class Run:
         return height, width
 
     @property
+    def sample_seed(self) -> int:
+        return self.config.seed if self.config.sample.seed is None else self.config.sample.seed
+
+    @property
     def decode_chunk(self) -> int:
         return self.config.sample.decode_chunk or self.models.shape.frames
 

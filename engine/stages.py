@@ -24,9 +24,10 @@ from .cameras import path_warnings, through_geometry
 from .condition import time_ids
 from .deliver import composite, to_clip_size
 from .depth.estimate import estimate_depth, read_depth
-from .errors import CameraError, VideoError
+from .errors import CameraError
 from .frame_map import FrameWork, Part
 from .frame_work import DecodeLatents, DrawAnchor, EncodeAnchor, EncodeSource, PredictDepth
+from .frames import decode_frames
 from .handover import load_adapters, path_of, source_bank, source_view, tensor, told_of
 from .run import Run
 from .sample import Condition, karras_sigmas, plan_windows
@@ -34,7 +35,6 @@ from .sample import sample as sample_windows
 from .stage import STAGES, Inputs, stage
 from .store import Writer
 from .tune import Tuner, tune
-from .video import decode as decode_video
 from .warm_start import record_of
 
 __all__ = ["STAGES", "windows_of"]
@@ -43,22 +43,11 @@ __all__ = ["STAGES", "windows_of"]
 @stage(config=lambda run: {"clip": run.clip_sha256, **asdict(run.config.decode)}, per_clip=True)
 def frames(run: Run, inputs: Inputs, out: Writer) -> None:
     """Decode the clip."""
-    options, info = run.config.decode, run.info
-    times = []
-    with out.array("frames", shape_per_row=(info.height, info.width, 3), dtype=np.uint8) as rows:
-        for frame in decode_video(
-            run.clip, info, run.limits, first_frame=options.first_frame, max_frames=options.max_frames
-        ):
-            rows.append(frame.rgb[None])
-            times.append(float(frame.time_s))
-            run.progress("frames", len(times), run.frame_count)
-    if len(times) < 2:
-        raise VideoError(
-            f"the clip gives {len(times)} frame{'s' * (len(times) != 1)} from frame {options.first_frame} on; "
-            "at least 2 are needed",
-            param="CLIP",
-        )
-    out.json("clip", {"info": info.to_json(), "times_s": times})
+
+    def on_frame(done: int) -> None:
+        run.progress("frames", done, run.frame_count)
+
+    decode_frames(run.clip, run.info, run.limits, run.config.decode, out, on_frame)
 
 
 @stage(
@@ -335,7 +324,7 @@ def windows_of(run: Run, count: int) -> list[range]:
     "temporal",
     config=lambda run: {
         **asdict(run.config.sample),
-        "seed": run.config.seed,
+        "seed": run.sample_seed,
         "frames": run.models.shape.frames,
         **attention.key(run.config.attention),
     },
@@ -363,7 +352,7 @@ def sample(run: Run, inputs: Inputs, out: Writer) -> None:
     "sample",
     config=lambda run: {
         **asdict(run.config.refine),
-        "seed": run.config.seed,
+        "seed": run.sample_seed,
         "overlap": run.config.sample.overlap,
         "frames": run.models.shape.frames,
         **attention.key(run.config.attention),
@@ -403,7 +392,7 @@ def _sample(
         return run.on_step_end(name, window * steps + step, sigmas[step], latents)
 
     # Another stream than the tuning's: the same seed must not hand the sampler noise that the adapters were trained on.
-    seed = run.config.seed + {"sample": 1 << 32, "refine": 1 << 33}[name]
+    seed = run.sample_seed + {"sample": 1 << 32, "refine": 1 << 33}[name]
     parts = sample_windows(
         run.model, base, told, windows, sigmas, prompt_of=run.encoder.prompt_of, first_prompt=first_prompt,
         guidance=guidance, seed=seed, on_step=on_step,

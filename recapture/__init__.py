@@ -4,15 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["CameraPath", "Recapture", "RecaptureError", "__version__"]
+__all__ = ["CameraPath", "Client", "Recapture", "RecaptureError", "__version__"]
 
 if TYPE_CHECKING:
+    from .client import Client
     from .engine.cameras import CameraPath
     from .engine.errors import RecaptureError
     from .engine.pipeline import Recapture
 
 _EXPORTS = {
     "CameraPath": ".engine.cameras",
+    "Client": ".client",
     "Recapture": ".engine.pipeline",
     "RecaptureError": ".engine.errors",
 }

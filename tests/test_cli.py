@@ -308,7 +308,7 @@ def test_help_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-COMMANDS = {"bench", "evaluate", "run", "preview", "presets", "models", "doctor", "store"}
+COMMANDS = {"bench", "evaluate", "keys", "remote", "run", "preview", "serve", "presets", "models", "doctor", "store"}
 
 
 def test_the_commands_are_these(recapture):

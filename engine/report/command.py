@@ -21,6 +21,7 @@ FLAGS = {
     ("tune", "spatial_steps"): "--spatial-steps",
     ("tune", "temporal_steps"): "--temporal-steps",
     ("tune", "schedule"): "--schedule",
+    ("sample", "seed"): "--sample-seed",
     ("sample", "steps"): "--sample-steps",
     ("sample", "start"): "--start",
     ("sample", "start_sigma"): "--start-sigma",

@@ -1,0 +1,135 @@
+"""`recapture serve` and `recapture keys`: the service on this machine, and who may use it."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .output import Json, emit
+
+keys = typer.Typer(help="API keys of the service: make, list, revoke.", no_args_is_help=True)
+
+Data = Annotated[Path, typer.Option(help="Folder of the service: uploads, results, stages, records.")]
+DatabaseOption = Annotated[
+    str | None, typer.Option(help="postgresql://... for the records.", show_default="SQLite in --data")
+]
+DEFAULT_DATA = Path("recapture-data")
+
+
+def serve(
+    data: Data = DEFAULT_DATA,
+    database: DatabaseOption = None,
+    model: Annotated[str, typer.Option(help="Video model that is served.")] = "tiny",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    host: Annotated[str, typer.Option(help="Address to listen on. Anything but this machine wants TLS in front.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
+    key: Annotated[bool, typer.Option("--key/--no-key", help="Make a fresh API key and print it.")] = True,
+) -> None:
+    """Start the service on this machine: HTTP, a renderer and a previewer. Ctrl-C stops it; renders go on at the next start."""
+    import socket
+
+    from ..engine.errors import InputError
+    from ..engine.models import find_model
+    from ..engine.pipeline import pick_device
+    from ..serve.database import Database
+    from ..serve.keys import create_key
+    from ..serve.logs import set_up_logs
+    from ..serve.settings import Settings
+    from ..serve.supervisor import Supervisor
+
+    pick_device(device)
+    find_model(model)
+    try:
+        with socket.create_server((host, port)) as free:
+            port = free.getsockname()[1]
+    except OSError as error:
+        raise InputError(f"{host}:{port} cannot be listened on ({error.strerror})", param="--port") from None
+    settings = Settings.model_validate(
+        {"data": data.absolute(), "database": database, "model": model, "device": device, "host": host, "port": port}
+    )
+    set_up_logs()
+    _make_folder(data)
+    records = Database(settings.database_url)
+    secret = create_key(records, "local", label="recapture serve") if key else None
+    records.close()
+    supervisor = Supervisor(settings)
+
+    def on_up() -> None:
+        typer.echo(f"url    {supervisor.url}")
+        if secret:
+            typer.echo(f"key    {secret}  (tenant local; shown once)")
+        typer.echo(f"data   {settings.data}")
+        if host not in ("127.0.0.1", "::1", "localhost"):
+            typer.echo("note: keys travel in the clear; put TLS in front of this (docs/serving.md)", err=True)
+
+    supervisor.run(on_up)
+
+
+@keys.command("create")
+def create(
+    tenant: Annotated[str, typer.Option(help="Whose key it is; tenants see nothing of each other.")],
+    label: Annotated[str, typer.Option(help="What it is for.")] = "",
+    data: Data = DEFAULT_DATA,
+    database: DatabaseOption = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key and print it. It is stored as a hash: nobody can print it again."""
+    from ..serve.keys import create_key
+
+    key = create_key(_records(data, database), tenant, label=label)
+    if as_json:
+        emit({"key": key, "tenant": tenant, "label": label})
+        return
+    typer.echo(key)
+
+
+@keys.command("list")
+def ls(data: Data = DEFAULT_DATA, database: DatabaseOption = None, as_json: Json = False) -> None:
+    """List the keys by id; the keys themselves are not known."""
+    from dataclasses import asdict
+
+    from ..serve.keys import list_keys
+
+    known = list_keys(_records(data, database))
+    if as_json:
+        emit([asdict(info) for info in known])
+        return
+    for info in known:
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.created_at))
+        state = "revoked" if info.revoked_at else "good"
+        typer.echo(f"{info.id}  {info.tenant:20}{state:9}{made}  {info.label}")
+
+
+@keys.command("revoke")
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="Id of the key, as `keys list` shows it.", metavar="ID")],
+    data: Data = DEFAULT_DATA,
+    database: DatabaseOption = None,
+) -> None:
+    """End a key; it is refused from the next request on."""
+    from ..engine.errors import InputError
+    from ..serve.keys import revoke_key
+
+    if not revoke_key(_records(data, database), key_id):
+        raise InputError(f"there is no good key {key_id!r}", param="ID")
+    typer.echo(f"revoked {key_id}")
+
+
+def _records(data: Path, database: str | None):
+    from ..serve.database import Database
+    from ..serve.settings import Settings
+
+    _make_folder(data)
+    return Database(Settings(data=data, database=database).database_url)
+
+
+def _make_folder(data: Path) -> None:
+    from ..engine.errors import OutputError
+
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{data} cannot be made ({error.strerror})", param="--data") from None

@@ -1,0 +1,331 @@
+"""`AsyncClient`: every verb of the service, to be awaited. The twin of `synchronous.py`, verb by verb."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Self
+
+import httpx2
+
+from . import calls
+from .calls import Answer, Call, RenderRef, UploadRef, id_of
+from .connection import DEFAULT_TIMEOUT, next_poll_s, settings
+from .errors import (
+    APIError,
+    ClientError,
+    ConnectionFailed,
+    DownloadDamaged,
+    NotFound,
+    RenderFailed,
+    UploadFailed,
+    WaitTimeout,
+    error_of,
+)
+from .files import ClipFile, PartFile
+from .retries import MAX_RETRIES, pause_s
+from .schema import (
+    Camera,
+    ClipOptions,
+    Estimate,
+    Model,
+    Options,
+    Preset,
+    Preview,
+    PreviewCreate,
+    Render,
+    RenderPage,
+    Resample,
+    Upload,
+    Variant,
+)
+
+
+class AsyncClient:
+    """A connection to the service.
+
+    Args:
+        base_url: of the service; `RECAPTURE_URL` if absent.
+        api_key: `RECAPTURE_API_KEY` if absent. Never shown in a repr.
+        max_retries: of a call that found no answer, or 408, 429 or 5xx.
+        timeout: seconds a single answer may take.
+        http: a client of one's own, with proxies or certificates; its base_url and headers are left alone.
+
+    Raises:
+        ClientError: no address or key was given.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        max_retries: int = MAX_RETRIES,
+        timeout: float | httpx2.Timeout = DEFAULT_TIMEOUT,
+        http: httpx2.AsyncClient | None = None,
+    ) -> None:
+        self.base_url, self._headers = settings(base_url, api_key)
+        self.max_retries = max_retries
+        self._http = http or httpx2.AsyncClient(timeout=timeout)
+        self.uploads, self.renders = AsyncUploads(self), AsyncRenders(self)
+
+    def __repr__(self) -> str:
+        return f"AsyncClient({self.base_url!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def models(self) -> list[Model]:
+        """The models that the service renders with."""
+        return (await self.send(calls.models())).data
+
+    async def presets(self) -> list[Preset]:
+        """The camera moves that `camera` understands."""
+        return (await self.send(calls.presets())).data
+
+    async def preview(
+        self,
+        upload: UploadRef,
+        camera: Camera,
+        *,
+        options: ClipOptions | None = None,
+        count: int = 5,
+        max_side: int = 384,
+        format: str = "webp",
+        tint: bool = True,
+    ) -> Preview:
+        """What the new camera sees of the clip, at some moments; nothing is rendered."""
+        body = PreviewCreate.model_validate(
+            {
+                "input": calls.as_input(upload), "camera": camera, "options": options or ClipOptions(), "count": count,
+                "max_side": max_side, "format": format, "tint": tint,
+            }
+        )  # fmt: skip
+        return await self.send(calls.preview(body))
+
+    async def estimate(self, upload: UploadRef, camera: Camera, *, options: Options | None = None) -> Estimate:
+        """Sizes, windows, memory, time and hole share of a render, before it is paid for."""
+        return await self.send(calls.estimate(upload, camera, options))
+
+    async def send(self, call: Call[Answer]) -> Answer:
+        """Send a call, again where that is safe and may help.
+
+        Raises:
+            APIError: the service refused.
+            ConnectionFailed: there was no answer.
+        """
+        retries = 0
+        while True:
+            try:
+                response = await self._http.request(
+                    call.method, self.base_url + call.path, params=dict(call.params), json=call.json,
+                    content=call.content, headers={**self._headers, **call.headers},
+                )  # fmt: skip
+            except httpx2.TransportError as error:
+                failure: ClientError = ConnectionFailed(
+                    f"no answer from {self.base_url}: {error or type(error).__name__}"
+                )
+            else:
+                if response.is_success:
+                    return call.read(response.content)
+                failure = error_of(response)
+            if call.method == "DELETE" and retries and isinstance(failure, NotFound):
+                return call.read(b"")  # the try before this one did it
+            pause = pause_s(failure, retries, self.max_retries)
+            if pause is None:
+                raise failure
+            await asyncio.sleep(pause)
+            retries += 1
+
+
+class AsyncUploads:
+    """Clips on the service."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def create(self, path: str | Path, *, once: bool = False) -> Upload:
+        """Send a clip; what arrived before a broken connection is not sent again.
+
+        Args:
+            once: these bytes are one upload, however often they are sent.
+
+        Raises:
+            UploadFailed: it arrived, and is no clip that the service can use.
+        """
+        clip = await asyncio.to_thread(ClipFile, Path(path))
+        upload = await self._client.send(calls.create_upload(clip.request, f"clip-{clip.sha256}" if once else None))
+        lost = 0
+        while upload.status == "pending":
+            try:
+                upload = await self._client.send(calls.send_part(upload, upload.offset, clip.part(upload.offset)))
+            except (ConnectionFailed, APIError) as failure:
+                lost += 1
+                if lost > self._client.max_retries or isinstance(failure, NotFound):
+                    raise
+                upload = await self.retrieve(upload)
+        if upload.status == "failed":
+            raise UploadFailed(upload)
+        return upload
+
+    async def retrieve(self, upload: UploadRef) -> Upload:
+        return await self._client.send(calls.retrieve_upload(upload))
+
+    async def delete(self, upload: UploadRef) -> None:
+        await self._client.send(calls.delete_upload(upload))
+
+
+class AsyncRenders:
+    """Renders of the caller's tenant."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def create(
+        self,
+        upload: UploadRef,
+        camera: Camera,
+        *,
+        options: Options | None = None,
+        seed: int = 0,
+        model: str | None = None,
+        deadline_s: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Render:
+        """Ask for a render; it is accepted when this returns, and done when `wait` does.
+
+        Args:
+            idempotency_key: two calls with one key are one render, also from two processes.
+        """
+        return await self._client.send(
+            calls.create_render(upload, camera, options, seed, model, deadline_s, idempotency_key)
+        )
+
+    async def retrieve(self, render: RenderRef) -> Render:
+        return await self._client.send(calls.retrieve_render(render))
+
+    async def list(self, *, limit: int = 20, after: str | None = None, status: str | None = None) -> RenderPage:
+        """The newest first."""
+        return await self._client.send(calls.list_renders(limit, after, status))
+
+    async def cancel(self, render: RenderRef) -> Render:
+        """What has ended already stays as it ended."""
+        return await self._client.send(calls.cancel_render(render))
+
+    async def delete(self, render: RenderRef) -> None:
+        """Cancel it if it runs, and remove its files."""
+        await self._client.send(calls.delete_render(render))
+
+    async def resample(
+        self,
+        render: RenderRef,
+        *,
+        seed: int | None = None,
+        sample_steps: int | None = None,
+        sdedit_sigma: float | None = None,
+        sdedit_steps: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Render:
+        """Another sample of a completed render, with its adapters as they are tuned."""
+        body = Resample(seed=seed, sample_steps=sample_steps, sdedit_sigma=sdedit_sigma, sdedit_steps=sdedit_steps)
+        return await self._client.send(calls.resample_render(render, body, idempotency_key))
+
+    async def wait(self, render: RenderRef, *, timeout_s: float | None = None) -> Render:
+        """Return it when it is completed.
+
+        Raises:
+            RenderFailed: it ended otherwise.
+            WaitTimeout: it goes on, and may be waited for again.
+        """
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        polls = 0
+        while not (current := await self.retrieve(render)).done:
+            if until is not None and time.monotonic() >= until:
+                raise WaitTimeout(f"{current.id} is {current.status} after {timeout_s:g} s, at {current.progress:.0%}")
+            await asyncio.sleep(next_poll_s(polls))
+            polls += 1
+        if current.status != "completed":
+            raise RenderFailed(current)
+        return current
+
+    async def events(self, render: RenderRef) -> AsyncIterator[Render]:
+        """The render each time it changes, until it has ended; a broken stream is taken up where it broke."""
+        last, retries = "", 0
+        while True:
+            headers = {**self._client._headers, **({"Last-Event-ID": last} if last else {})}
+            try:
+                async with self._client._http.sse(
+                    self._client.base_url + calls.events_path(render), headers=headers
+                ) as source:
+                    if not source.response.is_success:
+                        await source.response.aread()
+                        raise error_of(source.response)
+                    async for event in source:
+                        last, retries = event.id or last, 0
+                        current = Render.model_validate_json(event.data)
+                        yield current
+                        if current.done:
+                            return
+                failure: ClientError = ConnectionFailed("the stream of events ended early")
+            except httpx2.TransportError as error:
+                failure = ConnectionFailed(f"the stream of events broke: {error or type(error).__name__}")
+            except APIError as error:
+                failure = error
+            pause = pause_s(failure, retries, self._client.max_retries)
+            if pause is None:
+                raise failure
+            await asyncio.sleep(pause)
+            retries += 1
+
+    async def download(self, render: RenderRef, target: str | Path, *, variant: Variant = "video") -> Path:
+        """Bring one file of a completed render; a download that broke off goes on where it was.
+
+        Raises:
+            DownloadDamaged: what arrived is not what was published, twice.
+            ClientError: the render has no such file.
+        """
+        current = await self.retrieve(render)
+        if variant not in current.content:
+            raise ClientError(f"{current.id} is {current.status} and has no {variant}")
+        part = PartFile(Path(target), current.content[variant])
+        retries = damaged = 0
+        while True:
+            before = part.arrived
+            try:
+                if not part.complete:
+                    await self._fetch(id_of(current), variant, part)
+                if part.complete:
+                    return await asyncio.to_thread(part.publish)
+                failure: ClientError = ConnectionFailed("the download ended early")
+            except httpx2.TransportError as error:
+                failure = ConnectionFailed(f"the download broke: {error or type(error).__name__}")
+            except DownloadDamaged:
+                damaged += 1
+                if damaged > 1:
+                    raise
+                continue
+            except APIError as error:
+                failure = error
+            retries = 0 if part.arrived > before else retries
+            pause = pause_s(failure, retries, self._client.max_retries)
+            if pause is None:
+                raise failure
+            await asyncio.sleep(pause)
+            retries += 1
+
+    async def _fetch(self, render: str, variant: Variant, part: PartFile) -> None:
+        url = self._client.base_url + calls.content_path(render, variant)
+        headers = {**self._client._headers, **part.headers}
+        async with self._client._http.stream("GET", url, headers=headers) as response:
+            if not response.is_success:
+                await response.aread()
+                raise error_of(response)
+            with part.path.open(part.mode(response.status_code)) as file:
+                async for chunk in response.aiter_bytes():
+                    file.write(chunk)

@@ -1,0 +1,278 @@
+"""Many clips through the service: a manifest in, files and a table of results out, interrupted and gone on at will.
+
+A manifest is CSV, JSON lines or Parquet with a row a render:
+
+    clip_id      its name, unlike any other's
+    input_uri    path of the clip on this machine (file:// is the same)
+    camera       a preset expression, or the path of a camera.json
+    output_uri   where the video goes on this machine
+    start_s, end_s, seed, options (a JSON object), priority: may be left out; higher priorities go first
+
+Each row's calls carry one idempotency key made from the row, so a driver that is killed and started again finds the
+renders that it had asked for; the journal beside the results says which rows are done.
+"""
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from .errors import APIError, ClientError, RenderFailed, UploadFailed, WaitTimeout
+from .schema import CameraFile, Options, Render, Seed
+
+if TYPE_CHECKING:
+    from .synchronous import Client
+
+MOST_ROWS = 1_000_000
+SCHEMA_VERSION = 1
+
+
+class Row(BaseModel):
+    """One line of a manifest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    clip_id: str = Field(min_length=1, max_length=200)
+    input_uri: str = Field(min_length=1)
+    camera: str = Field(min_length=1, max_length=2000)
+    output_uri: str = Field(min_length=1)
+    start_s: float | None = Field(None, ge=0, le=1e6)
+    end_s: float | None = Field(None, gt=0, le=1e6)
+    seed: Seed = 0
+    options: Options = Options()
+    priority: int = Field(0, ge=-1000, le=1000)
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return (json.loads(value) if value else {}) if isinstance(value, str) else value
+
+    @property
+    def key(self) -> str:
+        """The idempotency key of this row, whoever sends it and how often."""
+        return f"bulk-{hashlib.sha256(self.model_dump_json().encode()).hexdigest()}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowResult:
+    """What became of a row; `status` is a render's, or `refused` where there was none."""
+
+    clip_id: str
+    status: str
+    key: str
+    render: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    attempts: int = 0
+    gpu_seconds: float = 0.0
+    sha256: str | None = None
+    metrics: dict[str, float] | None = None
+
+
+class Bulk:
+    """`client.bulk`."""
+
+    def __init__(self, client: "Client") -> None:
+        self._client = client
+
+    def run(
+        self,
+        manifest: str | Path,
+        results: str | Path,
+        *,
+        in_flight: int = 4,
+        on_row: Callable[[RowResult, int, int], None] = lambda result, done, total: None,
+    ) -> list[RowResult]:
+        """Render every row; return and write what became of each, in the manifest's order.
+
+        Args:
+            results: table to write: `.parquet` (needs pyarrow) or `.jsonl`. Its journal lies beside it.
+            in_flight: rows under way at once.
+            on_row: called with a result, and how many of how many rows are through.
+
+        Raises:
+            ClientError: the manifest cannot be used; nothing was sent.
+        """
+        rows, target = read_manifest(Path(manifest)), Path(results)
+        if target.suffix not in (".parquet", ".jsonl"):
+            raise ClientError(f"{target.name} is neither .parquet nor .jsonl")
+        journal = Journal(target.with_name(target.name + ".journal"))
+        done = {row.clip_id: known for row in rows if (known := journal.known(row)) is not None}
+        waiting = sorted((row for row in rows if row.clip_id not in done), key=lambda row: -row.priority)
+        pool, stop = ThreadPoolExecutor(in_flight), threading.Event()
+        under_way = [pool.submit(self._row, row, stop) for row in waiting]
+        try:
+            for future in as_completed(under_way):
+                result = future.result()
+                journal.add(result)
+                done[result.clip_id] = result
+                on_row(result, len(done), len(rows))
+        finally:
+            stop.set()  # what is under way goes on there, and is found again by its key
+            pool.shutdown(cancel_futures=True)
+        ordered = [done[row.clip_id] for row in rows]
+        write_results(ordered, target)
+        return ordered
+
+    def _row(self, row: Row, stop: threading.Event) -> RowResult:
+        client = self._client
+        try:
+            upload = client.uploads.create(_local(row.input_uri), once=True)
+            options = _cut(row, upload.clip.fps if upload.clip else 0.0)
+            render = client.renders.create(
+                upload, _camera(row.camera), options=options, seed=row.seed, idempotency_key=row.key
+            )
+            while not render.done and not stop.is_set():
+                with contextlib.suppress(WaitTimeout):
+                    render = client.renders.wait(render, timeout_s=2.0)
+            if render.done:
+                client.renders.download(render, _local(row.output_uri))
+            return _result(row, render)
+        except RenderFailed as failure:
+            return _result(row, failure.render)
+        except UploadFailed as failure:
+            return _refused(row, failure.problem.code, failure.message)
+        except APIError as failure:
+            return _refused(row, failure.code, failure.message)
+        except (ClientError, OSError, ValidationError) as failure:
+            return _refused(row, "client", str(failure).splitlines()[0])
+
+
+class Journal:
+    """What is through, a line a row; a line that a crash cut short counts as none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[str, RowResult] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with contextlib.suppress(ValueError, TypeError):
+                result = RowResult(**json.loads(line))
+                self._known[result.key] = result
+
+    def known(self, row: Row) -> RowResult | None:
+        """The result of exactly this row, if it was completed and its file is still there."""
+        result = self._known.get(row.key)
+        whole = result is not None and result.status == "completed" and _local(row.output_uri).is_file()
+        return result if whole else None
+
+    def add(self, result: RowResult) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(asdict(result)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_manifest(path: Path) -> list[Row]:
+    """The rows of a CSV, JSON lines or Parquet file.
+
+    Raises:
+        ClientError: not readable, a row that is none, a name or an output that comes twice; names the line.
+    """
+    rows = []
+    try:
+        for number, values in enumerate(_raw_rows(path), start=1):
+            try:
+                rows.append(Row.model_validate({k: v for k, v in values.items() if v not in (None, "")}))
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(str(part) for part in first["loc"])
+                raise ClientError(f"row {number} of {path.name}: {where}: {first['msg']}") from None
+            if number > MOST_ROWS:
+                raise ClientError(f"{path.name} has more than {MOST_ROWS} rows; split it")
+    except (OSError, ValueError) as error:
+        raise ClientError(f"{path.name} cannot be read as a manifest: {error}") from None
+    for what in ("clip_id", "output_uri"):
+        seen: set[str] = set()
+        for number, row in enumerate(rows, start=1):
+            if (value := getattr(row, what)) in seen:
+                raise ClientError(f"row {number} of {path.name}: the {what} {value!r} was there before")
+            seen.add(value)
+    if not rows:
+        raise ClientError(f"{path.name} has no rows")
+    return rows
+
+
+def _raw_rows(path: Path) -> Iterator[dict[str, Any]]:
+    if path.suffix == ".csv":
+        with path.open(newline="") as file:
+            yield from csv.DictReader(file)
+    elif path.suffix == ".parquet":
+        yield from _arrow().read_table(path).to_pylist()
+    else:
+        with path.open() as file:
+            yield from (json.loads(line) for line in file if line.strip())
+
+
+def write_results(results: list[RowResult], path: Path) -> None:
+    """The table of results, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+
+        text, number = pa.string(), pa.float64()
+        names = {"attempts": pa.int32(), "gpu_seconds": number, "metrics": pa.map_(text, number)}
+        schema = pa.schema(
+            [(field.name, names.get(field.name, text)) for field in fields(RowResult)],
+            metadata={"recapture.bulk_results": str(SCHEMA_VERSION)},
+        )
+        table = [{**asdict(r), "metrics": None if r.metrics is None else list(r.metrics.items())} for r in results]
+        _arrow().write_table(pa.Table.from_pylist(table, schema=schema), part)
+    else:
+        part.write_text("".join(json.dumps(asdict(result)) + "\n" for result in results))
+    os.replace(part, path)
+
+
+def _arrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ClientError("Parquet needs pyarrow: pip install pyarrow, or use .jsonl") from None
+    return pyarrow.parquet
+
+
+def _local(uri: str) -> Path:
+    """Raises ClientError: an address of another kind; the service takes what this machine uploads."""
+    if "://" in uri and not uri.startswith("file://"):
+        raise ClientError(f"{uri} is not on this machine; clips are uploaded from here")
+    return Path(uri.removeprefix("file://"))
+
+
+def _camera(text: str) -> str | CameraFile:
+    path = Path(text)
+    return CameraFile.model_validate_json(path.read_bytes()) if path.suffix == ".json" else text
+
+
+def _cut(row: Row, fps: float) -> Options:
+    """The options with the row's start and end as frames of the clip."""
+    cut: dict[str, int] = {}
+    if row.start_s is not None:
+        cut["first_frame"] = round(row.start_s * fps)
+    if row.end_s is not None:
+        cut["frames"] = round(row.end_s * fps) - round((row.start_s or 0.0) * fps)
+    return Options.model_validate({**row.options.model_dump(exclude_unset=True), **cut})
+
+
+def _result(row: Row, render: Render) -> RowResult:
+    shares = {"hole_share": render.hole_share, "generated_share": render.generated_share}
+    return RowResult(
+        clip_id=row.clip_id, status=render.status, key=row.key, render=render.id,
+        error_code=render.error.code if render.error else None,
+        error_message=render.error.message if render.error else None,
+        attempts=render.attempt, gpu_seconds=render.usage.gpu_seconds,
+        sha256=render.content["video"].sha256 if "video" in render.content else None,
+        metrics={name: share for name, share in shares.items() if share is not None},
+    )  # fmt: skip
+
+
+def _refused(row: Row, code: str, message: str) -> RowResult:
+    return RowResult(clip_id=row.clip_id, status="refused", key=row.key, error_code=code, error_message=message)

@@ -1,0 +1,321 @@
+"""What travels between the client and the service. The service refuses what is not said here; the client does not.
+
+Requests forbid unknown fields and bound every number. Answers ignore fields that they do not know, so that an older
+client understands a newer service. Sizes are in pixels, times in seconds, moments in Unix seconds.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Variant = Literal[
+    "video", "generated", "anchor", "mask", "side_by_side", "contact", "camera", "config", "report", "page"
+]
+Status = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
+TERMINAL: tuple[Status, ...] = ("completed", "failed", "cancelled", "expired")
+
+MOST_UPLOAD_BYTES = 2 << 30
+MOST_CAMERA_FRAMES = 3000
+
+
+class Asked(BaseModel):
+    """A request, or a part of one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+
+class Answered(BaseModel):
+    """An answer, or a part of one."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+# Requests
+
+
+class UploadCreate(Asked):
+    bytes: int = Field(ge=1, le=MOST_UPLOAD_BYTES)
+    sha256: Sha256
+    filename: str | None = Field(None, max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")
+    """A label: it never becomes a name on the service's disk."""
+
+
+class Input(Asked):
+    upload: str = Field(pattern=r"^upl_[0-9a-f]{24}$")
+
+
+_Number = Annotated[float, Field(ge=-1e9, le=1e9)]
+_Row3 = Annotated[list[_Number], Field(min_length=3, max_length=3)]
+_Row4 = Annotated[list[_Number], Field(min_length=4, max_length=4)]
+
+
+class CameraFrame(Asked):
+    c2w: Annotated[list[_Row4], Field(min_length=4, max_length=4)]
+    time_s: float | None = Field(None, ge=-1e6, le=1e6)
+    K_px: Annotated[list[_Row3], Field(min_length=3, max_length=3)] | None = None
+
+
+class CameraFile(Asked):
+    """The project's own camera file, `camera.json` of an earlier result or one made by hand."""
+
+    schema_: Literal["recapture.camera_path"] = Field("recapture.camera_path", alias="schema")
+    version: Literal[1] = 1
+    axes: Literal["opencv"] = "opencv"
+    reference: Literal["source", "world"]
+    unit: Literal["scene", "median_depth", "file"]
+    width: int = Field(ge=1, le=16384)
+    height: int = Field(ge=1, le=16384)
+    frames: list[CameraFrame] = Field(min_length=1, max_length=MOST_CAMERA_FRAMES)
+
+
+Camera = Annotated[str, Field(min_length=1, max_length=2000)] | CameraFile
+"""A preset expression such as `arc(15deg)+zoom(1.1)`, or the content of a camera file. A string is never a path."""
+
+
+class ClipOptions(Asked):
+    """What is read of the clip."""
+
+    first_frame: int = Field(0, ge=0, le=10**7)
+    frames: int | None = Field(None, ge=2, le=3000)
+    """At most this many frames; None takes the whole clip."""
+    fov_deg: float | None = Field(None, ge=5, le=160)
+    locked: bool | None = None
+
+
+class Options(ClipOptions):
+    """As the command's options; None takes what the quality sets."""
+
+    quality: Literal["draft", "standard", "paper"] = "standard"
+    height: int | None = Field(None, ge=32, le=2048)
+    width: int | None = Field(None, ge=32, le=2048)
+    rank: int | None = Field(None, ge=1, le=64)
+    lr: float | None = Field(None, ge=1e-7, le=0.1)
+    spatial_steps: int | None = Field(None, ge=0, le=2000)
+    temporal_steps: int | None = Field(None, ge=0, le=2000)
+    schedule: Literal["decoupled", "joint"] | None = None
+    warm_start: bool | None = None
+    sample_steps: int | None = Field(None, ge=1, le=200)
+    start: Literal["noise", "anchor"] | None = None
+    start_sigma: float | None = Field(None, ge=0.01, le=700)
+    guidance: float | None = Field(None, ge=1, le=20)
+    overlap: int | None = Field(None, ge=1, le=32)
+    sdedit_sigma: float | None = Field(None, ge=0, le=700)
+    sdedit_steps: int | None = Field(None, ge=1, le=200)
+    composite: Literal["on", "off"] | None = None
+    feather_px: float | None = Field(None, ge=0, le=64)
+
+
+class EstimateCreate(Asked):
+    input: Input
+    camera: Camera
+    options: Options = Options()
+
+
+class RenderCreate(EstimateCreate):
+    seed: Seed = 0
+    model: str | None = Field(None, max_length=200)
+    """The model that is asked for; None takes the one that is served."""
+    deadline_s: int | None = Field(None, ge=1, le=7 * 86_400)
+    """Seconds from now after which the render is given up as `expired`."""
+
+
+class Resample(Asked):
+    """Another sample with the adapters as they are tuned; None keeps what the render had."""
+
+    seed: Seed | None = None
+    sample_steps: int | None = Field(None, ge=1, le=200)
+    sdedit_sigma: float | None = Field(None, ge=0, le=700)
+    sdedit_steps: int | None = Field(None, ge=1, le=200)
+
+
+class PreviewCreate(Asked):
+    input: Input
+    camera: Camera
+    options: ClipOptions = ClipOptions()
+    count: int = Field(5, ge=1, le=48)
+    """Moments drawn, spread evenly over the clip."""
+    max_side: int = Field(384, ge=32, le=1024)
+    format: Literal["webp", "mp4"] = "webp"
+    tint: bool = True
+    """Colour the holes, instead of leaving them black."""
+
+
+# Answers
+
+
+class Problem(Answered):
+    code: str
+    message: str
+    param: str | None = None
+
+
+class ErrorDetail(Problem):
+    type: str
+    request_id: str
+
+
+class ErrorBody(Answered):
+    error: ErrorDetail
+
+
+class Clip(Answered):
+    width: int
+    height: int
+    frames: int
+    fps: float
+    duration_s: float
+    codec: str
+    has_audio: bool
+
+
+class Upload(Answered):
+    object: Literal["upload"] = "upload"
+    id: str
+    status: Literal["pending", "ready", "failed"]
+    bytes: int
+    offset: int
+    """Bytes that have arrived: where to go on."""
+    sha256: str
+    filename: str | None = None
+    clip: Clip | None = None
+    error: Problem | None = None
+    created_at: float
+
+
+class Content(Answered):
+    bytes: int
+    sha256: str
+    content_type: str
+
+
+class Usage(Answered):
+    compute_seconds: float
+    """Wall time of the workers that held the render, all attempts together."""
+    gpu_seconds: float
+    """The same where the worker had a GPU, else 0."""
+
+
+class Render(Answered):
+    object: Literal["render"] = "render"
+    id: str
+    status: Status
+    stage: str | None = None
+    progress: float
+    """0 to 1; never falls."""
+    revision: int
+    """Grows with every change; the id of its event."""
+    created_at: float
+    started_at: float | None = None
+    completed_at: float | None = None
+    attempt: int
+    error: Problem | None = None
+    warnings: list[str] = []
+    input: str
+    camera: str
+    seed: int
+    model: str
+    config_digest: str
+    resampled_from: str | None = None
+    hole_share: float | None = None
+    generated_share: float | None = None
+    frames_digest: str | None = None
+    """sha256 over the delivered and the generated frames before they were encoded: equal for equal requests."""
+    reused: list[str] = []
+    """Stages whose results were there already."""
+    content: dict[str, Content] = {}
+    usage: Usage
+
+    @property
+    def done(self) -> bool:
+        return self.status in TERMINAL
+
+
+class RenderPage(Answered):
+    object: Literal["list"] = "list"
+    data: list[Render]
+    has_more: bool
+    next: str | None = None
+    """What to give as `after` for the next page."""
+
+
+class Estimate(Answered):
+    object: Literal["estimate"] = "estimate"
+    clip_size: tuple[int, int]
+    frames: int
+    fps: float
+    working_size: tuple[int, int]
+    windows: list[tuple[int, int]]
+    hole_share: float
+    memory_bytes: int
+    seconds: float
+    stages_s: dict[str, float]
+    warnings: list[str] = []
+
+
+class PreviewFrame(Answered):
+    index: int
+    time_s: float
+    hole_share: float
+    webp: str | None = None
+    """Base64."""
+
+
+class Preview(Answered):
+    object: Literal["preview"] = "preview"
+    width: int
+    height: int
+    hole_share: float
+    """Mean over the frames drawn."""
+    frames: list[PreviewFrame]
+    mp4: str | None = None
+    """Base64."""
+    seconds: float
+    warnings: list[str] = []
+
+
+class Model(Answered):
+    object: Literal["model"] = "model"
+    id: str
+    licence: str
+    about: str
+    frames: int
+    """Frames in a window."""
+
+
+class ModelList(Answered):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class PresetParameter(Answered):
+    name: str
+    unit: str
+    default: float | str
+    low: float | None = None
+    high: float | None = None
+    words: list[str] = []
+    help: str
+
+
+class Preset(Answered):
+    object: Literal["preset"] = "preset"
+    name: str
+    summary: str
+    parameters: list[PresetParameter]
+
+
+class PresetList(Answered):
+    object: Literal["list"] = "list"
+    data: list[Preset]
+
+
+class Health(Answered):
+    status: Literal["ok", "unavailable"]
+    checks: dict[str, str] = {}
+
+
+def to_json(body: BaseModel) -> dict[str, Any]:
+    """The JSON of a request: by the names that travel, without what was left to the service."""
+    return body.model_dump(mode="json", by_alias=True, exclude_none=True)

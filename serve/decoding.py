@@ -1,0 +1,68 @@
+"""Uploads are decoded in a process of their own: this is the side that starts it and believes little of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..engine.config import DecodeConfig
+from ..engine.errors import VideoError
+from .settings import Settings
+
+_KEPT = ("PATH", "HOME", "LANG", "TMPDIR")
+"""Of the environment; the rest may hold secrets."""
+
+
+def probe_upload(path: Path, settings: Settings) -> dict[str, Any]:
+    """What the clip is, as `ClipInfo.to_json`.
+
+    Raises:
+        VideoError: it is no clip that can be used, or takes more than is granted.
+    """
+    return _child({"verb": "probe", "path": str(path), "write_bytes": 0}, settings)
+
+
+def decode_into_store(
+    path: Path, info: dict[str, Any], decode: DecodeConfig, store: Path, key: str, settings: Settings
+) -> None:
+    """Put the clip's frames into a stage store under the key of the engine's first stage, which then opens no file.
+
+    Raises:
+        VideoError: as `probe_upload`; the clip turned out other than its header said.
+    """
+    request = {
+        "verb": "frames", "path": str(path), "info": info, "decode": asdict(decode), "store": str(store), "key": key,
+        "write_bytes": 1 << 40,
+    }  # fmt: skip
+    _child(request, settings)
+
+
+def _child(request: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    limits = {"memory_bytes": settings.child_memory_bytes, "cpu_s": settings.child_cpu_s}
+    environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    command = [sys.executable, "-m", "recapture.serve.decode_child", json.dumps({**request, **limits})]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, env=environment, timeout=4 * settings.child_cpu_s, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired:
+        raise _too_heavy("time") from None
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise _too_heavy("time")
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        # A crash inside a codec is the clip's doing; what it wrote to standard error is nothing for its sender.
+        raise VideoError("the clip cannot be decoded", param="input", code="clip_damaged") from None
+    if problem := answer.get("error"):
+        raise VideoError(problem["message"], param="input", code=problem["code"])
+    return answer["info"]
+
+
+def _too_heavy(what: str) -> VideoError:
+    return VideoError(f"the clip takes more {what} to decode than is granted to one", code="clip_too_heavy")

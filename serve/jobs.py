@@ -1,0 +1,291 @@
+"""Jobs in the database: the rules of `records.py`, each change one compare-and-swap on the record's revision.
+
+Nothing here decides what is allowed; it loads a record, asks it for the one after, and writes that if nobody else was
+faster. So both databases obey the same rules, and no lock is held while anybody thinks.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from ..engine.errors import RecaptureError
+from . import database as db
+from .database import Database
+from .records import FINAL, Claim, Job, Refused
+
+_COLUMNS = [field.name for field in fields(Job)]
+
+
+class IdempotencyConflict(RecaptureError):
+    """The key was used for another request."""
+
+    code = "idempotency_conflict"
+
+
+class QueueFull(RecaptureError):
+    """No more is accepted now."""
+
+    code = "queue_full"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """What a tenant may have at once, where its own row says nothing else."""
+
+    max_active: int = 100
+    """Renders that have not ended."""
+    max_running: int = 4
+    max_queue: int = 2000
+    """Renders waiting, of all tenants together."""
+
+
+class Jobs:
+    """The queue and the records.
+
+    Args:
+        clock: Unix seconds; all processes of a service should agree on it within a fraction of a lease.
+    """
+
+    def __init__(
+        self, database: Database, *, quota: Quota | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.database, self.quota, self.clock = database, quota or Quota(), clock
+
+    def submit(
+        self,
+        tenant: str,
+        kind: str,
+        request: Mapping[str, Any],
+        fingerprint: str,
+        *,
+        key: str | None = None,
+        deadline_s: float | None = None,
+    ) -> tuple[Job, bool]:
+        """Accept a job, or return the one that this key accepted before; the second value says whether it is new.
+
+        Raises:
+            IdempotencyConflict: the key belongs to a request with another fingerprint.
+            QueueFull: the tenant's quota or the whole queue is used up.
+        """
+        now = self.clock()
+        with self.database.writing() as connection:
+            # Counting and adding must be one thing, or a burst gets past the quota.
+            self.database.serialise(connection, f"submit {tenant}")
+            if key is not None and (standing := by_key(connection, tenant, key)) is not None:
+                if standing.fingerprint != fingerprint:
+                    raise IdempotencyConflict(
+                        "this key was used for another request; use a new one", param="Idempotency-Key"
+                    )
+                if (job := _load(connection, standing.subject)) is not None:
+                    return job, False
+            self._admit(connection, tenant, kind)
+            job = Job(
+                id=f"{_PREFIX[kind]}_{secrets.token_hex(12)}", tenant=tenant, kind=kind, fingerprint=fingerprint,
+                request=dict(request), created_at=now, deadline_at=None if deadline_s is None else now + deadline_s,
+            )  # fmt: skip
+            connection.execute(db.jobs.insert().values({name: getattr(job, name) for name in _COLUMNS}))
+            if key is not None:
+                remember(connection, tenant, key, fingerprint, job.id, now)
+        return job, True
+
+    def get(self, tenant: str, job: str, kind: str | None = None) -> Job | None:
+        """A record of the tenant's own; None for one that is not there and for another's."""
+        with self.database.reading() as connection:
+            found = _load(connection, job)
+        return found if found and found.tenant == tenant and kind in (None, found.kind) else None
+
+    def page(
+        self, tenant: str, kind: str, *, limit: int, after: str | None = None, status: str | None = None
+    ) -> list[Job]:
+        """The newest first, those after the job named."""
+        table = db.jobs.c
+        query = sa.select(db.jobs).where(table.tenant == tenant, table.kind == kind)
+        if status is not None:
+            query = query.where(table.status == status)
+        if after is not None:
+            if (last := self.get(tenant, after, kind)) is None:
+                return []
+            older = sa.or_(
+                table.created_at < last.created_at, sa.and_(table.created_at == last.created_at, table.id < last.id)
+            )
+            query = query.where(older)
+        with self.database.reading() as connection:
+            rows = connection.execute(query.order_by(table.created_at.desc(), table.id.desc()).limit(limit))
+            return [_job(row) for row in rows]
+
+    def take(self, worker: str, kinds: Collection[str], *, lease_s: float) -> Job | None:
+        """Give the worker the next job that is free, None if there is none.
+
+        The tenant with the fewest running goes first, then the one served longest ago, then the oldest job.
+        """
+        while True:
+            now = self.clock()
+            with self.database.reading() as connection:
+                candidate = self._next(connection, kinds, now)
+            if candidate is None:
+                return None
+            try:
+                taken = self._change(candidate.id, lambda job, now=now: job.taken(worker, now=now, lease_s=lease_s))
+            except Refused:
+                continue  # another worker was faster
+            if not taken.final:
+                return taken
+
+    def renew(self, claim: Claim, *, lease_s: float) -> bool:
+        """Hold the job for longer; False when it is not this worker's any more."""
+        until = self.clock() + lease_s
+        try:
+            self._change(claim.job, lambda job: job.renewed(claim, until=until))
+        except Refused:
+            return False
+        return True
+
+    def holds(self, claim: Claim) -> bool:
+        """Whether the worker still holds the job: what it asks at each step."""
+        table = db.jobs.c
+        query = sa.select(table.id).where(
+            table.id == claim.job, table.attempt == claim.attempt, table.fence == claim.fence,
+            table.status == "in_progress",
+        )  # fmt: skip
+        with self.database.reading() as connection:
+            return connection.execute(query).first() is not None
+
+    def advance(self, claim: Claim, **what: Any) -> Job:
+        """Raises Refused, as all below: the job is not this worker's any more."""
+        return self._change(claim.job, lambda job: job.advanced(claim, **what))
+
+    def complete(self, claim: Claim, result: dict[str, Any], *, warnings: list[str], compute_s: float = 0.0) -> Job:
+        now = self.clock()
+        return self._change(
+            claim.job, lambda job: job.completed(claim, result, now=now, warnings=warnings, compute_s=compute_s)
+        )
+
+    def fail(self, claim: Claim, error: dict[str, Any], *, compute_s: float = 0.0) -> Job:
+        now = self.clock()
+        return self._change(claim.job, lambda job: job.failed(claim, error, now=now, compute_s=compute_s))
+
+    def give_back(self, claim: Claim) -> Job:
+        return self._change(claim.job, lambda job: job.given_back(claim))
+
+    def cancel(self, job: str) -> Job:
+        now = self.clock()
+        return self._change(job, lambda record: record.cancelled(now=now))
+
+    def expire_overdue(self) -> int:
+        """End what is past its deadline; returns how many."""
+        now, table, ended = self.clock(), db.jobs.c, 0
+        query = sa.select(table.id).where(table.status.not_in(FINAL), table.deadline_at <= now)
+        with self.database.reading() as connection:
+            overdue = list(connection.execute(query).scalars())
+        for job in overdue:
+            try:
+                self._change(job, lambda record: record.expired(now=now))
+                ended += 1
+            except Refused:  # it ended by itself
+                pass
+        return ended
+
+    def delete(self, job: str) -> None:
+        """Forget a job; its idempotency key may be used again."""
+        with self.database.writing() as connection:
+            connection.execute(db.idempotency.delete().where(db.idempotency.c.subject == job))
+            connection.execute(db.jobs.delete().where(db.jobs.c.id == job))
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """How many jobs there are by kind and status."""
+        table = db.jobs.c
+        query = sa.select(table.kind, table.status, sa.func.count()).group_by(table.kind, table.status)
+        with self.database.reading() as connection:
+            return {(kind, status): count for kind, status, count in connection.execute(query)}
+
+    def oldest_queued_s(self) -> float:
+        """How long the first in the queue has waited; 0 when nobody waits."""
+        with self.database.reading() as connection:
+            query = sa.select(sa.func.min(db.jobs.c.created_at)).where(db.jobs.c.status == "queued")
+            first = connection.execute(query).scalar()
+        return 0.0 if first is None else max(0.0, self.clock() - first)
+
+    def _admit(self, connection: Connection, tenant: str, kind: str) -> None:
+        table = db.jobs.c
+        count = sa.select(sa.func.count()).where(table.kind == kind)
+        waiting = connection.execute(count.where(table.status == "queued")).scalar_one()
+        if waiting >= self.quota.max_queue:
+            raise QueueFull(f"{waiting} are waiting, more are not accepted; try again later")
+        own = connection.execute(sa.select(db.tenants.c.max_active).where(db.tenants.c.id == tenant)).scalar()
+        most = self.quota.max_active if own is None else own
+        active = count.where(table.tenant == tenant, table.status.in_(("queued", "in_progress")))
+        if connection.execute(active).scalar_one() >= most:
+            raise QueueFull(f"at most {most} may be queued and running at once; wait for one to end", code="quota_used")
+
+    def _next(self, connection: Connection, kinds: Collection[str], now: float) -> Job | None:
+        table = db.jobs.c
+        live = sa.case((sa.and_(table.status == "in_progress", table.lease_until > now), 1), else_=0)
+        load = (
+            sa.select(table.tenant, sa.func.sum(live).label("running"), sa.func.max(table.started_at).label("served"))
+            .where(table.kind.in_(kinds))
+            .group_by(table.tenant)
+            .subquery()
+        )
+        lapsed = sa.and_(table.status == "in_progress", table.lease_until <= now)
+        query = (
+            sa.select(db.jobs)
+            .join(load, load.c.tenant == table.tenant)
+            .join(db.tenants, db.tenants.c.id == table.tenant)
+            .where(
+                table.kind.in_(kinds),
+                sa.or_(table.status == "queued", lapsed),
+                sa.or_(table.deadline_at.is_(None), table.deadline_at > now),
+                load.c.running < sa.func.coalesce(db.tenants.c.max_running, self.quota.max_running),
+            )
+            .order_by(load.c.running, sa.func.coalesce(load.c.served, 0), table.created_at, table.id)
+            .limit(1)
+        )
+        row = connection.execute(query).first()
+        return None if row is None else _job(row)
+
+    def _change(self, job: str, change: Callable[[Job], Job]) -> Job:
+        while True:
+            with self.database.writing() as connection:
+                before = _load(connection, job)
+                if before is None:
+                    raise Refused(f"{job} was deleted")
+                after = change(before)
+                changes = {n: getattr(after, n) for n in _COLUMNS if getattr(after, n) != getattr(before, n)}
+                if not changes:
+                    return after
+                # The fence too: a lease that is renewed leaves the revision as it is.
+                here = (db.jobs.c.id == job, db.jobs.c.revision == before.revision, db.jobs.c.fence == before.fence)
+                if connection.execute(db.jobs.update().where(*here).values(changes)).rowcount:
+                    return after
+
+
+_PREFIX = {"render": "rnd", "preview": "prv", "estimate": "est"}
+
+
+def remember(connection: Connection, tenant: str, key: str, fingerprint: str, subject: str, now: float) -> None:
+    """Tie an idempotency key to what it made."""
+    connection.execute(
+        db.idempotency.delete().where(db.idempotency.c.tenant == tenant, db.idempotency.c.key == key)
+    )  # of a deleted job
+    row = {"tenant": tenant, "key": key, "fingerprint": fingerprint, "subject": subject, "created_at": now}
+    connection.execute(db.idempotency.insert().values(row))
+
+
+def by_key(connection: Connection, tenant: str, key: str) -> Any:
+    """What an idempotency key made: `fingerprint` and `subject`; None for a new one."""
+    table = db.idempotency.c
+    return connection.execute(sa.select(db.idempotency).where(table.tenant == tenant, table.key == key)).first()
+
+
+def _load(connection: Connection, job: str) -> Job | None:
+    row = connection.execute(sa.select(db.jobs).where(db.jobs.c.id == job)).first()
+    return None if row is None else _job(row)
+
+
+def _job(row: Any) -> Job:
+    return Job(**{name: getattr(row, name) for name in _COLUMNS})

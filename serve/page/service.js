@@ -1,0 +1,87 @@
+// The service's verbs, as the page needs them. Errors are sentences: whatever is thrown has one as its message.
+
+const PART_BYTES = 8 << 20;
+
+export class Service {
+  constructor(key) {
+    this.key = key;
+  }
+
+  async send(method, path, { json, body, headers = {}, signal } = {}) {
+    let answer;
+    try {
+      answer = await fetch(path, {
+        method,
+        signal,
+        headers: { Authorization: `Bearer ${this.key}`, ...(json ? { "Content-Type": "application/json" } : {}), ...headers },
+        body: json ? JSON.stringify(json) : body,
+      });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new Error("The service does not answer. Is it running?");
+    }
+    if (answer.ok) return answer;
+    const refused = await answer.json().catch(() => null);
+    throw new Error(sentence(refused?.error?.message ?? `The service answered ${answer.status}`));
+  }
+
+  async json(method, path, options) {
+    return (await this.send(method, path, options)).json();
+  }
+
+  async upload(file, onPart) {
+    if (!crypto.subtle) throw new Error("This page needs https, or to be opened at 127.0.0.1, to check what it sends.");
+    const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", await file.arrayBuffer()));
+    const sha256 = [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    let upload = await this.json("POST", "/v1/uploads", {
+      json: { bytes: file.size, sha256, filename: file.name.slice(-255) },
+      headers: { "Idempotency-Key": `clip-${sha256}` },
+    });
+    while (upload.status === "pending") {
+      const body = file.slice(upload.offset, upload.offset + PART_BYTES);
+      const headers = { "Upload-Offset": String(upload.offset) };
+      upload = await this.json("PATCH", `/v1/uploads/${upload.id}`, { body, headers });
+      onPart(upload.offset / upload.bytes);
+    }
+    if (upload.status === "failed") throw new Error(sentence(upload.error.message));
+    return upload;
+  }
+
+  // EventSource cannot send a key, so the stream is read by hand; a broken one is taken up behind what was seen.
+  async follow(id, onRender) {
+    let last = 0;
+    for (;;) {
+      try {
+        const headers = last ? { "Last-Event-ID": String(last) } : {};
+        const answer = await this.send("GET", `/v1/renders/${id}/events`, { headers });
+        const lines = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+        let waiting = "";
+        for (;;) {
+          const { value, done } = await lines.read();
+          if (done) break;
+          const events = (waiting + value).split("\n\n");
+          waiting = events.pop();
+          for (const event of events) {
+            const data = event.split("\n").find((line) => line.startsWith("data: "));
+            if (!data) continue;
+            const render = JSON.parse(data.slice(6));
+            last = render.revision;
+            onRender(render);
+            if (ended(render)) return;
+          }
+        }
+      } catch {
+        // taken up below
+      }
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+    }
+  }
+
+  async file(id, variant) {
+    return URL.createObjectURL(await (await this.send("GET", `/v1/renders/${id}/content?variant=${variant}`)).blob());
+  }
+}
+
+export const ended = (render) => !["queued", "in_progress"].includes(render.status);
+
+export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");

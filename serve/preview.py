@@ -1,0 +1,153 @@
+"""Previews: some moments of the clip as the new camera sees them, small, and at once when the clip's depth is known."""
+
+import base64
+import json
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ..engine.anchor import draw_anchor
+from ..engine.background import Plate
+from ..engine.cameras import CameraPath, CameraSpec, path_warnings
+from ..engine.cameras.path import scaled_intrinsics
+from ..engine.handover import plate_of, source_view
+from ..engine.pipeline import Result
+from ..engine.report.pictures import spread, tinted_holes
+from ..engine.video import VideoWriter
+
+_CLIPS = 4
+"""Clips whose frames and depth are kept open."""
+_WEBP_QUALITY = 82
+
+
+class Rows(list[np.ndarray]):
+    """Takes rows as an `ArrayWriter` does, and keeps them."""
+
+    def append(self, rows: np.ndarray) -> None:
+        self.extend(rows)
+
+
+class Previewer:
+    """Draws previews; the clips looked at last stay open."""
+
+    def __init__(self) -> None:
+        self._clips: OrderedDict[str, Result] = OrderedDict()
+
+    def clip(self, key: str, prepare: Callable[[], Result]) -> Result:
+        """The stages of a clip that no path changes, run by `prepare` the first time."""
+        if key not in self._clips:
+            self._clips[key] = prepare()
+            while len(self._clips) > _CLIPS:
+                self._clips.popitem(last=False)
+        self._clips.move_to_end(key)
+        return self._clips[key]
+
+    def draw(self, clip: Result, camera: CameraSpec, asked: dict[str, Any]) -> dict[str, Any]:
+        """The JSON of a `Preview`.
+
+        Args:
+            asked: `count`, `max_side`, `format` and `tint` of the request.
+
+        Raises:
+            CameraError: the camera cannot be in this clip's scene.
+        """
+        started = time.monotonic()
+        source, depth = clip.source, clip.entries["depth"].array("depth")
+        view = source_view(clip.entries)
+        whole = camera.resolve(view)
+        times = spread(len(source), asked["count"])
+        height, width = _fit(view.height, view.width, asked["max_side"])
+        path = _at(whole, times).resized(width, height)
+        K_px = np.broadcast_to(view.K_px, (len(times), 3, 3))
+        color, mask, evidence = Rows(), Rows(), Rows()
+        run = clip.run
+        draw_anchor(
+            np.stack([cv2.resize(source[t], (width, height), interpolation=cv2.INTER_AREA) for t in times]),
+            _depth_at_most(depth[times], height, width),
+            scaled_intrinsics(K_px, width / view.width, height / view.height),
+            path,
+            color,  # pyright: ignore[reportArgumentType]
+            mask,  # pyright: ignore[reportArgumentType]
+            evidence,  # pyright: ignore[reportArgumentType]
+            plate=_small(plate_of(clip.entries), width, height),
+            band=run.config.anchor.band,
+            valid=None,
+            device=run.device,
+            on_frame=lambda done, share, other: None,
+        )
+        holes = [1 - float(seen.mean()) for seen in mask]
+        pictures = [tinted_holes(c, m) if asked["tint"] else c for c, m in zip(color, mask, strict=True)]
+        frames: list[dict[str, Any]] = [
+            {"index": int(t), "time_s": float(view.times_s[t]), "hole_share": share}
+            for t, share in zip(times, holes, strict=True)
+        ]
+        film = None
+        if asked["format"] == "webp":
+            for frame, picture in zip(frames, pictures, strict=True):
+                frame["webp"] = _webp(picture)
+        else:
+            film = _mp4(pictures, max(Fraction(1), run.info.rate * len(times) / len(source)))
+        return {
+            "width": width, "height": height, "hole_share": float(np.mean(holes)), "frames": frames, "mp4": film,
+            "warnings": [*camera.warnings(view), *path_warnings(whole, view)], "seconds": time.monotonic() - started,
+        }  # fmt: skip
+
+
+def _fit(height: int, width: int, most: int) -> tuple[int, int]:
+    scale = min(1.0, most / max(height, width))
+    # Even sides: the film's codec has no others.
+    return max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2)
+
+
+def _at(path: CameraPath, times: list[int]) -> CameraPath:
+    return replace(path, c2w=path.c2w[times], K_px=path.K_px[times], times_s=path.times_s[times])
+
+
+def _depth_at_most(depth: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Depth no finer than the picture; nearest, so that no surface appears between two."""
+    if depth.shape[1] <= height and depth.shape[2] <= width:
+        return np.array(depth)
+    size = (min(width, depth.shape[2]), min(height, depth.shape[1]))
+    return np.stack([cv2.resize(values, size, interpolation=cv2.INTER_NEAREST_EXACT) for values in depth])
+
+
+def _small(plate: Plate | None, width: int, height: int) -> Plate | None:
+    if plate is None:
+        return None
+
+    def nearest(values: np.ndarray) -> np.ndarray:
+        return cv2.resize(np.array(values), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+
+    return Plate(color=nearest(plate.color), depth=nearest(plate.depth), confidence=nearest(plate.confidence))
+
+
+def _webp(picture: np.ndarray) -> str:
+    bgr = np.ascontiguousarray(picture[..., ::-1])
+    done, data = cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, _WEBP_QUALITY])
+    assert done
+    return base64.b64encode(data.tobytes()).decode()
+
+
+def _mp4(pictures: list[np.ndarray], rate: Fraction) -> str:
+    height, width = pictures[0].shape[:2]
+    with tempfile.TemporaryDirectory(prefix="recapture-") as folder:
+        path = Path(folder) / "preview.mp4"
+        with VideoWriter(
+            path, width=width, height=height, rate=rate.limit_denominator(1000), crf=23, preset="veryfast"
+        ) as video:
+            for picture in pictures:
+                video.write(picture)
+        return base64.b64encode(path.read_bytes()).decode()
+
+
+def clip_key(tenant: str, sha256: str, sections: dict[str, Any]) -> str:
+    """What a clip is kept under: the tenant is part of it, so that nobody meets another's."""
+    return json.dumps([tenant, sha256, sections], sort_keys=True)

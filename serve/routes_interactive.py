@@ -1,0 +1,76 @@
+"""Previews and estimates: a person waits for them, so the request does too. Workers of their own do them."""
+
+import asyncio
+import time
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+
+from ..client.schema import Estimate, EstimateCreate, Preview, PreviewCreate
+from ..engine.errors import InputError, RecaptureError
+from .answers import REFUSALS
+from .options import check_camera, clip_sections, digest_of, run_config
+from .problems import Busy
+from .records import Job
+from .routes_renders import render_request
+from .routes_uploads import find_upload
+from .state import Service, State, Tenant
+
+router = APIRouter(tags=["before a render"], responses=REFUSALS)
+
+
+@router.post("/v1/previews")
+async def create_preview(asked: PreviewCreate, service: Service, tenant: Tenant) -> Preview:
+    """Some moments of the clip from the new camera. The first of a clip takes its depth's time, the others do not."""
+    record = await run_in_threadpool(find_upload, service, tenant, asked.input.upload)
+    if record.status != "ready":
+        raise InputError(f"the upload is {record.status}", param="input.upload", code="upload_not_ready")
+    request = {
+        "input": record.id,
+        "sha256": record.sha256,
+        "camera": check_camera(asked.camera),
+        "sections": clip_sections(asked.options),
+        "asked": asked.model_dump(include={"count", "max_side", "format", "tint"}),
+    }
+    return Preview.model_validate(await _done(service, tenant, "preview", request))
+
+
+@router.post("/v1/renders:estimate")
+async def create_estimate(asked: EstimateCreate, service: Service, tenant: Tenant) -> Estimate:
+    """What a render would be and cost: sizes, windows, hole share, memory, and time measured on the worker."""
+    config = run_config(service.settings.model, asked.options, 0)
+    camera = check_camera(asked.camera)
+    request = await run_in_threadpool(render_request, service, tenant, asked.input.upload, camera, config)
+    return Estimate.model_validate(await _done(service, tenant, "estimate", request))
+
+
+async def _done(service: State, tenant: str, kind: str, request: dict[str, Any]) -> dict[str, Any]:
+    """The result of a short job, which is forgotten as soon as it is known.
+
+    Raises:
+        Busy: no worker was through with it in time.
+        RecaptureError: what the worker says is wrong.
+    """
+    job, _ = await run_in_threadpool(service.jobs.submit, tenant, kind, request, digest_of(request))
+    try:
+        job = await _final(service, job)
+    finally:
+        await run_in_threadpool(service.jobs.delete, job.id)
+    if job.result is not None:
+        return job.result
+    error = job.error or {"code": "internal", "message": f"the {kind} was {job.status}", "param": None}
+    kind_of_error = RecaptureError if error["code"] in ("internal", "worker_lost") else InputError
+    raise kind_of_error(error["message"], param=error["param"], code=error["code"])
+
+
+async def _final(service: State, job: Job) -> Job:
+    until = time.monotonic() + service.settings.interactive_wait_s
+    pause_s = 0.01
+    while time.monotonic() < until:
+        await asyncio.sleep(pause_s)
+        pause_s = min(0.1, pause_s * 1.1)
+        current = await run_in_threadpool(service.jobs.get, job.tenant, job.id)
+        if current is not None and current.final:
+            return current
+    raise Busy("no worker was through with it in time; ask again")

@@ -1,0 +1,92 @@
+"""`/v1/uploads`: clips arrive in parts; a broken connection costs the part under way at most."""
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from ..client.schema import Clip, Problem, Upload, UploadCreate
+from ..engine.video.clip import ClipInfo
+from .answers import REFUSALS
+from .problems import Missing
+from .state import Key, Service, State, Tenant
+from .uploads import TooLarge, UploadRecord
+
+router = APIRouter(prefix="/v1/uploads", tags=["uploads"], responses=REFUSALS)
+
+
+@router.post("", status_code=201)
+def create_upload(asked: UploadCreate, service: Service, tenant: Tenant, response: Response, key: Key = None) -> Upload:
+    """Announce a clip; its bytes follow by PATCH."""
+    record = service.uploads.create(tenant, asked, key=key)
+    response.headers["Location"] = f"/v1/uploads/{record.id}"
+    return upload_of(service, record)
+
+
+@router.get("/{upload}")
+def retrieve_upload(upload: str, service: Service, tenant: Tenant) -> Upload:
+    return upload_of(service, find_upload(service, tenant, upload))
+
+
+@router.patch(
+    "/{upload}",
+    openapi_extra={
+        "requestBody": {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+    },
+)
+async def append_to_upload(
+    upload: str,
+    request: Request,
+    service: Service,
+    tenant: Tenant,
+    offset: Annotated[int, Header(alias="Upload-Offset", ge=0, le=1 << 40)],
+) -> Upload:
+    """Send bytes from `Upload-Offset` on; the last of them decides whether the clip can be used."""
+    record = await run_in_threadpool(find_upload, service, tenant, upload)
+    with service.uploads.appending(record, offset) as file:
+        arrived = offset
+        async for chunk in request.stream():
+            arrived += len(chunk)
+            if arrived > record.bytes:
+                raise TooLarge(f"the upload was announced with {record.bytes} bytes", param="bytes")
+            await run_in_threadpool(file.write, chunk)
+            service.metrics.uploaded.inc(len(chunk))
+    if arrived == record.bytes:
+        record = await run_in_threadpool(service.uploads.finish, record)
+    return upload_of(service, record)
+
+
+@router.delete("/{upload}", status_code=204)
+def delete_upload(upload: str, service: Service, tenant: Tenant) -> None:
+    """Renders of it that have not begun will fail."""
+    service.uploads.delete(find_upload(service, tenant, upload))
+
+
+def find_upload(service: State, tenant: str, upload: str) -> UploadRecord:
+    record = service.uploads.get(tenant, upload) if re.fullmatch(r"upl_[0-9a-f]{24}", upload) else None
+    if record is None:
+        raise Missing("there is no such upload", param="upload")
+    return record
+
+
+def upload_of(service: State, record: UploadRecord) -> Upload:
+    return Upload(
+        id=record.id,
+        status=record.status,  # pyright: ignore[reportArgumentType]
+        bytes=record.bytes,
+        offset=service.uploads.arrived(record),
+        sha256=record.sha256,
+        filename=record.filename,
+        clip=None if record.clip is None else _clip(ClipInfo.from_json(record.clip)),
+        error=None if record.error is None else Problem.model_validate(record.error),
+        created_at=record.created_at,
+    )
+
+
+def _clip(info: ClipInfo) -> Clip:
+    return Clip(
+        width=info.width, height=info.height, frames=info.frame_count, fps=float(info.rate),
+        duration_s=info.duration_s, codec=info.codec, has_audio=info.has_audio,
+    )  # fmt: skip

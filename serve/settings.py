@@ -1,0 +1,73 @@
+"""What a service is made of: one model that YAML, the command line and tests fill in."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..client.schema import MOST_UPLOAD_BYTES
+from .jobs import Quota
+
+SETTINGS_VARIABLE = "RECAPTURE_SERVE_SETTINGS"
+"""Environment and not the command line: everybody on a machine can read the latter, and it may hold a password."""
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class Settings(BaseModel):
+    """All processes of one service are started with the same."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    data: Path
+    """Folder of uploads, results and the stage store; shared by all processes."""
+    database: str | None = None
+    """`postgresql://...`; None is a SQLite file in `data`, for one machine only."""
+    model: str = Field("tiny", max_length=500)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    lease_s: Seconds = 30.0
+    """How long a worker may be silent before its render goes to another."""
+    heartbeat_s: Seconds = 10.0
+    """Between two signs of life on a stream of events."""
+    interactive_wait_s: Seconds = 55.0
+    """How long a preview or an estimate may take before the caller is told to ask again."""
+    max_upload_bytes: int = Field(MOST_UPLOAD_BYTES, ge=1, le=MOST_UPLOAD_BYTES)
+    max_tenant_bytes: int = Field(20 << 30, ge=1)
+    """Uploads a tenant may have at once."""
+    max_active: int = Field(100, ge=1)
+    max_running: int = Field(4, ge=1)
+    max_queue: int = Field(2000, ge=1)
+    ingresses: int = Field(1, ge=1, le=64)
+    """Replicas on Ray Serve."""
+    renderers: int = Field(1, ge=1, le=1024)
+    """Replicas on Ray Serve, a GPU each where `device` is cuda."""
+    child_memory_bytes: int = Field(4 << 30, ge=256 << 20)
+    """Of the process that decodes an upload."""
+    child_cpu_s: int = Field(600, ge=1)
+
+    @staticmethod
+    def from_environment() -> "Settings":
+        """What the supervisor gave this process."""
+        return Settings.model_validate_json(os.environ[SETTINGS_VARIABLE])
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.data.absolute() / 'recapture.db'}"
+
+    @property
+    def quota(self) -> Quota:
+        return Quota(max_active=self.max_active, max_running=self.max_running, max_queue=self.max_queue)
+
+    def upload_path(self, upload: str) -> Path:
+        # One name for all: it is what a message about the clip calls it.
+        return self.data / "uploads" / upload / "clip"
+
+    def store_path(self, tenant: str) -> Path:
+        """The stage store of one tenant: what one has computed tells another nothing."""
+        return self.data / "stores" / tenant
+
+    def render_path(self, render: str) -> Path:
+        return self.data / "renders" / render

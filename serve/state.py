@@ -1,0 +1,47 @@
+"""What the routes share, made once an app."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+
+from .database import Database
+from .jobs import Jobs
+from .metrics import Metrics
+from .settings import Settings
+from .uploads import Uploads
+from .workers import Workers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    settings: Settings
+    database: Database
+    jobs: Jobs
+    uploads: Uploads
+    workers: Workers
+    metrics: Metrics
+
+    @staticmethod
+    def open(settings: Settings) -> "State":
+        """Raises StoreError: the data folder or the database cannot be used."""
+        settings.data.mkdir(parents=True, exist_ok=True)
+        database = Database(settings.database_url)
+        jobs, workers = Jobs(database, quota=settings.quota), Workers(database)
+        return State(
+            settings=settings, database=database, jobs=jobs, uploads=Uploads(database, settings), workers=workers,
+            metrics=Metrics(jobs, workers),
+        )  # fmt: skip
+
+
+def _state(request: Request) -> State:
+    return request.app.state.service
+
+
+def _tenant(request: Request) -> str:
+    return request.state.key.tenant  # there is one, or the guard had answered
+
+
+Service = Annotated[State, Depends(_state)]
+Tenant = Annotated[str, Depends(_tenant)]
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]

@@ -1,0 +1,307 @@
+"""The HTTP side alone, over a real socket: who is let in, what is refused, how errors look, uploads. No worker runs."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import httpx2
+import pytest
+from fastapi.routing import APIRoute
+
+from recapture.client import Options
+from recapture.client.errors import AuthenticationError, InvalidRequest, NotFound, RateLimited, UploadFailed
+from recapture.client.schema import TERMINAL, PreviewCreate, RenderCreate, Resample, Status, Variant
+from recapture.engine.config import _BOUNDS
+from recapture.serve.content import CONTENT
+from recapture.serve.guard import MOST_JSON_BYTES, OPEN
+from recapture.serve.lease import WEIGHTS
+from recapture.serve.logs import redacted
+from recapture.serve.records import FINAL
+from recapture.serve.settings import Settings
+
+from .service import Server
+from .test_pipeline import write_clip
+from .video_clips import write_bomb, write_sound
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    settings = Settings(data=tmp_path_factory.mktemp("data"), max_active=2, interactive_wait_s=0.3)
+    with Server(settings) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def http(server) -> Iterator[httpx2.Client]:
+    headers = {"Authorization": f"Bearer {server.key()}"}
+    with httpx2.Client(base_url=server.url, headers=headers, timeout=30) as http:
+        yield http
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write_clip(tmp_path_factory.mktemp("clip") / "walk.mp4")
+
+
+@pytest.fixture(scope="module")
+def upload(server, clip) -> str:
+    with server.client() as client:
+        return client.uploads.create(clip).id
+
+
+def routes(server: Server) -> list[tuple[str, str]]:
+    """Every (method, path) that the app answers, found in its own routes."""
+    found = []
+    pending: list[Any] = list(server.api.routes)
+    while pending:
+        route = pending.pop()
+        if hasattr(route, "original_router"):
+            pending += route.original_router.routes
+        else:
+            found += [(method, route.path) for method in route.methods]
+            assert isinstance(route, APIRoute) or route.path == "/openapi.json", route
+    return found
+
+
+def test_every_route_is_on_the_open_list_or_wants_a_key(server):
+    seen = routes(server)
+    assert len(seen) >= 18
+    with httpx2.Client(base_url=server.url) as http:
+        for method, path in [
+            *seen,
+            ("GET", "/nowhere"),
+            ("GET", "/healthz/"),
+        ]:
+            url = re.sub(r"\{\w+\}", "x", path)
+            for headers in (
+                {},
+                {"Authorization": "Bearer rk_" + "0" * 12 + "_" + "a" * 43},
+                {"Authorization": "Basic eDp5"},
+            ):
+                answer = http.request(method, url, headers=headers)
+                if path in OPEN:
+                    assert answer.status_code in (200, 503)
+                elif method == "HEAD":
+                    assert answer.status_code == 401
+                else:
+                    assert answer.status_code == 401, (method, path)
+                    assert answer.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_revoked_keys_are_refused_from_the_next_request_on(server):
+    from recapture.serve.database import Database
+    from recapture.serve.keys import revoke_key
+
+    with server.client("leaving") as client:
+        assert client.presets()
+        database = Database(server.settings.database_url)
+        assert revoke_key(database, client._headers["Authorization"].split("_")[1])
+        with pytest.raises(AuthenticationError):
+            client.presets()
+        database.close()
+
+
+def refused(answer: httpx2.Response, status: int, param: str | None = None) -> dict[str, Any]:
+    error = answer.json()["error"]
+    assert answer.status_code == status, error
+    assert set(error) == {"type", "code", "message", "param", "request_id"}
+    assert error["request_id"] == answer.headers["x-request-id"]
+    if param is not None:
+        assert error["param"] == param
+    return error
+
+
+def test_requests_that_are_refused_by_name(http, upload):
+    good = {"input": {"upload": upload}, "camera": "static"}
+    for change, param in [
+        ({"colour": 1}, "colour"),
+        ({"options": {"stepz": 1}}, "options.stepz"),
+        ({"options": {"temporal_steps": 10**9}}, "options.temporal_steps"),
+        ({"options": {"height": 33, "width": None}}, "options.height"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**31}, "seed"),
+        ({"deadline_s": 0}, "deadline_s"),
+        ({"camera": "swirl(3deg)"}, "camera"),
+        ({"camera": "/etc/passwd"}, "camera"),
+        ({"camera": "camera.json"}, "camera"),
+        ({"camera": ""}, "camera"),
+        ({"model": "svd"}, "model"),
+        ({"input": {"upload": "../../etc/passwd"}}, "input.upload"),
+        ({"input": {"uri": "http://169.254.169.254/"}}, "input.upload"),
+    ]:
+        error = refused(http.post("/v1/renders", json={**good, **change}), 422)
+        assert error["param"].startswith(param), (change, error)
+    for raw, status in ((b"{", 422), (b"[]", 422), (b"null", 422), (b'{"input": NaN}', 422), (b"\xff", 400)):
+        refused(http.post("/v1/renders", content=raw, headers={"Content-Type": "application/json"}), status)
+    refused(http.post("/v1/renders", content=b" " * (MOST_JSON_BYTES + 1)), 413)
+    refused(http.get("/v1/renders", params={"limit": 101}), 422, "limit")
+    refused(http.get("/v1/nothing"), 404)
+    for name in ("x", "rnd_%00", "rnd_" + "0" * 24, "rnd_" + "0" * 24 + "%0A"):
+        refused(http.get(f"/v1/renders/{name}"), 404)
+        refused(http.get(f"/v1/uploads/{name}"), 404)
+    nameless = {"bytes": 1, "sha256": "0" * 64, "filename": "a\x00b"}
+    refused(http.post("/v1/uploads", json=nameless), 422, "filename")
+    refused(http.get("/v1/renders", params={"after": "a\x00"}), 422, "after")
+    refused(http.put("/v1/renders"), 405)
+    refused(http.get("/v1/renders/rnd_0/content"), 404)
+    refused(http.post("/v1/renders", json=good, headers={"Idempotency-Key": "x" * 256}), 422, "Idempotency-Key")
+
+
+def test_numbers_are_bounded_within_what_the_engine_takes():
+    names = {
+        "first_frame": ("decode", "first_frame"), "frames": ("decode", "max_frames"), "fov_deg": ("depth", "fov_deg"),
+        "height": ("condition", "height"), "width": ("condition", "width"), "rank": ("tune", "rank"), "lr": ("tune", "lr"),
+        "spatial_steps": ("tune", "spatial_steps"), "temporal_steps": ("tune", "temporal_steps"),
+        "sample_steps": ("sample", "steps"), "start_sigma": ("sample", "start_sigma"), "overlap": ("sample", "overlap"),
+        "sdedit_sigma": ("refine", "sigma"), "sdedit_steps": ("refine", "steps"), "feather_px": ("deliver", "feather_px"),
+    }  # fmt: skip
+    for kind in (Options, RenderCreate, Resample, PreviewCreate):
+        for name, about in kind.model_json_schema()["properties"].items():
+            kinds = about.get("anyOf", [about])
+            for number in (k for k in kinds if k.get("type") in ("integer", "number")):
+                assert "minimum" in number, (kind, name)
+                assert "maximum" in number, (kind, name)
+                if kind is Options and name in names:
+                    section, field = names[name]
+                    least, most = _BOUNDS[section][field]
+                    assert least <= number["minimum"], name
+                    assert number["maximum"] <= most, name
+
+
+def test_the_queue_says_when_to_come_back(server, http, upload):
+    good = {"input": {"upload": upload}, "camera": "static"}
+    answers = [http.post("/v1/renders", json=good) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [202, 202, 429]
+    assert answers[0].headers["location"] == f"/v1/renders/{answers[0].json()['id']}"
+    assert int(answers[2].headers["retry-after"]) > 0
+    assert refused(answers[2], 429)["code"] == "quota_used"
+    with server.client("studio", max_retries=0) as client, pytest.raises(RateLimited) as limited:
+        client.renders.create(upload, "static")
+    assert limited.value.retry_after_s > 0
+    for answer in answers[:2]:
+        assert http.post(answer.headers["location"] + "/cancel").json()["status"] == "cancelled"
+        refused(http.get(answer.headers["location"] + "/content"), 409)
+        refused(http.post(answer.headers["location"] + "/resample", json={}), 409)
+        assert http.delete(answer.headers["location"]).status_code == 204
+
+
+def test_without_workers_nothing_is_ready_and_interactive_requests_end(http, upload):
+    ready = http.get("/readyz")
+    assert ready.status_code == 503
+    assert ready.json()["checks"]["workers"].startswith("none")
+    assert ready.json()["checks"]["database"] == ready.json()["checks"]["disk"] == "ok"
+    assert http.get("/healthz").json()["status"] == "ok"
+    answer = http.post("/v1/previews", json={"input": {"upload": upload}, "camera": "static"})
+    assert refused(answer, 503)["code"] == "busy"
+    assert "retry-after" in answer.headers
+    assert b'recapture_jobs{kind="preview"' not in http.get("/metrics").content  # and leave nothing behind
+
+
+def test_uploads_go_on_where_they_broke_off(http, clip):
+    data = clip.read_bytes()
+    about = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "filename": "../../walk.mp4"}
+    made = http.post("/v1/uploads", json=about, headers={"Idempotency-Key": "u"})
+    assert made.json()["offset"] == 0
+    again = http.post("/v1/uploads", json=about, headers={"Idempotency-Key": "u"})
+    assert again.json()["id"] == made.json()["id"]
+    refused(http.post("/v1/uploads", json={**about, "bytes": 7}, headers={"Idempotency-Key": "u"}), 409)
+    where = made.headers["location"]
+    assert http.patch(where, content=data[:1000], headers={"Upload-Offset": "0"}).json()["offset"] == 1000
+    refused(http.patch(where, content=data[:1000], headers={"Upload-Offset": "0"}), 409, "Upload-Offset")
+    refused(http.patch(where, content=data[1000:] + b"x", headers={"Upload-Offset": "1000"}), 413)
+    offset = http.get(where).json()["offset"]
+    done = http.patch(where, content=data[offset:], headers={"Upload-Offset": str(offset)}).json()
+    assert (done["status"], done["clip"]["frames"]) == ("ready", 6)
+    refused(http.patch(where, content=b"", headers={"Upload-Offset": str(len(data))}), 409)
+    assert http.delete(where).status_code == 204
+    refused(http.get(where), 404)
+
+
+def test_uploads_that_are_no_clips(server, tmp_path):
+    canary = tmp_path / "canary"
+    evil = tmp_path / "model.bin"
+    # What a pickle that runs a command looks like; nothing here ever loads one.
+    evil.write_bytes(f"cos\nsystem\n(S'touch {canary}'\ntR.".encode())
+    playlist = tmp_path / "list.mp4"
+    playlist.write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n")
+    short = write_clip(tmp_path / "short.mp4")
+    short.write_bytes(short.read_bytes()[: short.stat().st_size // 2])
+    with server.client("uploader") as client:
+        for path in (evil, playlist, short, write_sound(tmp_path / "sound.mp4"), write_bomb(tmp_path / "bomb.mp4")):
+            with pytest.raises(UploadFailed) as failed:
+                client.uploads.create(path)
+            assert failed.value.problem.code == "invalid_video"
+            assert str(server.settings.data) not in failed.value.problem.message
+            with pytest.raises(InvalidRequest):
+                client.renders.create(failed.value.upload, "static")
+            assert not server.settings.upload_path(failed.value.upload.id).exists()
+    assert not canary.exists()
+
+
+def test_bytes_that_are_not_those_announced(http):
+    about = {"bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
+    where = http.post("/v1/uploads", json=about).headers["location"]
+    done = http.patch(where, content=b"abd", headers={"Upload-Offset": "0"}).json()
+    assert (done["status"], done["error"]["code"]) == ("failed", "sha256_mismatch")
+
+
+def test_the_child_process_is_held_to_its_memory(clip, tmp_path):
+    from recapture.engine.errors import VideoError
+    from recapture.serve.decoding import probe_upload
+
+    settings = Settings(data=tmp_path)
+    assert probe_upload(clip, settings)["codec"] == "h264"
+    with pytest.raises(VideoError) as refused:
+        probe_upload(clip, settings.model_copy(update={"child_memory_bytes": 1 << 20}))
+    assert refused.value.code in ("clip_too_heavy", "clip_damaged")
+
+
+def test_logs_have_ids_and_no_secrets(server, capfd, monkeypatch):
+    from recapture.serve.logs import set_up_logs
+
+    set_up_logs()
+    with server.client("logged") as client:
+        key = client._headers["Authorization"].removeprefix("Bearer ")
+        with pytest.raises(NotFound) as missing:
+            client.renders.retrieve(f"rnd_{key}")
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    mine = [line for line in lines if line.get("request_id") == missing.value.request_id]
+    assert [(line["status"], line["tenant"], line["method"]) for line in mine] == [(404, "logged", "GET")]
+    assert key not in str(lines)
+    signed = "https://h/x?X-Amz-Signature=abc&y=1 postgresql://u:pw@host/db Bearer abc.def"
+    assert redacted({"Authorization": "x", "a": [signed]}) == {
+        "Authorization": "[redacted]",
+        "a": ["https://h/x?[redacted]&y=1 postgresql://[redacted]@host/db Bearer [redacted]"],
+    }
+
+
+def test_the_surface_is_this(server):
+    """A new route or answer is a decision: change this list with it."""
+    paths = server.api.openapi()["paths"]
+    assert {path: sorted(verbs) for path, verbs in paths.items()} == {
+        "/healthz": ["get"],
+        "/metrics": ["get"],
+        "/readyz": ["get"],
+        "/v1/models": ["get"],
+        "/v1/presets": ["get"],
+        "/v1/previews": ["post"],
+        "/v1/renders": ["get", "post"],
+        "/v1/renders/{render}": ["delete", "get"],
+        "/v1/renders/{render}/cancel": ["post"],
+        "/v1/renders/{render}/content": ["get"],
+        "/v1/renders/{render}/events": ["get"],
+        "/v1/renders/{render}/resample": ["post"],
+        "/v1/renders:estimate": ["post"],
+        "/v1/uploads": ["post"],
+        "/v1/uploads/{upload}": ["delete", "get", "patch"],
+    }
+
+
+def test_names_that_are_said_twice_agree():
+    from recapture.engine.stages import STAGES
+
+    assert set(get_args(Variant)) == set(CONTENT)
+    assert set(TERMINAL) == set(FINAL) < set(get_args(Status))
+    assert list(WEIGHTS) == [stage.name for stage in STAGES]

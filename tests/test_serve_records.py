@@ -1,0 +1,340 @@
+"""The rules of a job: first as a value, then the same on both databases."""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from recapture.serve.database import Database, ensure_tenant
+from recapture.serve.jobs import IdempotencyConflict, Jobs, QueueFull, Quota
+from recapture.serve.records import FINAL, MOST_ATTEMPTS, Claim, Job, Refused
+
+from .databases import postgres_binaries, postgres_server
+
+LEASE_S = 10.0
+ERROR = {"code": "broken", "message": "it broke", "param": None}
+
+
+class Ledger:
+    """The pure rules alone, with a dictionary for a database."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.records: dict[str, Job] = {}
+        self.clock = clock
+
+    def submit(self, tenant: str, kind: str, request: dict[str, Any], fingerprint: str, *, deadline_s: float | None):
+        now = self.clock()
+        job = Job(
+            id=secrets.token_hex(8), tenant=tenant, kind=kind, fingerprint=fingerprint, request=request,
+            created_at=now, deadline_at=None if deadline_s is None else now + deadline_s,
+        )  # fmt: skip
+        self.records[job.id] = job
+        return job, True
+
+    def get(self, tenant: str, job: str) -> Job | None:
+        return self.records[job]
+
+    def take(self, worker: str, kinds: list[str], *, lease_s: float) -> Job | None:
+        for job in list(self.records.values()):
+            if job.free(self.clock()):
+                taken = self._set(job.taken(worker, now=self.clock(), lease_s=lease_s))
+                if not taken.final:
+                    return taken
+        return None
+
+    def renew(self, claim: Claim, *, lease_s: float) -> bool:
+        try:
+            self._set(self.records[claim.job].renewed(claim, until=self.clock() + lease_s))
+        except Refused:
+            return False
+        return True
+
+    def holds(self, claim: Claim) -> bool:
+        return self.records[claim.job].holds(claim)
+
+    def advance(self, claim: Claim, **what: Any) -> Job:
+        return self._set(self.records[claim.job].advanced(claim, **what))
+
+    def complete(self, claim: Claim, result: dict[str, Any], *, warnings: list[str]) -> Job:
+        return self._set(self.records[claim.job].completed(claim, result, now=self.clock(), warnings=warnings))
+
+    def fail(self, claim: Claim, error: dict[str, Any]) -> Job:
+        return self._set(self.records[claim.job].failed(claim, error, now=self.clock()))
+
+    def give_back(self, claim: Claim) -> Job:
+        return self._set(self.records[claim.job].given_back(claim))
+
+    def cancel(self, job: str) -> Job:
+        return self._set(self.records[job].cancelled(now=self.clock()))
+
+    def expire_overdue(self) -> int:
+        overdue = [job for job in self.records.values() if job.overdue(self.clock())]
+        for job in overdue:
+            self._set(job.expired(now=self.clock()))
+        return len(overdue)
+
+    def _set(self, job: Job) -> Job:
+        self.records[job.id] = job
+        return job
+
+
+class JobMachine(RuleBasedStateMachine):
+    """Workers that are slow, die, come back and race with their owner."""
+
+    make: Callable[[Callable[[], float]], Any] = Ledger
+    ids = Bundle("ids")
+    claims = Bundle("claims")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+        self.jobs = type(self).make(lambda: self.now)
+        self.seen: dict[str, Job] = {}
+        self.holder: dict[str, Claim] = {}
+        self.results: dict[str, list[int]] = {}
+
+    def look(self, job: str) -> Job:
+        found = self.jobs.get("a", job)
+        assert found is not None
+        return found
+
+    def zombie(self, claim: Claim) -> bool:
+        return self.holder.get(claim.job) != claim or self.look(claim.job).status != "in_progress"
+
+    def commit(self, claim: Claim, act: Callable[[], Any]) -> bool:
+        """Do something under a claim; a zombie is refused and changes nothing."""
+        zombie, before = self.zombie(claim), self.look(claim.job)
+        assert self.jobs.holds(claim) is not zombie
+        if zombie:
+            with pytest.raises(Refused):
+                act()
+            assert self.look(claim.job) == before
+            return False
+        act()
+        return True
+
+    @rule(target=ids, deadline_s=st.sampled_from([None, None, 15.0, 60.0]))
+    def submit(self, deadline_s: float | None) -> str:
+        job, new = self.jobs.submit("a", "render", {"x": 1}, "f" * 64, deadline_s=deadline_s)
+        assert new
+        assert job.status == "queued"
+        self.seen[job.id] = job
+        return job.id
+
+    @rule(target=claims)
+    def take(self) -> Any:
+        free = [job for job in self.seen if self.look(job).free(self.now)]
+        taken = self.jobs.take("w", ["render"], lease_s=LEASE_S)
+        if taken is None:
+            # Whatever was free had lost too many workers, and has ended for it.
+            assert all(self.look(job).error["code"] == "worker_lost" for job in free)
+            return multiple()
+        assert taken.id in free
+        before = self.holder.get(taken.id)
+        assert before is None or taken.fence > before.fence
+        self.holder[taken.id] = taken.claim
+        return taken.claim
+
+    @rule(claim=claims, progress=st.floats(0, 1), stage=st.sampled_from(["depth", "sample"]))
+    def advance(self, claim: Claim, progress: float, stage: str) -> None:
+        before = self.look(claim.job).progress
+        if self.commit(claim, lambda: self.jobs.advance(claim, stage=stage, progress=progress)):
+            assert self.look(claim.job).progress == max(before, progress)
+
+    @rule(claim=claims)
+    def renew(self, claim: Claim) -> None:
+        zombie = self.zombie(claim)
+        assert self.jobs.renew(claim, lease_s=LEASE_S) is not zombie
+
+    @rule(claim=claims, value=st.integers(0, 9))
+    def complete(self, claim: Claim, value: int) -> None:
+        if self.commit(claim, lambda: self.jobs.complete(claim, {"value": value}, warnings=[])):
+            self.results.setdefault(claim.job, []).append(value)
+
+    @rule(claim=claims)
+    def fail(self, claim: Claim) -> None:
+        self.commit(claim, lambda: self.jobs.fail(claim, ERROR))
+
+    @rule(claim=consumes(claims))
+    def give_back(self, claim: Claim) -> None:
+        if self.commit(claim, lambda: self.jobs.give_back(claim)):
+            assert self.look(claim.job).status == "queued"
+
+    @rule(job=ids)
+    def cancel(self, job: str) -> None:
+        before = self.look(job)
+        after = self.jobs.cancel(job)
+        assert after == before if before.final else after.status == "cancelled"
+
+    @rule()
+    def expire(self) -> None:
+        overdue = sum(self.look(job).overdue(self.now) for job in self.seen)
+        assert self.jobs.expire_overdue() == overdue
+
+    @rule(seconds=st.sampled_from([1.0, 6.0, 11.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @invariant()
+    def nothing_goes_back(self) -> None:
+        for job, before in self.seen.items():
+            now = self.look(job)
+            assert now.progress >= before.progress
+            assert now.revision >= before.revision
+            assert now.fence >= before.fence
+            assert not before.final or now == before
+            assert now == replace(before, lease_until=now.lease_until) or now.revision > before.revision
+            assert now.attempt <= MOST_ATTEMPTS
+            assert (now.status == "completed") == (now.result is not None)
+            assert (now.completed_at is not None) == now.final
+            if now.status == "completed":
+                assert self.results[job] == [now.result["value"]]  # published once
+            self.seen[job] = now
+
+
+def run_machine(make: Callable[[Callable[[], float]], Any], examples: int) -> None:
+    machine = type("Machine", (JobMachine,), {"make": staticmethod(make)})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    if postgres_binaries() is None:
+        pytest.skip("the Debian package postgresql is not installed")
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request, tmp_path):
+    url = f"sqlite:///{tmp_path / 'records.db'}" if request.param == "sqlite" else request.getfixturevalue("postgres")
+    database = Database(url)
+    empty(database)
+    yield database
+    database.close()
+
+
+def empty(database: Database) -> None:
+    with database.writing() as connection:
+        for table in ("idempotency", "jobs"):
+            connection.exec_driver_sql(f"DELETE FROM {table}")
+        for tenant in ("a", "b"):
+            ensure_tenant(connection, tenant)
+
+
+def test_the_rules_alone():
+    run_machine(Ledger, 100)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_the_same_rules_on_a_database(database):
+    quota = Quota(max_active=10**6, max_running=10**6)
+
+    def make(clock):
+        empty(database)
+        return Jobs(database, quota=quota, clock=clock)
+
+    run_machine(make, 15)
+
+
+def submit(jobs: Jobs, tenant: str = "a", **more: Any) -> Job:
+    return jobs.submit(tenant, "render", {}, "f" * 64, **more)[0]
+
+
+def test_an_idempotency_key_is_one_job(database):
+    jobs = Jobs(database)
+    first, new = jobs.submit("a", "render", {"n": 1}, "1" * 64, key="k")
+    again, renewed = jobs.submit("a", "render", {"n": 1}, "1" * 64, key="k")
+    assert (new, renewed) == (True, False)
+    assert again == first
+    with pytest.raises(IdempotencyConflict):
+        jobs.submit("a", "render", {"n": 2}, "2" * 64, key="k")
+    other, new = jobs.submit("b", "render", {"n": 2}, "2" * 64, key="k")
+    assert new  # keys are each tenant's own
+    assert other.id != first.id
+    assert jobs.get("b", first.id) is None
+    assert jobs.get("a", first.id, "preview") is None
+    jobs.delete(first.id)
+    assert jobs.submit("a", "render", {"n": 2}, "2" * 64, key="k")[1]
+
+
+def test_quotas_and_the_cap_of_the_queue(database):
+    jobs = Jobs(database, quota=Quota(max_active=2, max_queue=3, max_running=1))
+    submit(jobs), submit(jobs)
+    with pytest.raises(QueueFull) as refused:
+        submit(jobs)
+    assert refused.value.code == "quota_used"
+    submit(jobs, "b")
+    with pytest.raises(QueueFull) as refused:
+        submit(jobs, "b")
+    assert refused.value.code == "queue_full"
+    assert jobs.take("w", ["render"], lease_s=60)
+    assert jobs.take("w", ["render"], lease_s=60)
+    assert jobs.take("w", ["render"], lease_s=60) is None  # one of each tenant runs, no more may
+
+
+def test_tenants_take_turns(database):
+    now = [1000.0]
+    jobs = Jobs(database, clock=lambda: now[0])
+    for tenant in "aaab":
+        now[0] += 1
+        submit(jobs, tenant)
+    order = []
+    for _ in range(4):
+        now[0] += 1
+        job = jobs.take("w", ["render"], lease_s=60)
+        order.append(job.tenant)
+        jobs.complete(job.claim, {}, warnings=[])
+    assert order == ["a", "b", "a", "a"]
+
+
+def test_lists_page_through_everything_once(database):
+    now = [1000.0]
+    jobs = Jobs(database, clock=lambda: now[0])
+    made = []
+    for n in range(7):
+        now[0] += n % 2  # some in one moment
+        made.append(submit(jobs).id)
+    found, after = [], None
+    while page := jobs.page("a", "render", limit=3, after=after):
+        found += [job.id for job in page]
+        after = found[-1]
+    assert sorted(found) == sorted(made)
+    assert jobs.page("b", "render", limit=3) == []
+    assert jobs.page("a", "render", limit=9, status="completed") == []
+    assert set(FINAL).isdisjoint({job.status for job in jobs.page("a", "render", limit=9)})
+
+
+def test_a_newer_database_is_refused(tmp_path):
+    from recapture.engine.errors import StoreError
+    from recapture.serve.database import VERSION, schema_version
+
+    url = f"sqlite:///{tmp_path / 'r.db'}"
+    database = Database(url)
+    with database.writing() as connection:
+        connection.execute(schema_version.update().values(version=VERSION + 1))
+    database.close()
+    with pytest.raises(StoreError, match="newer"):
+        Database(url)
+    for url in ("mysql://x/y", "nonsense"):
+        with pytest.raises(StoreError):
+            Database(url)

@@ -308,7 +308,10 @@ def test_help_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-COMMANDS = {"bench", "evaluate", "keys", "remote", "run", "preview", "serve", "presets", "models", "doctor", "store"}
+COMMANDS = {
+    "bench", "bulk", "evaluate", "jobs", "keys", "remote", "run", "preview", "serve", "submit", "presets", "models", "doctor",
+    "store",
+}  # fmt: skip
 
 
 def test_the_commands_are_these(recapture):

@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from ...engine.cameras import parse_camera
-from ...engine.config import PRESETS, RunConfig, override, preset
+from ...engine.config import RunConfig, override, quality_config
 from ...engine.pipeline import Recapture
 from ...engine.run import Models
 from ...engine.stages import STAGES
@@ -55,9 +55,8 @@ class EngineSetup:
 
 
 def pipeline_digest(models: Models, *, warm_start: bool) -> str:
-    """sha256 over what decides a row's pixels besides the row: stages, weights and the model's preset."""
-    name = models.entry.name
-    config = preset(name if name in PRESETS else "paper", model="")  # a model's name is not its weights
+    """sha256 over what decides a row's pixels besides the row: stages, weights and the model's own options."""
+    config = replace(quality_config("standard", model=models.entry.name), model="")  # a name is not its weights
     parts = {
         "stages": {stage.name: stage.version for stage in STAGES},
         "weights": [models.unet_digest, models.encoder_digest],

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
 from pyarrow import fs, parquet
 
 from ..cluster.bulk.driver import Policy, Progress
-from ..cluster.bulk.film import EngineFilm, EngineSetup, pipeline_digest
+from ..cluster.bulk.film import EngineFilm, EngineSetup, pipeline_of
 from ..cluster.bulk.manifest import COLUMNS, Manifest, Row, read_manifest
 from ..cluster.bulk.operate import operate, scan_output
 from ..cluster.bulk.outcome import Entries, Outcome
@@ -31,7 +30,6 @@ from ..cluster.bulk.render import RowRenderer
 from ..cluster.bulk.single_flight import LeaseClient, SingleFlightStore
 from ..cluster.session import connect
 from ..engine.pipeline import Recapture
-from ..engine.run import Models
 from ..engine.stages import STAGES
 from ..engine.video import VideoWriter
 from .scale import Costs, makespan_s
@@ -175,7 +173,7 @@ def real_runs(*, clips: int, paths: int, frames: int, model: str = "tiny") -> li
             for number in range(clips):
                 write_footage(bulk.folder / f"c{number}.mp4", frames, seed=number)
             setup = bulk.engine_setup(model, warm_start=False)
-            pipeline = pipeline_digest(Models(model, device=torch.device("cpu"), dtype=torch.float32), warm_start=False)
+            pipeline = pipeline_of(model, warm_start=False)
             began_s = time.perf_counter()
             with connect(None, cpus=workers):
                 connected_s = time.perf_counter() - began_s
@@ -214,7 +212,7 @@ def waits_on_one_clip(*, frames: int, model: str = "tiny") -> list[BenchRow]:
     with tempfile.TemporaryDirectory() as folder:
         bulk = _Setting(Path(folder), [{"clip_id": "c", "input_uri": "c.mp4", "camera": each} for each in CAMERAS[:4]])
         write_footage(bulk.folder / "c.mp4", frames)
-        pipeline = pipeline_digest(Models(model, device=torch.device("cpu"), dtype=torch.float32), warm_start=False)
+        pipeline = pipeline_of(model, warm_start=False)
         with connect(None, cpus=2):
             progress = bulk.run(bulk.engine_setup(model, warm_start=False), pipeline, 2, give_back=True)
     shared = {stage.name for stage in STAGES if stage.per_clip}

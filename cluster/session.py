@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import Config
+from ray._raylet import AuthenticationTokenLoader, Config
 from ray.exceptions import AuthenticationError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
@@ -41,13 +41,7 @@ def connect(address: str | None, *, cpus: int | None = None, gpus: int | None = 
     local = address in (None, LOCAL)
     if not local:
         _refuse_silent(str(address))
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    token_file = _token_file()
-    if local and "RAY_AUTH_TOKEN" not in os.environ:
-        _ensure_token(token_file)
-    if local or "RAY_AUTH_TOKEN" in os.environ or token_file.exists():
-        os.environ["RAY_AUTH_MODE"] = "token"
-        Config.initialize("")  # Ray read the environment when it was imported
+    authenticate(create=local)
     started: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False} if local else {}
     try:
         ray.init(
@@ -64,6 +58,19 @@ def connect(address: str | None, *, cpus: int | None = None, gpus: int | None = 
         yield
     finally:
         ray.shutdown()
+
+
+def authenticate(*, create: bool) -> None:
+    """Let this process and those that it starts show the token, if there is one; `create` makes one."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if create and "RAY_AUTH_TOKEN" not in os.environ:
+        _ensure_token(path)
+    if "RAY_AUTH_TOKEN" in os.environ or path.exists():
+        os.environ["RAY_AUTH_MODE"] = "token"
+        # Ray read the environment when it was imported, and keeps the first token that it met.
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 def require(*, gpus: float = 0, cpus: float = 0) -> None:
@@ -118,10 +125,6 @@ def _refuse_silent(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:
         raise ClusterError(f"no Ray cluster answers at {address} ({error})", param="--cluster") from None
-
-
-def _token_file() -> Path:
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
 def _ensure_token(path: Path) -> None:

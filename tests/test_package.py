@@ -57,10 +57,10 @@ for package in tomllib.load(open(sys.argv[1], "rb"))["tool"]["setuptools"]["pack
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__, package + "."):
             importlib.import_module(module.name)
 files = [m.__file__ for m in sys.modules.values() if getattr(m, "__file__", None)]
-folders = ("benchmarks", "cluster", "engine", "kernels", "cli")
+folders = ("benchmarks", "engine", "kernels", "cli", "cluster")
 ours = [f for f in files if any(f"/{folder}/" in f for folder in folders) and "site-packages" not in f]
 assert len(ours) > 40, len(ours)
 assert len(ours) == len(set(ours)), sorted(f for f in ours if ours.count(f) > 1)
-assert not {"benchmarks", "cluster", "engine", "kernels", "cli", "priors"} & set(sys.modules)
+assert not {"benchmarks", "engine", "kernels", "cli", "cluster", "priors"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code, ROOT / "pyproject.toml"], check=True, cwd=tmp_path)

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
 from pyarrow import fs, parquet
 
 from ..cluster.bulk.driver import Policy, Progress
-from ..cluster.bulk.film import EngineFilm, EngineSetup, pipeline_digest
+from ..cluster.bulk.film import EngineFilm, EngineSetup, pipeline_of
 from ..cluster.bulk.manifest import COLUMNS, Manifest, Row, read_manifest
 from ..cluster.bulk.operate import operate, scan_output
 from ..cluster.bulk.outcome import Entries, Outcome
@@ -31,7 +30,6 @@ from ..cluster.bulk.render import RowRenderer
 from ..cluster.bulk.single_flight import LeaseClient, SingleFlightStore
 from ..cluster.session import connect
 from ..engine.pipeline import Recapture
-from ..engine.run import Models
 from ..engine.stages import STAGES
 from ..engine.video import VideoWriter
 from .scale import Costs, makespan_s
@@ -112,13 +110,16 @@ def paths_of_one_clip(*, frames: int, model: str = "tiny") -> list[BenchRow]:
         for warm in outcomes:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             asked = [{"clip_id": "c", "input_uri": "c.mp4", "camera": each} for each in CAMERAS]
-            bulk = _Setting(folder, [*asked, {"clip_id": "other", "input_uri": "other.mp4", "camera": CAMERAS[0]}])
+            options = {**OPTIONS, "tune": {"spatial_steps": 30, "temporal_steps": 20, "checkpoint_every": 5}}
+            bulk = _Setting(
+                folder, [*asked, {"clip_id": "other", "input_uri": "other.mp4", "camera": "static"}], options
+            )
             write_footage(folder / "c.mp4", frames)
             write_footage(folder / "other.mp4", frames, seed=1)
             renderer = bulk.engine_setup(model, warm_start=warm).make(NobodyElse())
             stack.callback(renderer.close)
-            assert renderer.render(bulk.manifest.row(len(CAMERAS))).status == "ok"  # loads the model, compiles kernels
             bulks[warm] = bulk.manifest, renderer
+        assert renderer.render(bulk.manifest.row(len(CAMERAS))).status == "ok"  # compiles the kernels
         for index in range(len(CAMERAS)):
             for warm, (manifest, renderer) in bulks.items():
                 outcomes[warm].append(renderer.render(manifest.row(index)))
@@ -175,7 +176,7 @@ def real_runs(*, clips: int, paths: int, frames: int, model: str = "tiny") -> li
             for number in range(clips):
                 write_footage(bulk.folder / f"c{number}.mp4", frames, seed=number)
             setup = bulk.engine_setup(model, warm_start=False)
-            pipeline = pipeline_digest(Models(model, device=torch.device("cpu"), dtype=torch.float32), warm_start=False)
+            pipeline = pipeline_of(model, warm_start=False)
             began_s = time.perf_counter()
             with connect(None, cpus=workers):
                 connected_s = time.perf_counter() - began_s
@@ -214,7 +215,7 @@ def waits_on_one_clip(*, frames: int, model: str = "tiny") -> list[BenchRow]:
     with tempfile.TemporaryDirectory() as folder:
         bulk = _Setting(Path(folder), [{"clip_id": "c", "input_uri": "c.mp4", "camera": each} for each in CAMERAS[:4]])
         write_footage(bulk.folder / "c.mp4", frames)
-        pipeline = pipeline_digest(Models(model, device=torch.device("cpu"), dtype=torch.float32), warm_start=False)
+        pipeline = pipeline_of(model, warm_start=False)
         with connect(None, cpus=2):
             progress = bulk.run(bulk.engine_setup(model, warm_start=False), pipeline, 2, give_back=True)
     shared = {stage.name for stage in STAGES if stage.per_clip}
@@ -242,9 +243,9 @@ def costs_of(outcomes: list[Outcome], workers: int, start_s: float) -> Costs:
 class _Setting:
     """A folder with a manifest, runs over it, and what the runs' outcomes were."""
 
-    def __init__(self, folder: Path, rows: list[dict[str, Any]]) -> None:
+    def __init__(self, folder: Path, rows: list[dict[str, Any]], options: dict[str, Any] = OPTIONS) -> None:
         self.folder, self.out = folder, open_place(str(folder / "out"), param="--out")
-        self.manifest = _manifest(folder, rows)
+        self.manifest = _manifest(folder, rows, options)
         self.seen: list[tuple[float, Outcome]] = []
 
     def engine_setup(self, model: str, *, warm_start: bool) -> EngineSetup:
@@ -277,8 +278,8 @@ def write_footage(path: Path, frames: int, *, seed: int = 0) -> None:
             video.write(picture)
 
 
-def _manifest(folder: Path, rows: list[dict[str, Any]]) -> Manifest:
-    rows = [{**row, "options": json.dumps(OPTIONS)} for row in rows]
+def _manifest(folder: Path, rows: list[dict[str, Any]], options: dict[str, Any] = OPTIONS) -> Manifest:
+    rows = [{**row, "options": json.dumps(options)} for row in rows]
     parquet.write_table(pa.Table.from_pylist(rows, schema=COLUMNS), folder / "manifest.parquet")
     place = open_place(str(folder / "manifest.parquet"), param="MANIFEST")
     return read_manifest(place, Roots([str(folder)]), open_place(str(folder / "out"), param="--out"))

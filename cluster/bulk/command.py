@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-import torch
 
 from ...engine.errors import InputError
-from ...engine.run import Models
 from ..session import connect, require
 from .driver import Policy, Progress
-from .film import EngineSetup, Keep, pipeline_digest
+from .film import EngineSetup, Keep, pipeline_of
 from .manifest import Manifest, read_manifest
 from .metrics import BulkMetrics
 from .operate import Resume, operate, scan_output
@@ -88,8 +86,7 @@ def run_bulk(
     manifest, out, _ = bulk.open()
     stages_uri = absolute_uri(bulk.store or join_uri(bulk.out, "stages"))
     stages = open_place(stages_uri, param="--store")
-    models = Models(bulk.model, device=torch.device("cpu"), dtype=torch.float32)  # found, not loaded
-    pipeline = pipeline_digest(models, warm_start=bulk.warm_start)
+    pipeline = pipeline_of(bulk.model, warm_start=bulk.warm_start)
     with connect(bulk.cluster, cpus=bulk.concurrency), _terminable():  # in this order: Ray, too, sets a handler
         gpus = 0 if bulk.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
         if bulk.device == "cuda" and not gpus:

@@ -2,16 +2,16 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from ...engine.cameras import parse_camera
-from ...engine.config import RunConfig, override, quality_config
+from ...engine.config import RunConfig, override
 from ...engine.pipeline import Recapture
-from ...engine.run import Models
 from ...engine.stages import STAGES
 from ...engine.store import canonical_json
 from ...engine.video import probe
@@ -54,17 +54,27 @@ class EngineSetup:
         return RowRenderer(film, store, Roots(self.roots))
 
 
-def pipeline_digest(models: Models, *, warm_start: bool) -> str:
+def pipeline_digest(engine: Recapture, *, warm_start: bool) -> str:
     """sha256 over what decides a row's pixels besides the row: stages, weights and the model's own options."""
-    config = replace(quality_config("standard", model=models.entry.name), model="")  # a name is not its weights
+    config, models = engine.default_config(), engine.models
     parts = {
         "stages": {stage.name: stage.version for stage in STAGES},
         "weights": [models.unet_digest, models.encoder_digest],
         "depth": models.depth_source(config.depth.model).digest,
-        "config": config.to_json(),
+        "config": {**config.to_json(), "model": ""},  # a model's name is not its weights
         "warm_start": warm_start,
     }
     return hashlib.sha256(canonical_json(parts)).hexdigest()
+
+
+def pipeline_of(model: str, *, warm_start: bool) -> str:
+    """`pipeline_digest` on a machine that films nothing; no network is loaded.
+
+    Raises:
+        ModelError: the model is not to be had.
+    """
+    with tempfile.TemporaryDirectory(prefix="recapture-") as folder:
+        return pipeline_digest(Recapture.from_pretrained(model, device="cpu", store=folder), warm_start=warm_start)
 
 
 class EngineFilm:
@@ -72,7 +82,7 @@ class EngineFilm:
 
     def __init__(self, engine: Recapture, *, tuned: bool, warm_start: bool) -> None:
         self._engine, self._tuned, self._warm_start = engine, tuned, warm_start
-        self.pipeline = pipeline_digest(engine.models, warm_start=warm_start)
+        self.pipeline = pipeline_digest(engine, warm_start=warm_start)
 
     @property
     def loads(self) -> int:

@@ -33,7 +33,7 @@ from ..kernels.masked_loss import masked_loss
 from .timing import Row, compare, one_thread
 
 WIDTH, HEIGHT = 480, 272
-_STEPS = 2
+_STEPS = 6
 """Tuning steps a call."""
 
 
@@ -153,7 +153,7 @@ def _bare(model: VideoModel, config: TuneConfig, told: Condition) -> None:
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        float(loss)
+        float(loss.detach())
 
 
 def _condition(model: VideoModel, frames: int, height: int, width: int) -> Condition:

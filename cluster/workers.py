@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..engine.errors import ClusterError
 from ..engine.frame_map import FrameWork, Part, batches, in_process
+from ..engine.models import MODELS
 from ..engine.run import Models, Run
 from ..engine.stage import Inputs, Stage, perform
 from ..engine.store import Entry, Store
@@ -56,7 +57,8 @@ class Workers:
     ) -> None:
         self._bundles, self._store, self._tuning, self._patience_s = bundles, store, tuning, patience_s
         self._recipe = {
-            "model": str(models.folder),
+            # A name is found on each machine by itself; a user's folder lies at one path everywhere.
+            "model": models.entry.name if models.entry.name in MODELS else str(models.folder.absolute()),
             "store": str(store.root) if "://" not in store.uri else store.uri,
             "threads": torch.get_num_threads(),
             "dtype": dtype,
@@ -134,8 +136,10 @@ class Workers:
         if self._tuning is not None and self._tuning.takes(stage, run.config):
             self._tuning.check(run.config)
             self.close()  # the devices are the workers' own
-            self._tuning.perform(stage, sent, inputs, store, key, self._recipe)
-            self.open()
+            try:
+                self._tuning.perform(stage, sent, inputs, store, key, self._recipe)
+            finally:
+                self.open()
         else:
             for _ in self._each([lambda worker: worker.perform.remote(stage.name, sent, inputs, key)], run):
                 pass

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from recapture.benchmarks import latent_mask, masked_loss, timing
+from recapture.benchmarks import cluster, latent_mask, masked_loss, timing
 
 from .test_cli import recapture  # noqa: F401 - the fixture
 
@@ -66,6 +66,14 @@ def test_operations_name_their_rivals(module):
     assert {row["op"] for row in rows} == {module.OP}
     assert {"numba", timing.COPY} < {row["implementation"] for row in rows}
     assert all(row["p50_ms"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_tuning_loop_asks_no_encoder(tmp_path):
+    bare, ours = cluster._tuning_rows(tmp_path, True)
+    assert bare["implementation"] == bare["baseline"]
+    assert ours["encoder_calls"] == 0
+    assert ours["ratio"] > 0
 
 
 def test_the_command(recapture, tmp_path, monkeypatch):  # noqa: F811

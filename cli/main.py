@@ -37,6 +37,9 @@ app.add_typer(keys, name="keys")
 app.add_typer(remote, name="remote")
 app.add_typer(bench, name="bench")
 
+_EXTRAS = {"serve": "serve", "keys": "serve", "remote": "client"}
+"""What to install for a command; the others need the engine."""
+
 
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
@@ -75,8 +78,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "recapture":
             raise
-        extra = next((word for word in ("serve", "keys", "remote") if word in sys.argv[1:2]), "engine")
-        extra = {"keys": "serve", "remote": "client"}.get(extra, extra)
+        extra = _EXTRAS.get(next(iter(sys.argv[1:]), ""), "engine")
         typer.echo(f"recapture: {error.name} is not installed; this needs: pip install 'recapture[{extra}]'", err=True)
         code = 1
     sys.exit(code or 0)

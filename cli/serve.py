@@ -34,7 +34,6 @@ def serve(
     from ..engine.errors import InputError
     from ..engine.models import find_model
     from ..engine.pipeline import pick_device
-    from ..serve.database import Database
     from ..serve.keys import create_key
     from ..serve.logs import set_up_logs
     from ..serve.settings import Settings
@@ -51,8 +50,7 @@ def serve(
         {"data": data.absolute(), "database": database, "model": model, "device": device, "host": host, "port": port}
     )
     set_up_logs()
-    _make_folder(data)
-    records = Database(settings.database_url)
+    records = settings.open_database()
     secret = create_key(records, "local", label="recapture serve") if key else None
     records.close()
     supervisor = Supervisor(settings)
@@ -119,17 +117,6 @@ def revoke(
 
 
 def _records(data: Path, database: str | None):
-    from ..serve.database import Database
     from ..serve.settings import Settings
 
-    _make_folder(data)
-    return Database(Settings(data=data, database=database).database_url)
-
-
-def _make_folder(data: Path) -> None:
-    from ..engine.errors import OutputError
-
-    try:
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{data} cannot be made ({error.strerror})", param="--data") from None
+    return Settings(data=data, database=database).open_database()

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..client.schema import MOST_UPLOAD_BYTES
+from ..engine.errors import StoreError
+from .database import Database
 from .jobs import Quota
 
 SETTINGS_VARIABLE = "RECAPTURE_SERVE_SETTINGS"
@@ -60,6 +62,18 @@ class Settings(BaseModel):
     @property
     def quota(self) -> Quota:
         return Quota(max_active=self.max_active, max_running=self.max_running, max_queue=self.max_queue)
+
+    def open_database(self) -> Database:
+        """The records, and the folder beside them; whichever process comes first makes both.
+
+        Raises:
+            StoreError: one of them cannot be used.
+        """
+        try:
+            self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"the folder {self.data} cannot be made: {error.strerror}") from None
+        return Database(self.database_url)
 
     def upload_path(self, upload: str) -> Path:
         # One name for all: it is what a message about the clip calls it.

@@ -25,8 +25,7 @@ class State:
     @staticmethod
     def open(settings: Settings) -> "State":
         """Raises StoreError: the data folder or the database cannot be used."""
-        settings.data.mkdir(parents=True, exist_ok=True)
-        database = Database(settings.database_url)
+        database = settings.open_database()
         jobs, workers = Jobs(database, quota=settings.quota), Workers(database)
         return State(
             settings=settings, database=database, jobs=jobs, uploads=Uploads(database, settings), workers=workers,

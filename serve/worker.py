@@ -32,7 +32,6 @@ from ..engine.store import Store, stage_key
 from ..engine.store.durable import sync
 from ..engine.video import ClipInfo
 from .content import CONTENT
-from .database import Database
 from .decoding import decode_into_store
 from .jobs import Jobs
 from .lease import Lease, Lost, Stopped
@@ -62,7 +61,7 @@ class Worker:
     def __init__(self, settings: Settings, kinds: Collection[str], *, stop: threading.Event | None = None) -> None:
         self.settings, self.kinds, self.stop = settings, sorted(kinds), stop or threading.Event()
         self.name = f"{platform.node()[:60]}-{os.getpid()}-{secrets.token_hex(3)}"
-        database = Database(settings.database_url)
+        database = settings.open_database()
         self.jobs = Jobs(database, quota=settings.quota)
         self.uploads = Uploads(database, settings)
         with tempfile.TemporaryDirectory() as folder:  # the engine wants a store; each job brings its tenant's

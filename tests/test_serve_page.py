@@ -4,13 +4,14 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from recapture.serve.settings import Settings
 
 from .service import Server, worker_thread
 from .test_pipeline import write_clip
-
-webdriver = pytest.importorskip("selenium.webdriver")
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,9 +40,6 @@ def browser() -> Iterator:
 
 
 def test_a_clip_is_filmed_again_from_the_page(browser, small_svd, tmp_path):
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import Select, WebDriverWait
-
     def find(name: str):
         return browser.find_element(By.ID, name)
 

@@ -7,7 +7,6 @@ import pytest
 from recapture.client import Client
 from recapture.engine.errors import InputError
 from recapture.serve.app import build_app
-from recapture.serve.database import Database
 from recapture.serve.keys import create_key
 from recapture.serve.settings import Settings
 
@@ -40,8 +39,8 @@ def test_a_render_on_ray_serve_outlives_its_renderer(cluster, small_svd, tmp_pat
     settings = Settings(data=tmp_path / "data", model=str(small_svd), device="cpu", lease_s=3)
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
-    serve.run(build_app(settings), name="recapture", route_prefix="/")
-    database = Database(settings.database_url)
+    serve.run(build_app(settings), name="recapture", route_prefix="/")  # in a data folder that is not there yet
+    database = settings.open_database()
     with Client(f"http://127.0.0.1:{port}", api_key=create_key(database, "studio")) as client:
         upload = client.uploads.create(write_clip(tmp_path / "walk.mp4"))
         assert 0 < client.preview(upload, "truck(0.1)", count=2).hole_share < 0.5

@@ -81,8 +81,9 @@ function preview() {
   trying(async () => {
     const json = { input: { upload: upload.id }, camera: $("camera").value, count: 7 };
     const drawn = await service.json("POST", "/v1/previews", { json });
+    $("moment").max = drawn.frames.length - 1;
+    if (!frames.length) $("moment").value = drawn.frames.length - 1; // where the camera has moved the most
     frames = drawn.frames;
-    $("moment").max = frames.length - 1;
     $("holes").dataset.mean = drawn.hole_share;
     show_moment();
     say(drawn.warnings.map(sentence).join(" "));
@@ -103,6 +104,7 @@ function show_moment() {
 async function take(file) {
   if (!file) return;
   say("Sending the clip …");
+  frames = [];
   $("sent").hidden = false;
   upload = await service.upload(file, (share) => ($("sent").value = share));
   $("sent").hidden = true;

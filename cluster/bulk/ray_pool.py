@@ -94,6 +94,8 @@ class RayLeases:
     def _renew(self) -> None:
         while True:
             time.sleep(LEASE_TTL_S / 4)
+            if not ray.is_initialized():  # a call now would end the process
+                return
             if self._holding:
                 with contextlib.suppress(RayError):
                     ray.get(self._table.renew.remote(self._holder), timeout=LEASE_TTL_S / 4)

@@ -17,7 +17,7 @@ import torch
 from ray import cloudpickle
 
 from ..cluster.session import connect
-from ..cluster.workers import Workers, portable, workers
+from ..cluster.workers import Workers, order_of, workers
 from ..engine import adapters
 from ..engine.config import TuneConfig
 from ..engine.frame_map import FrameMap, FrameWork, in_process
@@ -73,7 +73,7 @@ def _frame_rows(folder: Path, quick: bool) -> list[Row]:
             )  # fmt: skip
         raw = count * WIDTH * HEIGHT * 3
         for row, crew_size in zip(made[1:], (1, 2), strict=True):
-            shipped = crew_size * sum(len(cloudpickle.dumps((portable(result.run), work))) for work in works)
+            shipped = crew_size * sum(len(cloudpickle.dumps(order_of(result.run, work))) for work in works)
             row |= {"efficiency": round(row["speedup"] / crew_size, 3), "shipped_bytes": shipped}
             row |= {"raw_bytes": raw, "shipped_share": round(shipped / raw, 5)}
     return made

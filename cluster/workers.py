@@ -102,7 +102,7 @@ class Workers:
         rounds = -(-len(every) // (workers * _CHUNK_BATCHES))
         shares = _split(every, min(len(every), workers * rounds))
         folder = scratch / f"parts-{secrets.token_hex(4)}"
-        order = ray.put((portable(run), work))
+        order = ray.put(order_of(run, work))
         attempts: list[Path] = [folder] * len(shares)
 
         def task(index: int) -> Task:
@@ -280,6 +280,11 @@ def workers(
             yield crew
         finally:
             crew.close()
+
+
+def order_of(run: Run, work: FrameWork) -> tuple[Run, FrameWork]:
+    """What a worker is sent: names and options. What the work has already looked up here stays here."""
+    return portable(run), replace(cast(Any, work))
 
 
 def portable(run: Run) -> Run:

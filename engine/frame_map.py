@@ -18,7 +18,7 @@ Part = dict[str, np.ndarray]
 
 
 class FrameWork(Protocol):
-    """Can be sent to another process; what it reads lies in the store, or is small."""
+    """A dataclass that can be sent to another process; what it reads lies in the store, or is small."""
 
     batch: int
     """Frames a call; the last one may be shorter."""

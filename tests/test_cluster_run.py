@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ray import cloudpickle
 from ray.util.placement_group import placement_group_table
 
 from recapture.cluster.session import connect
-from recapture.cluster.workers import Workers, workers
+from recapture.cluster.workers import Workers, order_of, workers
 from recapture.engine.config import override
 from recapture.engine.errors import CameraError, Cancelled, InputError
+from recapture.engine.frame_work import DrawAnchor, PredictDepth
 from recapture.engine.pipeline import Recapture, Result
 from recapture.engine.store import Store
 
@@ -80,6 +82,14 @@ def test_any_number_of_workers_gives_the_bits_of_one_process(crew_of, clip, alon
         # Everybody encodes, and one of them tunes and samples: each has loaded once, for both paths.
         assert crew.ask("loads") == [1] * count
         assert engine.models.loads == 0
+
+
+def test_arrays_do_not_go_through_ray(alone):
+    """Also after the work was done here once, and has its arrays at hand."""
+    for work in (PredictDepth(frames=alone.entries["frames"]), DrawAnchor(inputs=alone.entries)):
+        work(alone.run, range(0, work.batch))
+        assert len(cloudpickle.dumps(work)) > alone.source.nbytes
+        assert len(cloudpickle.dumps(order_of(alone.run, work))) < 40_000
 
 
 def test_errors_of_the_work_arrive_as_they_are(crew_of, clip, tmp_path):

@@ -28,13 +28,6 @@ _CLIPS = 4
 _WEBP_QUALITY = 82
 
 
-class Rows(list[np.ndarray]):
-    """Takes rows as an `ArrayWriter` does, and keeps them."""
-
-    def append(self, rows: np.ndarray) -> None:
-        self.extend(rows)
-
-
 class Previewer:
     """Draws previews; the clips looked at last stay open."""
 
@@ -67,22 +60,18 @@ class Previewer:
         height, width = _fit(view.height, view.width, asked["max_side"])
         path = _at(whole, times).resized(width, height)
         K_px = np.broadcast_to(view.K_px, (len(times), 3, 3))
-        color, mask, evidence = Rows(), Rows(), Rows()
-        run = clip.run
-        draw_anchor(
+        drawn = draw_anchor(
             np.stack([cv2.resize(source[t], (width, height), interpolation=cv2.INTER_AREA) for t in times]),
             _depth_at_most(depth[times], height, width),
+            range(len(times)),
             scaled_intrinsics(K_px, width / view.width, height / view.height),
             path,
-            color,  # pyright: ignore[reportArgumentType]
-            mask,  # pyright: ignore[reportArgumentType]
-            evidence,  # pyright: ignore[reportArgumentType]
             plate=_small(plate_of(clip.entries), width, height),
-            band=run.config.anchor.band,
+            band=clip.run.config.anchor.band,
             valid=None,
-            device=run.device,
-            on_frame=lambda done, share, other: None,
+            device=clip.run.device,
         )
+        color, mask = drawn["color"], drawn["mask"]
         holes = [1 - float(seen.mean()) for seen in mask]
         pictures = [tinted_holes(c, m) if asked["tint"] else c for c, m in zip(color, mask, strict=True)]
         frames: list[dict[str, Any]] = [
@@ -94,7 +83,7 @@ class Previewer:
             for frame, picture in zip(frames, pictures, strict=True):
                 frame["webp"] = _webp(picture)
         else:
-            film = _mp4(pictures, max(Fraction(1), run.info.rate * len(times) / len(source)))
+            film = _mp4(pictures, max(Fraction(1), clip.run.info.rate * len(times) / len(source)))
         return {
             "width": width, "height": height, "hole_share": float(np.mean(holes)), "frames": frames, "mp4": film,
             "warnings": [*camera.warnings(view), *path_warnings(whole, view)], "seconds": time.monotonic() - started,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -266,8 +267,11 @@ def test_logs_have_ids_and_no_secrets(server, capfd, monkeypatch):
         key = client._headers["Authorization"].removeprefix("Bearer ")
         with pytest.raises(NotFound) as missing:
             client.renders.retrieve(f"rnd_{key}")
-    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
-    mine = [line for line in lines if line.get("request_id") == missing.value.request_id]
+    lines, mine, patience = [], [], time.monotonic() + 20
+    while not mine and time.monotonic() < patience:  # the line is written after the answer is sent
+        lines += [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+        mine = [line for line in lines if line.get("request_id") == missing.value.request_id]
+        time.sleep(0.05)
     assert [(line["status"], line["tenant"], line["method"]) for line in mine] == [(404, "logged", "GET")]
     assert key not in str(lines)
     signed = "https://h/x?X-Amz-Signature=abc&y=1 postgresql://u:pw@host/db Bearer abc.def"

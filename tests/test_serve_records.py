@@ -128,6 +128,7 @@ class JobMachine(RuleBasedStateMachine):
 
     @rule(target=ids, deadline_s=st.sampled_from([None, None, 15.0, 60.0]))
     def submit(self, deadline_s: float | None) -> str:
+        self.now += 1e-3  # no two jobs of one age: ids, which would decide, are drawn anew when an example is repeated
         job, new = self.jobs.submit("a", "render", {"x": 1}, "f" * 64, deadline_s=deadline_s)
         assert new
         assert job.status == "queued"

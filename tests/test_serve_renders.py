@@ -104,7 +104,7 @@ def test_previews_and_estimates(client, upload):
     assert estimate.windows == [(0, 3), (2, 5)]
     assert estimate.hole_share == pytest.approx(preview.hole_share, abs=0.1)
     assert estimate.seconds > 0
-    assert client.renders.list(limit=100).data[0].id.startswith("rnd_")
+    assert all(render.id.startswith("rnd_") for render in client.renders.list(limit=100).data)
 
 
 def test_events_end_with_the_render_and_progress_never_falls(client, upload):

@@ -154,13 +154,13 @@ QUALITIES: dict[str, dict[str, dict[str, Any]]] = {
 """Values that a quality sets, by section, over the defaults above."""
 
 EMBEDDED: dict[str, dict[str, dict[str, Any]]] = {
-    # A prior this small cannot tell fine noise from texture: the fewer steps, the less of it is left.
-    "draft": {"sample": {"steps": 3, "start_sigma": 8.0, "guidance": (1.0, 1.0)}},
+    # A prior this small cannot tell fine noise from texture: many steps, high noise levels and SDEdit leave coloured noise.
+    "draft": {"sample": {"steps": 2, "start_sigma": 2.0, "guidance": (1.0, 1.0)}},
     "standard": {
         "condition": {"augmentations": 24},
         "tune": {"lr": 2e-3, "spatial_steps": 60, "temporal_steps": 40, "spatial_batch": 4, "checkpoint_every": 10},
-        "sample": {"steps": 3, "start": "anchor", "start_sigma": 8.0, "guidance": (1.0, 1.0)},
-        "refine": {"steps": 2, "sigma": 0.2},
+        "sample": {"steps": 2, "start": "anchor", "start_sigma": 2.0, "guidance": (1.0, 1.0)},
+        "refine": {"steps": 2, "sigma": 0.0},
     },
 }
 """What the embedded model does otherwise."""

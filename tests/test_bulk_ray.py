@@ -55,11 +55,11 @@ def say_that_it_is_there(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_two_workers_do_all_rows_and_load_once_each(cluster, tmp_path):
+def test_workers_do_all_rows_and_load_once_each(cluster, tmp_path):
     bulk = make_bulk(tmp_path, clips=4, paths=3, broken=(2,))
     progress = bulk.run(ray_pool(bulk, "d"))
     assert progress.rows == {"ok": 9, "failed": 3}
-    assert progress.model_loads == 2
+    assert progress.model_loads == progress.workers  # one may have done it all before the other was up
     assert progress.stages_reused["shared"] == 6  # three good clips, their first path made it
     assert len({row["row_id"] for row in bulk.results()}) == 12
 
@@ -92,7 +92,7 @@ def test_leases_are_handed_on(cluster):
     ray.get(lease_table("leases-test").drop.remote("b"))  # as when its worker died
     assert first.acquire("k", 0.0) > later
     ray.kill(lease_table("leases-test"))
-    assert second.acquire("k", 0.0) is not None  # without a table work goes on, and the next call finds a new one
+    assert second.acquire("k", 20.0) is not None  # without a table work goes on, and the next call finds a new one
     last = second.acquire("k", 0.0)
     assert last is not None
     second.release("k", last)

@@ -22,7 +22,8 @@ def composite(generated: Tensor, anchor: Tensor, mask: np.ndarray, *, feather_px
     """Delivered frames: every real pixel as it is, the generated picture in the holes.
 
     What the picture misses at a hole's rim is carried `feather_px` into the hole and fades out there, so that no seam
-    shows and no real pixel is touched. Carried farther, as tone matching would, it costs up to 0.5 dB in the holes.
+    shows and no real pixel is touched. It is not carried farther, as tone matching would: what the picture misses at its
+    rim says little of what it misses deep inside.
 
     Args:
         generated: float [N, 3, h, w] in 0..1 at the working size.

@@ -20,12 +20,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 @pytest.fixture
 def cluster():
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    from ray import serve
+    from recapture.cluster.session import connect
 
-    serve.shutdown()
-    ray.shutdown()
+    with connect(None, cpus=4):
+        yield
+        from ray import serve
+
+        serve.shutdown()
 
 
 def free_port() -> int:

@@ -49,7 +49,8 @@ class Display:
             self._task = self._bars.add_task(record, total=1, detail="")
         else:
             how = f"{record.seconds:6.1f} s" if not record.reused else f"reused, {record.seconds:.1f} s saved"
-            self.say(f"{record.name:11}{how:24}{record.about.lower() if not record.reused else ''}".rstrip())
+            about = "" if record.reused else record.about[0].lower() + record.about[1:]  # SDEdit keeps its capitals
+            self.say(f"{record.name:11}{how:24}{about}".rstrip())
 
     def on_progress(self, stage: str, done: int, total: int, detail: Mapping[str, Any]) -> None:
         if self._task is not None:

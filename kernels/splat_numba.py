@@ -151,6 +151,17 @@ class Scratch:
         """Sums of three colours, then of the weights, within the same border; zero from one frame to the next."""
         return np.zeros((self.bordered_keys.size, 4), i64)
 
+    @cached_property
+    def crack_rows(self) -> np.ndarray:
+        """Keys that close the pixels of one row, along x and y."""
+        return np.empty((2, self.target[1]), i64)
+
+    @cached_property
+    def closings(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pixel, key and colour of what is closed; of this memory only what is used is ever touched."""
+        pixels = self.target[0] * self.target[1]
+        return np.empty(pixels, i32), np.empty(pixels, i64), np.empty((self.channels, pixels), f32)
+
 
 _KEPT_BYTES = 256 << 20
 """Scratch memory up to this size in all, and a result's, is kept for the next clip: new memory costs as much as a frame."""
@@ -210,7 +221,8 @@ def _draw_soft(color, z_bits, winner, frame, depth, camera, scratch: Scratch, fl
         _soft_means(*(color[c] for c in three), keys, sums, least)
     _write_keys(z_bits, winner, keys[1:-1, 1:-1])
     # Planes of known number: the compiler writes the loops over them out, which is ten times as fast.
-    _close_cracks(tuple(color) if len(color) == 3 else color, z_bits, winner, keys, beyond)
+    planes = tuple(color) if len(color) == 3 else color
+    _close_cracks(planes, z_bits, winner, keys, scratch.crack_rows, scratch.closings, beyond, frame.shape[2])
 
 
 def _threes(channels: int) -> list[tuple[int, int, int]]:
@@ -611,31 +623,58 @@ def _soft_means(red, green, blue, keys, sums, least):
 
 
 @jit
-def _close_cracks(colors, z_bits, winner, keys, beyond):
-    """An uncovered pixel between two opposite pixels of one surface takes their mean, and the nearer's key."""
+def _close_cracks(colors, z_bits, winner, keys, rows, closings, beyond, width):
+    """A crack, as `splat_torch._close_cracks` finds it, takes the mean of the pixels beside it and the nearer's key."""
     h, w = winner.shape
+    across, along = rows
+    where, closing, means = closings
+    count = 0
+    across[:] = along[:] = EMPTY
     for py in range(h):
+        row = keys[py + 1]
+        _find_cracks(across[1 : w - 1], row[1 : w - 1], row[2:w], row[3 : w + 1], beyond, width)
+        if 0 < py < h - 1:
+            _find_cracks(along, keys[py, 1:], row[1:], keys[py + 2, 1:], beyond, width)
+        else:
+            along[:] = EMPTY
         for px in range(w):
-            if keys[py + 1, px + 1] != EMPTY:
-                continue
-            across = _crack(keys[py + 1, px], keys[py + 1, px + 2], beyond) if 0 < px < w - 1 else EMPTY
-            along = _crack(keys[py, px + 1], keys[py + 2, px + 1], beyond) if 0 < py < h - 1 else EMPTY
-            key = min(across, along)
+            key = min(across[px], along[px])
             if key == EMPTY:
                 continue
-            winner[py, px], z_bits[py, px] = i32(key & 0xFFFFFFFF), i32(key >> 32)
-            share = f32(0.25) if across != EMPTY and along != EMPTY else HALF
+            where[count], closing[count] = py * w + px, key
+            share = f32(0.25) if across[px] != EMPTY and along[px] != EMPTY else HALF
             for c in range(len(colors)):
                 color = ZERO
-                if across != EMPTY:
+                if across[px] != EMPTY:
                     color += colors[c][py, px + 1] + colors[c][py, px - 1]
-                if along != EMPTY:
+                if along[px] != EMPTY:
                     color += colors[c][py + 1, px] + colors[c][py - 1, px]
-                colors[c][py, px] = color * share
+                means[c, count] = color * share
+            count += 1
+    # All at the end: what is closed lends no colour to its neighbours.
+    for i in range(count):
+        py, px = where[i] // w, where[i] % w
+        winner[py, px], z_bits[py, px] = i32(closing[i] & 0xFFFFFFFF), i32(closing[i] >> 32)
+        for c in range(len(colors)):
+            colors[c][py, px] = means[c, i]
 
 
 @jit
-def _crack(a, b, beyond):
-    """The nearer of two keys if both are there and of one surface."""
-    near, far = min(a, b), max(a, b)
-    return near if far != EMPTY and _key_depth(far) <= _key_depth(near) * beyond else EMPTY
+def _find_cracks(found, before, here, after, beyond, width):
+    """The nearer of the keys before and after where they close a crack, else EMPTY."""
+    for i in range(len(found)):
+        near, far = min(before[i], after[i]), max(before[i], after[i])
+        far_z = _key_depth(far)  # NaN if empty
+        one_surface = far_z <= _key_depth(near) * beyond
+        behind = _key_depth(here[i]) > far_z * beyond
+        found[i] = near if one_surface & ((here[i] == EMPTY) | behind) else EMPTY
+    for i in range(len(found)):
+        if (found[i] != EMPTY) & (here[i] != EMPTY) and not _neighbours(before[i], after[i], width):
+            found[i] = EMPTY
+
+
+@jit
+def _neighbours(a, b, width):
+    """`splat_torch._neighbours`"""
+    a, b = a & 0xFFFFFFFF, b & 0xFFFFFFFF
+    return (abs(a % width - b % width) <= 1) & (abs(a // width - b // width) <= 1)

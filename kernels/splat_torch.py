@@ -205,7 +205,7 @@ def _soft_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: Options) 
     covered = sums[-1] >= least_weight(options.coverage)
     scale = 1 / (torch.where(covered, sums[-1], 1).double() * COLOR_ONE)
     color = torch.where(covered, sums[:-1].double() * scale, 0.0).float()
-    color, keys = _close_cracks(color, torch.where(covered, keys, EMPTY), beyond)
+    color, keys = _close_cracks(color, torch.where(covered, keys, EMPTY), beyond, frame.shape[-1])
     hit = keys != EMPTY
     return color, torch.where(hit, key_depth(keys), torch.nan), torch.where(hit, key_index(keys), -1).int()
 
@@ -272,8 +272,10 @@ def _taps_of(index: Tensor, color: Tensor, x: Tensor, y: Tensor, z: Tensor, h: i
     return _Samples(index, color, z, (y0.long() + 1) * (w + 2) + x0.long() + 1, ax, ay)
 
 
-def _close_cracks(color: Tensor, keys: Tensor, beyond: float) -> tuple[Tensor, Tensor]:
-    """Fill an uncovered pixel whose two opposite neighbours are one surface: a crack, not a disocclusion."""
+def _close_cracks(color: Tensor, keys: Tensor, beyond: float, width: int) -> tuple[Tensor, Tensor]:
+    """Fill what is a crack, not a disocclusion: a pixel between two opposite pixels of one surface, if it is open, or
+    shows something farther through a surface that two neighbouring pixels of the source (`width` wide) drew.
+    """
     h, w = keys.shape
     padded, colors = keys.new_full((h + 2, w + 2), EMPTY), F.pad(color, (1, 1, 1, 1))
     padded[1:-1, 1:-1] = keys  # F.pad takes its value as a float
@@ -286,9 +288,17 @@ def _close_cracks(color: Tensor, keys: Tensor, beyond: float) -> tuple[Tensor, T
         )
         key = torch.minimum(padded[a], padded[b])
         last = torch.maximum(padded[a], padded[b])
-        crack = (keys == EMPTY) & (last != EMPTY) & (key_depth(last) <= key_depth(key) * beyond)
+        one_surface = key_depth(last) <= key_depth(key) * beyond  # the depth of an empty key is NaN
+        behind = _neighbours(padded[a], padded[b], width) & (key_depth(keys) > key_depth(last) * beyond)
+        crack = one_surface & ((keys == EMPTY) | behind)
         summed += torch.where(crack, colors[:, *a] + colors[:, *b], 0.0)
         closing = torch.where(crack, torch.minimum(closing, key), closing)
         pairs += crack
     closed = pairs > 0
     return torch.where(closed, summed * (0.5 / pairs.clamp(min=1)), color), torch.where(closed, closing, keys)
+
+
+def _neighbours(a: Tensor, b: Tensor, width: int) -> Tensor:
+    """Whether two keys' pixels are the same or touch in the source: nothing lies between them."""
+    a, b = key_index(a), key_index(b)
+    return ((a % width - b % width).abs() <= 1) & ((a // width - b // width).abs() <= 1)

@@ -291,14 +291,18 @@ def _scale(weight):
 
 
 @triton.jit
-def _crack(keys_ptr, weights_ptr, cell, step, inside, least, beyond):
-    """The nearer key of two opposite cells if both are covered, and by one surface; their scales."""
+def _crack(keys_ptr, weights_ptr, cell, step, inside, own_z, open_, least, beyond, width):
+    """The nearer key of two opposite cells if what is between is a crack; their scales."""
     weight_a = tl.load(weights_ptr + cell + step, mask=inside, other=0)
     weight_b = tl.load(weights_ptr + cell - step, mask=inside, other=0)
     a = tl.load(keys_ptr + cell + step, mask=inside, other=_EMPTY)
     b = tl.load(keys_ptr + cell - step, mask=inside, other=_EMPTY)
     near, far = tl.minimum(a, b), tl.maximum(a, b)
-    crack = inside & (weight_a >= least) & (weight_b >= least) & (_key_depth(far) <= _key_depth(near) * beyond)
+    far_z = _key_depth(far)
+    crack = inside & (weight_a >= least) & (weight_b >= least) & (far_z <= _key_depth(near) * beyond)
+    i, j = a.to(tl.int32), b.to(tl.int32)
+    neighbours = (tl.abs(i % width - j % width) <= 1) & (tl.abs(i // width - j // width) <= 1)
+    crack = crack & (open_ | (neighbours & (own_z > far_z * beyond)))
     return tl.where(crack, near, _EMPTY), _scale(weight_a), _scale(weight_b)
 
 
@@ -309,6 +313,7 @@ def _soft_resolve_kernel(
     winner_ptr,  # [T, h w] int32
     keys_ptr,  # [T, (h + 2) (w + 2)]
     sums_ptr,  # [T, C + 1, (h + 2) (w + 2)]
+    width,  # of the source
     h,
     w,
     channels,
@@ -316,7 +321,7 @@ def _soft_resolve_kernel(
     beyond,  # 1 + band
     BLOCK: tl.constexpr,
 ):
-    """Means of the covered pixels; an uncovered one between two opposite pixels of one surface takes their mean."""
+    """Means of the covered pixels; a crack takes the mean of the pixels beside it (`splat_torch._close_cracks`)."""
     t = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < h * w
@@ -327,15 +332,20 @@ def _soft_resolve_kernel(
     cell = (py + 1) * (w + 2) + px + 1
     weight = tl.load(sums_ptr + channels * cells + cell, mask=mask, other=0)
     covered = mask & (weight >= least)
-    open_ = mask & (weight < least)
-    inside = open_ & (px > 0) & (px < w - 1)
-    weights_ptr = sums_ptr + channels * cells
-    across, scale_right, scale_left = _crack(keys_ptr, weights_ptr, cell, 1, inside, least, beyond)
-    inside = open_ & (py > 0) & (py < h - 1)
-    along, scale_below, scale_above = _crack(keys_ptr, weights_ptr, cell, w + 2, inside, least, beyond)
-    closes_across, closes_along = across != _EMPTY, along != _EMPTY
     key = tl.load(keys_ptr + cell, mask=covered, other=_EMPTY)
-    key = tl.where(covered, key, tl.minimum(across, along))
+    own_z, open_ = _key_depth(key), mask & (weight < least)
+    weights_ptr = sums_ptr + channels * cells
+    inside = mask & (px > 0) & (px < w - 1)
+    across, scale_right, scale_left = _crack(
+        keys_ptr, weights_ptr, cell, 1, inside, own_z, open_, least, beyond, width
+    )
+    inside = mask & (py > 0) & (py < h - 1)
+    along, scale_below, scale_above = _crack(
+        keys_ptr, weights_ptr, cell, w + 2, inside, own_z, open_, least, beyond, width
+    )
+    closes_across, closes_along = across != _EMPTY, along != _EMPTY
+    closes = closes_across | closes_along
+    key = tl.where(closes, tl.minimum(across, along), key)
     hit = key != _EMPTY
     tl.store(winner_ptr + t * h * w + i, tl.where(hit, key.to(tl.int32), -1), mask=mask)
     tl.store(z_ptr + t * h * w + i, tl.where(hit, _key_depth(key), float("nan")), mask=mask)
@@ -349,7 +359,7 @@ def _soft_resolve_kernel(
         below = (tl.load(sums + (w + 2), mask=closes_along, other=0).to(tl.float64) * scale_below).to(tl.float32)
         above = (tl.load(sums - (w + 2), mask=closes_along, other=0).to(tl.float64) * scale_above).to(tl.float32)
         closed = tl.where(closes_across, right + left, 0.0) + tl.where(closes_along, below + above, 0.0)
-        value = tl.where(covered, value, closed * share)
+        value = tl.where(closes, closed * share, tl.where(covered, value, 0.0))
         tl.store(color_ptr + (t * channels + c) * h * w + i, value, mask=mask)
 
 
@@ -394,8 +404,8 @@ def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Sp
                     FLYING=options.flying > 0 and not adding, ADDING=adding, BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
                 )  # fmt: skip
             _soft_resolve_kernel[(triton.cdiv(h * w, BLOCK), frames_at_once)](
-                color[part], z[part], winner[part], keys, sums, h, w, channels, twin.least_weight(options.coverage),
-                beyond, BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
+                color[part], z[part], winner[part], keys, sums, width, h, w, channels,
+                twin.least_weight(options.coverage), beyond, BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
             )  # fmt: skip
     return Splat(color=color, depth=z, mask=winner >= 0, winner=winner)
 

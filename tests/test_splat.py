@@ -194,6 +194,22 @@ def test_grazing_plane_has_no_cracks():
     assert torch.equal(row, torch.arange(int(row[0]), int(row[-1]) + 1))
 
 
+def test_nothing_shines_through_the_cracks_of_a_surface():
+    """A surface in steps of 4 % (within the band, but not joined) before a farther wall, pulled apart by the view."""
+    near = 1 + 0.04 * (torch.arange(20) // 4)
+    depth = torch.full((1, H, W), 3.0)
+    depth[..., 36:56] = near
+    frames = torch.zeros(1, 3, H, W)
+    frames[:, 0, :, 36:56], frames[:, 2] = 1.0, (depth == 3).float()
+    result = draw(frames, depth, pose(x=0.5))
+    nearest = draw(frames, depth, pose(x=0.5), footprint="nearest")
+    left, right = (int(part) for part in (nearest.color[0, 0, H // 2] == 1).nonzero().flatten()[[0, -1]])
+    between = slice(left + 1, right)
+    assert (nearest.color[0, 2, :, between] == 1).any()  # the wall is there to be seen
+    assert (result.color[0, 0, :, between] > 0.5).all()
+    # A dip that the source saw between them is no crack: `test_static_camera_is_the_identity`.
+
+
 def test_smaller_target_averages_and_keeps_a_ramp():
     ramp = torch.linspace(0, 1, W).expand(1, 3, H, W)
     noise = 0.2 * (picture() - 0.5)

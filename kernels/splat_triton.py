@@ -336,9 +336,7 @@ def _soft_resolve_kernel(
     own_z, open_ = _key_depth(key), mask & (weight < least)
     weights_ptr = sums_ptr + channels * cells
     inside = mask & (px > 0) & (px < w - 1)
-    across, scale_right, scale_left = _crack(
-        keys_ptr, weights_ptr, cell, 1, inside, own_z, open_, least, beyond, width
-    )
+    across, scale_right, scale_left = _crack(keys_ptr, weights_ptr, cell, 1, inside, own_z, open_, least, beyond, width)
     inside = mask & (py > 0) & (py < h - 1)
     along, scale_below, scale_above = _crack(
         keys_ptr, weights_ptr, cell, w + 2, inside, own_z, open_, least, beyond, width

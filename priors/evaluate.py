@@ -12,8 +12,10 @@ import json
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import av
 import cv2
@@ -23,10 +25,11 @@ import torch.nn.functional as F
 from diffusers import StableVideoDiffusionPipeline
 from torch import Tensor
 
-from ..engine.depth.estimate import estimate_depth
+from ..engine.depth.estimate import estimate_depth, predict_frame
 from ..engine.depth.models import DepthModel, EmbeddedDepth
 from ..engine.depth.network import DepthNet
 from ..engine.depth.steady import to_log
+from ..engine.frame_map import FrameWork, Part, batches
 from ..engine.store.arrays import ArrayWriter, read_array
 from .frames import ClipFolder
 from .latents import NOISE_AUGMENTATION, PROMPT_PX, SIZES_PX, fit
@@ -221,13 +224,30 @@ def unet_rows(pipeline: StableVideoDiffusionPipeline, clips: ClipFolder, count: 
 
 def engine_depth(model: DepthModel, frames: np.ndarray, *, smooth: bool) -> np.ndarray:
     """Depth [T, h, w] of a clip [T, H, W, 3] as the engine estimates it, steadied over time or not."""
+
+    def each(work: FrameWork, count: int) -> Iterator[Part]:
+        return (work(None, frames) for frames in batches(count, work.batch))
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "depth.arrow"
         estimate_depth(
-            model, frames, lambda shape: ArrayWriter(path, shape_per_row=shape, dtype=np.float32),
+            each, PredictClip(model, frames), len(frames),
+            lambda shape: ArrayWriter(path, shape_per_row=shape, dtype=np.float32),
             smooth=smooth, sharpen=0, scratch=Path(folder), on_frame=lambda done: None,
         )  # fmt: skip
         return read_array(path).copy()
+
+
+@dataclass(frozen=True)
+class PredictClip:
+    """The depth network on frames that are in memory."""
+
+    model: DepthModel
+    clip: np.ndarray
+    batch: ClassVar[int] = 1
+
+    def __call__(self, run: object, frames: range) -> Part:
+        return predict_frame(self.model, self.clip[frames.start])
 
 
 def flicker_rows(model: DepthModel, folder: Path, what: str) -> list[Row]:

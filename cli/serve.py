@@ -2,11 +2,14 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .output import Json, emit
+
+if TYPE_CHECKING:
+    from ..serve.settings import Settings
 
 keys = typer.Typer(help="API keys of the service: make, list, revoke.", no_args_is_help=True)
 
@@ -26,6 +29,20 @@ def serve(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
+    webhook_hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--webhook-host", help="Names that webhooks may go to (*.example.com); repeat it.", show_default="any"
+        ),
+    ] = None,
+    webhook_networks: Annotated[
+        list[str] | None,
+        typer.Option("--webhook-network", help="Private networks that they may reach; repeat it.", show_default="none"),
+    ] = None,
+    upload_days: Annotated[
+        float | None,
+        typer.Option(help="Days after its last use that an upload is removed.", show_default="never", min=0.001),
+    ] = None,
     key: Annotated[bool, typer.Option("--key/--no-key", help="Make a fresh API key and print it.")] = True,
 ) -> None:
     """Start the service on this machine: HTTP, a renderer and a previewer. Ctrl-C stops it; renders go on at the next start."""
@@ -36,7 +53,6 @@ def serve(
     from ..engine.pipeline import pick_device
     from ..serve.keys import create_key
     from ..serve.logs import set_up_logs
-    from ..serve.settings import Settings
     from ..serve.supervisor import Supervisor
 
     pick_device(device)
@@ -46,9 +62,12 @@ def serve(
             port = free.getsockname()[1]
     except OSError as error:
         raise InputError(f"{host}:{port} cannot be listened on ({error.strerror})", param="--port") from None
-    settings = Settings.model_validate(
-        {"data": data.absolute(), "database": database, "model": model, "device": device, "host": host, "port": port}
-    )
+    settings = _settings(
+        {
+            "data": data.absolute(), "database": database, "model": model, "device": device, "host": host, "port": port,
+            "webhook_hosts": webhook_hosts or [], "webhook_networks": webhook_networks or [], "upload_days": upload_days,
+        }
+    )  # fmt: skip
     set_up_logs()
     records = settings.open_database()
     secret = create_key(records, "local", label="recapture serve") if key else None
@@ -114,6 +133,37 @@ def revoke(
     if not revoke_key(_records(data, database), key_id):
         raise InputError(f"there is no good key {key_id!r}", param="ID")
     typer.echo(f"revoked {key_id}")
+
+
+@keys.command("webhook-secret")
+def webhook_secret(
+    tenant: Annotated[str, typer.Option(help="Whose webhooks it signs.")],
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Make another; the one before signs as well for a day.")
+    ] = False,
+    data: Data = DEFAULT_DATA,
+    database: DatabaseOption = None,
+) -> None:
+    """Print the secret that a tenant's webhooks are signed with; made if there is none."""
+    from ..serve.keys import check_tenant
+    from ..serve.webhooks import webhook_secret
+
+    check_tenant(tenant)
+    typer.echo(webhook_secret(_records(data, database), tenant, rotate=rotate))
+
+
+def _settings(values: dict[str, Any]) -> "Settings":
+    from pydantic import ValidationError
+
+    from ..engine.errors import InputError
+    from ..serve.settings import Settings
+
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-").removesuffix("s")
+        raise InputError(str(first["msg"]), param=f"--{name}") from None
 
 
 def _records(data: Path, database: str | None):

@@ -9,8 +9,20 @@
 
 from .asynchronous import AsyncClient
 from .errors import APIError, ClientError, ConnectionFailed, DownloadDamaged, RenderFailed, WaitTimeout
-from .schema import CameraFile, Estimate, EstimateCreate, Options, Preview, PreviewCreate, Render, RenderCreate, Upload
+from .schema import (
+    CameraFile,
+    Estimate,
+    EstimateCreate,
+    Options,
+    Preview,
+    PreviewCreate,
+    Render,
+    RenderCreate,
+    Upload,
+    WebhookEvent,
+)
 from .synchronous import Client
+from .webhooks import WebhookInvalid, verify_webhook
 
 __all__ = [
     "APIError",
@@ -30,4 +42,7 @@ __all__ = [
     "RenderFailed",
     "Upload",
     "WaitTimeout",
+    "WebhookEvent",
+    "WebhookInvalid",
+    "verify_webhook",
 ]

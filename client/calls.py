@@ -105,11 +105,12 @@ def create_render(
     seed: int,
     model: str | None,
     deadline_s: int | None,
+    webhook_url: str | None,
     idempotency_key: str | None,
 ) -> Call[Render]:
     body = RenderCreate(
         input=as_input(upload), camera=camera, options=options or Options(), seed=seed, model=model,
-        deadline_s=deadline_s,
+        deadline_s=deadline_s, webhook_url=webhook_url,
     )  # fmt: skip
     return _post("/v1/renders", Render, body, idempotency_key)
 

@@ -12,7 +12,8 @@ ClientError
 ├── UploadFailed        the service got the clip and cannot use it: `problem`
 ├── RenderFailed        the render that was waited for ended otherwise than completed: `render`
 ├── WaitTimeout         it did not end in time; it goes on
-└── DownloadDamaged     what arrived is not what was published
+├── DownloadDamaged     what arrived is not what was published
+└── WebhookInvalid      a webhook that the service did not send, or not now (webhooks.py)
 """
 
 from __future__ import annotations

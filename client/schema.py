@@ -107,6 +107,10 @@ class Options(ClipOptions):
     feather_px: float | None = Field(None, ge=0, le=64)
 
 
+WebhookUrl = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^https?://")]
+"""Where the service sends a signed message when the render has ended."""
+
+
 class EstimateCreate(Asked):
     input: Input
     camera: Camera
@@ -119,6 +123,7 @@ class RenderCreate(EstimateCreate):
     """The model that is asked for; None takes the one that is served."""
     deadline_s: int | None = Field(None, ge=1, le=7 * 86_400)
     """Seconds from now after which the render is given up as `expired`."""
+    webhook_url: WebhookUrl | None = None
 
 
 class Resample(Asked):
@@ -128,6 +133,7 @@ class Resample(Asked):
     sample_steps: int | None = Field(None, ge=1, le=200)
     sdedit_sigma: float | None = Field(None, ge=0, le=700)
     sdedit_steps: int | None = Field(None, ge=1, le=200)
+    webhook_url: WebhookUrl | None = None
 
 
 class PreviewCreate(Asked):
@@ -230,6 +236,25 @@ class Render(Answered):
     @property
     def done(self) -> bool:
         return self.status in TERMINAL
+
+
+class WebhookRender(Answered):
+    """What a webhook says of a render; `renders.retrieve` has the rest."""
+
+    id: str
+    status: Status
+    created_at: float
+    completed_at: float | None = None
+    error: Problem | None = None
+
+
+class WebhookEvent(Answered):
+    type: str
+    """`render.` and the status that it ended with."""
+    timestamp: str
+    data: WebhookRender
+    id: str = ""
+    """Of the message, from its header: the same when it comes twice."""
 
 
 class RenderPage(Answered):

@@ -196,14 +196,18 @@ class Renders:
         seed: int = 0,
         model: str | None = None,
         deadline_s: int | None = None,
+        webhook_url: str | None = None,
         idempotency_key: str | None = None,
     ) -> Render:
         """Ask for a render; it is accepted when this returns, and done when `wait` does.
 
         Args:
+            webhook_url: where the service sends a signed message when it has ended.
             idempotency_key: two calls with one key are one render, also from two processes.
         """
-        return self._client.send(calls.create_render(upload, camera, options, seed, model, deadline_s, idempotency_key))
+        return self._client.send(
+            calls.create_render(upload, camera, options, seed, model, deadline_s, webhook_url, idempotency_key)
+        )
 
     def retrieve(self, render: RenderRef) -> Render:
         return self._client.send(calls.retrieve_render(render))
@@ -228,10 +232,14 @@ class Renders:
         sample_steps: int | None = None,
         sdedit_sigma: float | None = None,
         sdedit_steps: int | None = None,
+        webhook_url: str | None = None,
         idempotency_key: str | None = None,
     ) -> Render:
         """Another sample of a completed render, with its adapters as they are tuned."""
-        body = Resample(seed=seed, sample_steps=sample_steps, sdedit_sigma=sdedit_sigma, sdedit_steps=sdedit_steps)
+        body = Resample(
+            seed=seed, sample_steps=sample_steps, sdedit_sigma=sdedit_sigma, sdedit_steps=sdedit_steps,
+            webhook_url=webhook_url,
+        )  # fmt: skip
         return self._client.send(calls.resample_render(render, body, idempotency_key))
 
     def wait(self, render: RenderRef, *, timeout_s: float | None = None) -> Render:

@@ -6,7 +6,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import JSON, BigInteger, Column, Connection, Float, ForeignKey, Index, Integer, MetaData, String, Table
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Connection,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 
 from ..engine.errors import StoreError
 
@@ -44,6 +57,9 @@ uploads = Table(
     Column("clip", JSON(none_as_null=True)),
     Column("error", JSON(none_as_null=True)),
     Column("created_at", Float, nullable=False),
+    Column("source", JSON(none_as_null=True)),
+    Column("used_at", Float),
+    Index("uploads_by_tenant", "tenant", "created_at"),
 )
 
 jobs = Table(
@@ -96,6 +112,32 @@ workers = Table(
     Column("seen_at", Float, nullable=False),
 )
 
+webhook_secrets = Table(
+    "webhook_secrets",
+    METADATA,
+    Column("id", String(24), primary_key=True),
+    Column("tenant", ForeignKey("tenants.id"), nullable=False),
+    Column("secret", String(100), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("ends_at", Float),
+)
+
+webhooks = Table(
+    "webhooks",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", ForeignKey("tenants.id"), nullable=False),
+    Column("render", String(32), nullable=False),
+    Column("url", String(2000), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("next_at", Float, nullable=False),
+    Column("error", String(300)),
+    Column("created_at", Float, nullable=False),
+    Index("webhooks_due", "status", "next_at"),
+)
+
 schema_version = Table("schema_version", METADATA, Column("version", Integer, primary_key=True))
 
 
@@ -104,8 +146,18 @@ def _to_2(connection: Connection) -> None:
     workers.create(connection)
 
 
-VERSION = 2
-MIGRATIONS: Mapping[int, Callable[[Connection], None]] = {2: _to_2}
+def _to_3(connection: Connection) -> None:
+    """Webhooks; uploads know when they were last used, and where the service itself fetches them."""
+    webhook_secrets.create(connection)
+    webhooks.create(connection)
+    for column in (uploads.c.source, uploads.c.used_at):
+        definition = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+        connection.exec_driver_sql(f"ALTER TABLE uploads ADD COLUMN {definition}")
+    next(index for index in uploads.indexes if index.name == "uploads_by_tenant").create(connection)
+
+
+VERSION = 3
+MIGRATIONS: Mapping[int, Callable[[Connection], None]] = {2: _to_2, 3: _to_3}
 """By the version they lead to; each takes a database from the version before."""
 
 _MIGRATION_LOCK = 0x5245_4341

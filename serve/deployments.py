@@ -44,6 +44,29 @@ class Renderer:
         self._thread.join(30)  # gives its job back
 
 
+@serve.deployment
+class Keeping:
+    """The keeper in a replica: delivers webhooks, removes old uploads."""
+
+    def __init__(self, settings: str) -> None:
+        from .keeper import Keeper
+
+        set_up_logs()
+        self.stop = threading.Event()
+        self._thread = threading.Thread(
+            target=Keeper(Settings.model_validate_json(settings), stop=self.stop).run, daemon=True
+        )
+        self._thread.start()
+
+    def check_health(self) -> None:
+        """Serve starts the replica again when this raises."""
+        if not self._thread.is_alive():
+            raise RuntimeError("the keeper's thread has ended")
+
+    def __del__(self) -> None:
+        self.stop.set()
+
+
 def application(settings: Settings) -> Application:
     """The deployments, bound.
 
@@ -66,11 +89,14 @@ def application(settings: Settings) -> Application:
         graceful_shutdown_timeout_s=30,
     )  # fmt: skip
     previewer = Renderer.options(name="Previewer", ray_actor_options={"num_cpus": 1})
+    keeper = Keeping.options(name="Keeper", ray_actor_options={"num_cpus": 0.1})
     ingress = serve.deployment(serve.ingress(api)()).options(
         name="Ingress", num_replicas=settings.ingresses, ray_actor_options={"num_cpus": 0.5}, max_ongoing_requests=200
     )
-    # The ingress calls neither; bound to it, they are deployed with it.
-    return ingress.bind(renderer.bind(text, ["render"]), previewer.bind(text, ["preview", "estimate"]))
+    # The ingress calls none of them; bound to it, they are deployed with it.
+    return ingress.bind(
+        renderer.bind(text, ["render"]), previewer.bind(text, ["preview", "estimate"]), keeper.bind(text)
+    )
 
 
 def _nodes() -> int:

@@ -13,10 +13,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from ..engine.errors import RecaptureError
+from ..engine.errors import InputError, RecaptureError
 from . import database as db
 from .database import Database
 from .records import FINAL, Claim, Job, Refused
+from .webhooks import leave_message
 
 _COLUMNS = [field.name for field in fields(Job)]
 
@@ -25,6 +26,12 @@ class IdempotencyConflict(RecaptureError):
     """The key was used for another request."""
 
     code = "idempotency_conflict"
+
+
+class UploadGone(InputError):
+    """It was deleted."""
+
+    code = "upload_gone"
 
 
 class QueueFull(RecaptureError):
@@ -71,6 +78,7 @@ class Jobs:
         Raises:
             IdempotencyConflict: the key belongs to a request with another fingerprint.
             QueueFull: the tenant's quota or the whole queue is used up.
+            UploadGone: the clip was deleted meanwhile.
         """
         now = self.clock()
         with self.database.writing() as connection:
@@ -84,6 +92,10 @@ class Jobs:
                 if (job := _load(connection, standing.subject)) is not None:
                     return job, False
             self._admit(connection, tenant, kind)
+            if "input" in request:  # from here on it is in use, or it is gone and was not
+                mine = (db.uploads.c.id == request["input"], db.uploads.c.tenant == tenant)
+                if not connection.execute(db.uploads.update().where(*mine).values(used_at=now)).rowcount:
+                    raise UploadGone("the uploaded clip is not there any more", param="input")
             job = Job(
                 id=f"{_PREFIX[kind]}_{secrets.token_hex(12)}", tenant=tenant, kind=kind, fingerprint=fingerprint,
                 request=dict(request), created_at=now, deadline_at=None if deadline_s is None else now + deadline_s,
@@ -261,6 +273,8 @@ class Jobs:
                 # The fence too: a lease that is renewed leaves the revision as it is.
                 here = (db.jobs.c.id == job, db.jobs.c.revision == before.revision, db.jobs.c.fence == before.fence)
                 if connection.execute(db.jobs.update().where(*here).values(changes)).rowcount:
+                    if after.final:  # in one transaction: no render ends without its message
+                        leave_message(connection, after, self.clock())
                     return after
 
 

@@ -28,17 +28,22 @@ class KeyInfo:
     revoked_at: float | None
 
 
+def check_tenant(tenant: str) -> None:
+    """Raises InputError: the tenant's name is no name."""
+    if not _TENANT.fullmatch(tenant):
+        raise InputError(
+            f"{tenant!r} is no name for a tenant: a-z, 0-9, - and _, at most 64 of them, not - or _ first",
+            param="--tenant",
+        )
+
+
 def create_key(database: Database, tenant: str, *, label: str = "") -> str:
     """A new key of a tenant, which is made if there is none; nobody can be told the key again.
 
     Raises:
         InputError: the tenant's name is no name.
     """
-    if not _TENANT.fullmatch(tenant):
-        raise InputError(
-            f"{tenant!r} is no name for a tenant: a-z, 0-9, - and _, at most 64 of them, not - or _ first",
-            param="--tenant",
-        )
+    check_tenant(tenant)
     key = f"rk_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
     row = {"id": _parts(key)[0], "tenant": tenant, "label": label[:100], "hash": _hash(key), "created_at": time.time()}
     with database.writing() as connection:

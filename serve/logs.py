@@ -10,6 +10,7 @@ import structlog
 
 _SECRETS = re.compile(
     r"rk_[0-9a-f]{12}_[A-Za-z0-9_-]{43}"  # our keys
+    r"|whsec_[A-Za-z0-9+/=]+"
     r"|(?<=[Bb]earer )\S+"
     r"|(?<=//)[^/@\s]+(?=@)"  # user:password@ of an address
     r"|(?<=[?&])(?:X-Amz-[A-Za-z-]+|[Ss]ignature|[Ss]ig|[Tt]oken|[Kk]ey)=[^&\s\"']+"  # of a signed address

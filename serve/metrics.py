@@ -7,13 +7,14 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from .jobs import Jobs
+from .webhooks import Messages
 from .workers import Workers
 
 
 class Metrics:
     """The service's numbers; those of the queue are read from the database when they are asked for."""
 
-    def __init__(self, jobs: Jobs, workers: Workers) -> None:
+    def __init__(self, jobs: Jobs, workers: Workers, messages: Messages) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "recapture_http_requests_total", "Requests answered.", ["method", "route", "status"], registry=self.registry
@@ -23,7 +24,7 @@ class Metrics:
             registry=self.registry, buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60),
         )  # fmt: skip
         self.uploaded = Counter("recapture_upload_bytes_total", "Bytes of clips that arrived.", registry=self.registry)
-        self.registry.register(_Queue(jobs, workers))
+        self.registry.register(_Queue(jobs, workers, messages))
 
     def seen(self, method: str, route: str, status: int, seconds: float) -> None:
         self._requests.labels(method, route, str(status)).inc()
@@ -34,8 +35,8 @@ class Metrics:
 
 
 class _Queue(Collector):
-    def __init__(self, jobs: Jobs, workers: Workers) -> None:
-        self.jobs, self.workers = jobs, workers
+    def __init__(self, jobs: Jobs, workers: Workers, messages: Messages) -> None:
+        self.jobs, self.workers, self.messages = jobs, workers, messages
 
     def collect(self) -> Iterable[Metric]:
         jobs = GaugeMetricFamily("recapture_jobs", "Jobs on record.", labels=["kind", "status"])
@@ -45,6 +46,10 @@ class _Queue(Collector):
         yield GaugeMetricFamily(
             "recapture_queue_oldest_seconds", "How long the first in the queue has waited.", self.jobs.oldest_queued_s()
         )
+        webhooks = GaugeMetricFamily("recapture_webhooks", "Webhooks on record.", labels=["status"])
+        for status, count in self.messages.counts().items():
+            webhooks.add_metric([status], count)
+        yield webhooks
         yield GaugeMetricFamily("recapture_workers", "Workers that live.", len(self.workers.live()))
 
     def describe(self) -> Iterable[Metric]:

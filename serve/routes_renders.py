@@ -21,6 +21,7 @@ from .problems import Missing, NotNow
 from .records import Job
 from .routes_uploads import find_upload
 from .state import Key, Service, State, Tenant
+from .webhooks import has_secret
 
 router = APIRouter(prefix="/v1/renders", tags=["renders"], responses=REFUSALS)
 
@@ -39,7 +40,9 @@ def create_render(asked: RenderCreate, service: Service, tenant: Tenant, respons
     if asked.model not in (None, model):
         raise ModelError(f"{asked.model!r} is not served here; {model} is", param="model", code="model_not_served")
     config = run_config(model, asked.options, asked.seed)
-    request = render_request(service, tenant, asked.input.upload, check_camera(asked.camera), config)
+    request = render_request(
+        service, tenant, asked.input.upload, check_camera(asked.camera), config, webhook_url=asked.webhook_url
+    )
     return _submit(service, tenant, request, key, asked.deadline_s, response)
 
 
@@ -79,7 +82,10 @@ def resample_render(
     if job.status != "completed":
         raise NotNow(f"the render is {job.status}; only a completed one can be sampled again")
     config = resampled(RunConfig.from_json(job.request["config"]), asked)
-    request = render_request(service, tenant, job.request["input"], job.request["camera"], config, parent=job.id)
+    request = render_request(
+        service, tenant, job.request["input"], job.request["camera"], config, parent=job.id,
+        webhook_url=asked.webhook_url,
+    )  # fmt: skip
     return _submit(service, tenant, request, key, None, response)
 
 
@@ -168,12 +174,20 @@ def render_request(
     config: RunConfig,
     *,
     parent: str | None = None,
+    webhook_url: str | None = None,
 ) -> dict[str, Any]:
     """What a job keeps of a request: all that a worker needs, and nothing that could change meanwhile.
 
     Raises:
-        Missing, InputError: the upload is not there, or not ready.
+        Missing, InputError: the upload is not there, or not ready; the webhook may not be sent there, or not be checked.
     """
+    if webhook_url is not None:
+        service.outbound.check(webhook_url, param="webhook_url")
+        if not has_secret(service.database, tenant):
+            raise InputError(
+                "there is no secret to sign webhooks with; the operator makes one with `recapture keys webhook-secret`",
+                param="webhook_url", code="no_webhook_secret",
+            )  # fmt: skip
     record = find_upload(service, tenant, upload)
     if record.status != "ready":
         raise InputError(f"the upload is {record.status}", param="input.upload", code="upload_not_ready")
@@ -187,6 +201,7 @@ def render_request(
         "seed": config.seed if config.sample.seed is None else config.sample.seed,
         "model": service.settings.model,
         "resampled_from": parent,
+        **({} if webhook_url is None else {"webhook_url": webhook_url}),
     }
 
 

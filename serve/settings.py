@@ -1,19 +1,28 @@
 """What a service is made of: one model that YAML, the command line and tests fill in."""
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ..client.schema import MOST_UPLOAD_BYTES
 from ..engine.errors import StoreError
 from .database import Database
 from .jobs import Quota
+from .outbound import Outbound
 
 SETTINGS_VARIABLE = "RECAPTURE_SERVE_SETTINGS"
 """Environment and not the command line: everybody on a machine can read the latter, and it may hold a password."""
 
+
+def _network(value: str) -> str:
+    ip_network(value)
+    return value
+
+
+Network = Annotated[str, AfterValidator(_network)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -42,6 +51,12 @@ class Settings(BaseModel):
     max_active: int = Field(100, ge=1)
     max_running: int = Field(4, ge=1)
     max_queue: int = Field(2000, ge=1)
+    webhook_hosts: list[str] = []
+    """Names that webhooks may be sent to, `*.example.com` for all below one; none listed is any public one."""
+    webhook_networks: list[Network] = []
+    """Private networks that webhooks may reach all the same, also by http: `10.1.0.0/16`."""
+    upload_days: float | None = Field(None, gt=0, le=36_500)
+    """Days after its last use that an upload is removed; None keeps it until it is deleted."""
     ingresses: int = Field(1, ge=1, le=64)
     """Replicas on Ray Serve."""
     renderers: int = Field(1, ge=1, le=1024)
@@ -54,6 +69,10 @@ class Settings(BaseModel):
     def from_environment() -> "Settings":
         """What the supervisor gave this process."""
         return Settings.model_validate_json(os.environ[SETTINGS_VARIABLE])
+
+    def outbound(self) -> Outbound:
+        """Where webhooks may go."""
+        return Outbound(hosts=self.webhook_hosts, networks=self.webhook_networks)
 
     @property
     def database_url(self) -> str:

@@ -8,8 +8,10 @@ from fastapi import Depends, Header, Request
 from .database import Database
 from .jobs import Jobs
 from .metrics import Metrics
+from .outbound import Outbound
 from .settings import Settings
 from .uploads import Uploads
+from .webhooks import Messages
 from .workers import Workers
 
 
@@ -21,6 +23,7 @@ class State:
     uploads: Uploads
     workers: Workers
     metrics: Metrics
+    outbound: Outbound
 
     @staticmethod
     def open(settings: Settings) -> "State":
@@ -29,7 +32,7 @@ class State:
         jobs, workers = Jobs(database, quota=settings.quota), Workers(database)
         return State(
             settings=settings, database=database, jobs=jobs, uploads=Uploads(database, settings), workers=workers,
-            metrics=Metrics(jobs, workers),
+            metrics=Metrics(jobs, workers, Messages(database)), outbound=settings.outbound(),
         )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ PROCESSES: Mapping[str, Sequence[str]] = {
     "renderer": ("recapture.serve.worker", "render"),
     # Apart from the renderer: who drags a slider must not wait for somebody's render.
     "previewer": ("recapture.serve.worker", "preview", "estimate"),
+    "keeper": ("recapture.serve.keeper",),
 }
 
 _LOOK_EVERY_S = 0.2

@@ -46,6 +46,10 @@ class UploadRecord:
     """`ClipInfo.to_json` of a clip that is ready."""
     error: dict[str, Any] | None
     created_at: float
+    source: dict[str, Any] | None = None
+    """Where the service itself fetches it: `uri` and `revision`; None for one that is sent."""
+    used_at: float | None = None
+    """When a render, a preview or an estimate of it was last asked for."""
 
 
 class Uploads:
@@ -153,10 +157,34 @@ class Uploads:
         return decided or record
 
     def delete(self, record: UploadRecord) -> None:
+        self._delete(record.id, db.uploads.c.id == record.id)
+
+    def remove_unused(self) -> int:
+        """Delete what was not used for as long as the settings say; returns how many.
+
+        One that an unfinished job refers to stays, however old it is, and counts from the job's end.
+        """
+        if self.settings.upload_days is None:
+            return 0
+        before, table, jobs = time.time() - 86_400 * self.settings.upload_days, db.uploads.c, db.jobs.c
+        needed = sa.exists().where(
+            jobs.tenant == table.tenant,
+            jobs.request["input"].as_string() == table.id,
+            sa.or_(jobs.completed_at.is_(None), jobs.completed_at > before),
+        )
+        old = sa.and_(sa.func.coalesce(table.used_at, table.created_at) < before, ~needed)
+        with self.database.reading() as connection:
+            found = list(connection.execute(sa.select(table.id).where(old)).scalars())
+        # Asked again with the deletion: a job may have come meanwhile, and has said so in the upload's row.
+        return sum(self._delete(upload, sa.and_(table.id == upload, old)) for upload in found)
+
+    def _delete(self, upload: str, which: sa.ColumnElement[bool]) -> bool:
         with self.database.writing() as connection:
-            connection.execute(db.idempotency.delete().where(db.idempotency.c.subject == record.id))
-            connection.execute(db.uploads.delete().where(db.uploads.c.id == record.id))
-        shutil.rmtree(self.settings.upload_path(record.id).parent, ignore_errors=True)
+            if not connection.execute(db.uploads.delete().where(which)).rowcount:
+                return False
+            connection.execute(db.idempotency.delete().where(db.idempotency.c.subject == upload))
+        shutil.rmtree(self.settings.upload_path(upload).parent, ignore_errors=True)
+        return True
 
 
 _NAMES = list(UploadRecord.__annotations__)

@@ -34,7 +34,7 @@ def test_the_public_names_are_these():
     assert client_package.__all__ == [
         "APIError", "AsyncClient", "CameraFile", "Client", "ClientError", "ConnectionFailed", "DownloadDamaged",
         "Estimate", "EstimateCreate", "Options", "Preview", "PreviewCreate", "Render", "RenderCreate", "RenderFailed",
-        "Upload", "WaitTimeout",
+        "Upload", "WaitTimeout", "WebhookEvent", "WebhookInvalid", "verify_webhook",
     ]  # fmt: skip
 
 

@@ -8,6 +8,8 @@ import sqlalchemy as sa
 from recapture.serve.database import METADATA, VERSION, Database
 from recapture.serve.jobs import Jobs
 from recapture.serve.keys import check_key, create_key
+from recapture.serve.settings import Settings
+from recapture.serve.uploads import Uploads
 
 from .databases import postgres_binaries, postgres_server
 
@@ -33,10 +35,10 @@ def columns(url: str) -> dict[str, set[tuple[str, str]]]:
     return found
 
 
-def write_version_1(url: str) -> None:
-    """A database as version 1 made it, with a key and a job in it."""
+def write_version(version: int, url: str) -> None:
+    """A database as an earlier version made it, with a job and an upload in it."""
     engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    script = (GOLDEN / f"schema-1.{engine.dialect.name}.sql").read_text()
+    script = (GOLDEN / f"schema-{version}.{engine.dialect.name}.sql").read_text()
     with engine.begin() as connection:
         for statement in filter(str.strip, script.split(";")):
             connection.exec_driver_sql(statement)
@@ -45,25 +47,32 @@ def write_version_1(url: str) -> None:
             "INSERT INTO jobs (id, tenant, kind, fingerprint, request, created_at, status, revision, attempt, fence,"
             " progress, compute_s, warnings) VALUES ('rnd_old', 'old', 'render', 'f', '{}', 1, 'queued', 1, 0, 0, 0, 0, '[]')"
         )
+        connection.exec_driver_sql(
+            "INSERT INTO uploads (id, tenant, status, bytes, sha256, created_at)"
+            " VALUES ('upl_old', 'old', 'ready', 1, 'f', 1)"
+        )
     engine.dispose()
 
 
-def test_version_1_becomes_this_one_and_keeps_its_records(url):
-    write_version_1(url)
+@pytest.mark.parametrize("version", range(1, VERSION))
+def test_an_earlier_version_becomes_this_one_and_keeps_its_records(version, url, tmp_path):
+    write_version(version, url)
     database = Database(url)
     assert database.version() == VERSION
     assert set(columns(url)) == set(METADATA.tables)
     jobs = Jobs(database)
     assert jobs.get("old", "rnd_old").status == "queued"
     assert jobs.take("w", ["render"], lease_s=60).id == "rnd_old"
+    assert Uploads(database, Settings(data=tmp_path)).get("old", "upl_old").source is None
     assert check_key(database, create_key(database, "old")).tenant == "old"
     database.close()
     Database(url).close()  # a second start changes nothing
 
 
-def test_a_migrated_database_is_a_new_one(tmp_path):
+@pytest.mark.parametrize("version", range(1, VERSION))
+def test_a_migrated_database_is_a_new_one(version, tmp_path):
     old, new = (f"sqlite:///{tmp_path / name}.db" for name in ("old", "new"))
-    write_version_1(old)
+    write_version(version, old)
     for made in (old, new):
         Database(made).close()
     assert columns(old) == columns(new)

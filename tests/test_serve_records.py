@@ -1,6 +1,7 @@
 """The rules of a job: first as a value, then the same on both databases."""
 
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,9 +19,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from recapture.client.schema import UploadCreate
+from recapture.serve import database as db
 from recapture.serve.database import Database, ensure_tenant
-from recapture.serve.jobs import IdempotencyConflict, Jobs, QueueFull, Quota
+from recapture.serve.jobs import IdempotencyConflict, Jobs, QueueFull, Quota, UploadGone
 from recapture.serve.records import FINAL, MOST_ATTEMPTS, Claim, Job, Refused
+from recapture.serve.settings import Settings
+from recapture.serve.uploads import Uploads
 
 from .databases import postgres_binaries, postgres_server
 
@@ -235,7 +240,7 @@ def database(request, tmp_path):
 
 def empty(database: Database) -> None:
     with database.writing() as connection:
-        for table in ("idempotency", "jobs"):
+        for table in ("idempotency", "jobs", "uploads"):
             connection.exec_driver_sql(f"DELETE FROM {table}")
         for tenant in ("a", "b"):
             ensure_tenant(connection, tenant)
@@ -323,6 +328,38 @@ def test_lists_page_through_everything_once(database):
     assert jobs.page("b", "render", limit=3) == []
     assert jobs.page("a", "render", limit=9, status="completed") == []
     assert set(FINAL).isdisjoint({job.status for job in jobs.page("a", "render", limit=9)})
+
+
+def test_uploads_that_nobody_uses_are_removed(database, tmp_path):
+    settings = Settings(data=tmp_path / "data", upload_days=7)
+    days_ago = [0.0]
+    jobs, uploads = Jobs(database, clock=lambda: time.time() - 86_400 * days_ago[0]), Uploads(database, settings)
+
+    def upload(*, days_old: float) -> str:
+        record = uploads.create("a", UploadCreate(bytes=1, sha256="0" * 64, filename=None), key=secrets.token_hex(4))
+        with database.writing() as connection:
+            old = {"created_at": record.created_at - 86_400 * days_old}
+            connection.execute(db.uploads.update().where(db.uploads.c.id == record.id).values(old))
+        return record.id
+
+    def rendered(name: str, *, days_old: float) -> Job:
+        days_ago[0] = days_old
+        return jobs.submit("a", "render", {"input": name}, "f" * 64)[0]
+
+    fresh, idle, waiting, lately, long_ago = (upload(days_old=days) for days in (6, 8, 30, 30, 30))
+    rendered(waiting, days_old=20)
+    for name, ended in ((lately, 1), (long_ago, 8)):
+        job = rendered(name, days_old=20)
+        days_ago[0] = ended
+        jobs.cancel(job.id)
+    assert Uploads(database, settings.model_copy(update={"upload_days": None})).remove_unused() == 0
+    assert uploads.remove_unused() == 2
+    there = {name for name in (fresh, idle, waiting, lately, long_ago) if uploads.get("a", name)}
+    assert there == {fresh, waiting, lately}
+    assert {path.name for path in settings.upload_path(fresh).parent.parent.iterdir()} == there
+    with pytest.raises(UploadGone):
+        rendered(idle, days_old=0)
+    assert uploads.remove_unused() == 0
 
 
 def test_a_newer_database_is_refused(tmp_path):

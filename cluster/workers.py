@@ -20,7 +20,7 @@ import torch
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ..engine.errors import ClusterError
+from ..engine.errors import ClusterError, InputError
 from ..engine.frame_map import FrameWork, Part, batches, in_process
 from ..engine.models import MODELS
 from ..engine.run import Models, Run
@@ -288,8 +288,17 @@ def order_of(run: Run, work: FrameWork) -> tuple[Run, FrameWork]:
 
 
 def portable(run: Run) -> Run:
-    """The run as another process can take it: without this one's networks and callbacks."""
+    """The run as another process can take it: without this one's networks and progress.
+
+    Raises:
+        InputError: a callback was to see each sampling step: latents stay with the worker.
+    """
     plain = {name: Run.__dataclass_fields__[name].default for name in ("on_progress", "on_step_end")}
+    if run.on_step_end is not plain["on_step_end"]:
+        raise InputError(
+            "callback_on_step_end works in one process, not on a cluster; on_progress does on both",
+            param="callback_on_step_end",
+        )
     return replace(run, models=cast(Models, None), map_frames=in_process, **plain)
 
 

@@ -84,6 +84,12 @@ def test_any_number_of_workers_gives_the_bits_of_one_process(crew_of, clip, alon
         assert engine.models.loads == 0
 
 
+@pytest.mark.ci
+def test_a_callback_that_would_not_be_called_is_refused(crew_of, clip):
+    with crew_of(1) as (engine, _), pytest.raises(InputError, match="on_progress does on both"):
+        film(engine, clip, callback_on_step_end=lambda *of: {})
+
+
 def test_arrays_do_not_go_through_ray(alone):
     """Also after the work was done here once, and has its arrays at hand."""
     for work in (PredictDepth(frames=alone.entries["frames"]), DrawAnchor(inputs=alone.entries)):

@@ -6,6 +6,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from ..engine.errors import InputError, RecaptureError
 from .jobs import IdempotencyConflict, QueueFull
@@ -98,7 +99,15 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def by_status(request: Request, error: HTTPException) -> Response:
         code = _CODES.get(error.status_code, "error")
-        return envelope(request.state.id, error.status_code, code, str(error.detail), headers=dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # the router names the methods of the first route of this path alone
+            headers["Allow"] = ", ".join(sorted(_methods(request)))
+        return envelope(request.state.id, error.status_code, code, str(error.detail), headers=headers)
+
+
+def _methods(request: Request) -> set[str]:
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE]
+    return set().union(*(getattr(route, "methods", None) or () for route in routes))
 
 
 def _sentence(problem: dict[str, Any]) -> str:

@@ -57,7 +57,6 @@ uploads = Table(
     Column("clip", JSON(none_as_null=True)),
     Column("error", JSON(none_as_null=True)),
     Column("created_at", Float, nullable=False),
-    Column("source", JSON(none_as_null=True)),
     Column("used_at", Float),
     Index("uploads_by_tenant", "tenant", "created_at"),
 )
@@ -147,12 +146,11 @@ def _to_2(connection: Connection) -> None:
 
 
 def _to_3(connection: Connection) -> None:
-    """Webhooks; uploads know when they were last used, and where the service itself fetches them."""
+    """Webhooks; uploads know when they were last used."""
     webhook_secrets.create(connection)
     webhooks.create(connection)
-    for column in (uploads.c.source, uploads.c.used_at):
-        definition = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
-        connection.exec_driver_sql(f"ALTER TABLE uploads ADD COLUMN {definition}")
+    definition = sa.schema.CreateColumn(uploads.c.used_at).compile(dialect=connection.dialect)
+    connection.exec_driver_sql(f"ALTER TABLE uploads ADD COLUMN {definition}")
     next(index for index in uploads.indexes if index.name == "uploads_by_tenant").create(connection)
 
 

@@ -46,8 +46,6 @@ class UploadRecord:
     """`ClipInfo.to_json` of a clip that is ready."""
     error: dict[str, Any] | None
     created_at: float
-    source: dict[str, Any] | None = None
-    """Where the service itself fetches it: `uri` and `revision`; None for one that is sent."""
     used_at: float | None = None
     """When a render, a preview or an estimate of it was last asked for."""
 

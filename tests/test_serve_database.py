@@ -63,7 +63,7 @@ def test_an_earlier_version_becomes_this_one_and_keeps_its_records(version, url,
     jobs = Jobs(database)
     assert jobs.get("old", "rnd_old").status == "queued"
     assert jobs.take("w", ["render"], lease_s=60).id == "rnd_old"
-    assert Uploads(database, Settings(data=tmp_path)).get("old", "upl_old").source is None
+    assert Uploads(database, Settings(data=tmp_path)).get("old", "upl_old").used_at is None
     assert check_key(database, create_key(database, "old")).tenant == "old"
     database.close()
     Database(url).close()  # a second start changes nothing

@@ -36,18 +36,19 @@ def presets(as_json: Json = False) -> None:
 
 
 def models(as_json: Json = False) -> None:
-    """Video models and depth models that can be named."""
+    """Video, depth and multiview models that can be named."""
     from ..engine.depth.models import KINDS
     from ..engine.models import MODELS
 
     if as_json:
         video = [{"name": e.name, "source": e.source, "licence": e.licence, "about": e.about} for e in MODELS.values()]
-        emit({"video": video, "depth": ["embedded", *KINDS]})
+        emit({"video": video, "depth": ["embedded", *KINDS], "multiview": ["embedded"]})
         return
     typer.echo("Video models (--model), or a directory in the diffusers layout of StableVideoDiffusionPipeline:")
     for entry in MODELS.values():
         typer.echo(f"  {entry.name:8}{entry.about}\n{'':10}{entry.licence}")
     typer.echo(f"Depth models (--depth): embedded, or a directory or hub name of {', '.join(KINDS)}")
+    typer.echo("Multiview models (--multiview): embedded, a directory, or an adapter as package.module:Class")
 
 
 _PACKAGES = (

@@ -69,6 +69,24 @@ CleanPlate = Annotated[
     Path | None,
     typer.Option(help="Picture of the empty scene from the clip's own camera: fills holes.", show_default=False),
 ]
+Route = Annotated[
+    str | None,
+    typer.Option(
+        "--anchor",
+        help="What fills the anchor where no point falls: points (nothing), multiview (a model's guess), or auto (by path).",
+        show_default="points",
+    ),
+]
+Multiview = Annotated[
+    str | None,
+    typer.Option(
+        help="Multiview model: embedded, a directory, or an adapter as package.module:Class.", show_default="embedded"
+    ),
+]
+AllowNoncommercial = Annotated[
+    bool | None,
+    typer.Option("--allow-noncommercial", help="Use models whose licence forbids commercial use: this use is none."),
+]
 Fov = Annotated[float | None, typer.Option(help="Horizontal field of view of the clip, degrees.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Go on where the path sees next to nothing of the clip.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -103,6 +121,9 @@ def run(
     mask_dir: MaskDir = None,
     locked: Locked = None,
     clean_plate: CleanPlate = None,
+    anchor: Route = None,
+    multiview: Multiview = None,
+    allow_noncommercial: AllowNoncommercial = None,
     fov: Fov = None,
     height: Annotated[
         int | None, typer.Option(help="Working height of the model, with --width.", show_default=False)
@@ -209,7 +230,12 @@ def run(
     given = {
         "decode": {"first_frame": first_frame, "max_frames": frames},
         "depth": {"model": depth, "fov_deg": fov},
-        "anchor": {"locked": locked},
+        "anchor": {
+            "locked": locked,
+            "route": anchor,
+            "multiview": multiview,
+            "allow_noncommercial": allow_noncommercial,
+        },
         "condition": {"height": height, "width": width, "mask_mode": mask, "mask_threshold": mask_threshold},
         "tune": {
             "rank": rank,
@@ -296,6 +322,9 @@ def preview(
     mask_dir: MaskDir = None,
     locked: Locked = None,
     clean_plate: CleanPlate = None,
+    anchor: Route = None,
+    multiview: Multiview = None,
+    allow_noncommercial: AllowNoncommercial = None,
     fov: Fov = None,
     force: Force = False,
     device: Device = "auto",
@@ -313,7 +342,12 @@ def preview(
     options: dict[str, dict[str, Any]] = {
         "decode": {"first_frame": first_frame, "max_frames": frames},
         "depth": {"model": depth, "fov_deg": fov},
-        "anchor": {"locked": locked},
+        "anchor": {
+            "locked": locked,
+            "route": anchor,
+            "multiview": multiview,
+            "allow_noncommercial": allow_noncommercial,
+        },
     }
     with _claimed(folder), Display(quiet=as_json) as display:
         result = engine(
@@ -418,7 +452,7 @@ def _anchor_sheet(result: "Result", folder: Path) -> Path:
     from ..engine.bundle import write_anchor_sheet
 
     path = folder / "anchor_sheet.png"
-    write_anchor_sheet(result.source, result.anchor, result.mask, path)
+    write_anchor_sheet(result.source, result.anchor, result.mask, result.evidence, path)
     return path
 
 

@@ -71,13 +71,16 @@ def write_bundle(result: Result, folder: Path, *, passes: bool = False, tuned: b
     return folder / "video.mp4"
 
 
-def write_anchor_sheet(source: np.ndarray, anchor: np.ndarray, mask: np.ndarray, path: Path) -> None:
+def write_anchor_sheet(
+    source: np.ndarray, anchor: np.ndarray, mask: np.ndarray, evidence: np.ndarray, path: Path
+) -> None:
     """Write a PNG of the source at several times and below it what the new camera sees, holes hatched.
 
     Args:
         source: uint8 [N, H, W, 3].
         anchor: uint8 [N, h, w, 3].
-        mask: bool [N, h, w], True where the anchor is real.
+        mask: bool [N, h, w], False in holes.
+        evidence: uint8 [N, h, w], 0 where the anchor is no footage.
 
     Raises:
         OutputError: the file cannot be written.
@@ -85,7 +88,7 @@ def write_anchor_sheet(source: np.ndarray, anchor: np.ndarray, mask: np.ndarray,
     times = spread(len(source), _COLUMNS)
     seen = [tinted_holes(anchor[t], mask[t]) for t in times]
     rows = [("source", [source[t] for t in times]), ("from the new camera", seen)]
-    labels = [f"frame {t}, {100 * (1 - float(mask[t].mean())):.1f} % not filmed" for t in times]
+    labels = [f"frame {t}, {100 * (1 - float((evidence[t] > 0).mean())):.1f} % not filmed" for t in times]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -150,7 +153,11 @@ def _write_videos(result: Result, folder: Path) -> None:
     write("generated.mp4", generated, (generated.shape[2], generated.shape[1]))
     pairs = zip(result.anchor, result.mask, strict=True)
     write("anchor.mp4", (flat_holes(color, mask) for color, mask in pairs), (width, height))
-    write("mask.mp4", (np.repeat(np.uint8(255) * mask[..., None], 3, axis=2) for mask in result.mask), (width, height))
+    write(
+        "mask.mp4",
+        (np.repeat(np.uint8(255) * (seen > 0)[..., None], 3, axis=2) for seen in result.evidence),
+        (width, height),
+    )
     both = (np.hstack(pair) for pair in zip(result.source, result.frames, strict=True))
     write("side_by_side.mp4", both, (2 * width, height))
 
@@ -173,7 +180,7 @@ def _contact(result: Result) -> np.ndarray:
         [
             ("source", [result.source[t] for t in times]),
             (
-                "from the new camera, hatched where nobody filmed",
+                "from the new camera, hatched where nothing is known",
                 [tinted_holes(result.anchor[t], result.mask[t]) for t in times],
             ),
             ("generated", [result.generated[t] for t in times]),

@@ -18,20 +18,27 @@ def to_working(images: Tensor, size: tuple[int, int]) -> Tensor:
     return images if images.shape[-2:] == size else F.interpolate(images, size=size, mode="bilinear", antialias=True)
 
 
-def working_anchor(color: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def working_anchor(
+    color: np.ndarray, mask: np.ndarray, size: tuple[int, int], *, filled: bool = False
+) -> tuple[Tensor, Tensor]:
     """Anchor frames at the working size, holes filled for encoding, and the mask of cells without a hole in them.
 
     Args:
         color: uint8 [N, H, W, 3].
         mask: bool [N, H, W].
+        filled: the holes' colours are a guess already (a multiview model's), and stay.
 
     Returns:
         float [N, 3, h, w] and bool [N, h, w].
     """
     weight = torch.from_numpy(mask.copy())[:, None].float()
     share = to_working(weight, size)
-    mean = to_working(to_tensor(color) * weight, size) / share.clamp(min=1e-6)
-    return push_pull(mean, share[:, 0].clamp(max=1)).clamp(0, 1), share[:, 0] > 0.99
+    if filled:
+        picture = to_working(to_tensor(color), size)
+    else:
+        mean = to_working(to_tensor(color) * weight, size) / share.clamp(min=1e-6)
+        picture = push_pull(mean, share[:, 0].clamp(max=1))
+    return picture.clamp(0, 1), share[:, 0] > 0.99
 
 
 class Encoder:

@@ -40,6 +40,12 @@ class AnchorConfig:
     """Whether the source camera stands still, so that other frames may show what one hides; None finds out."""
     sharpen: int = 2
     """Passes that move in-between depths at object borders to one side (flying pixels)."""
+    route: Literal["points", "multiview", "auto"] = "points"
+    """What the new camera sees where no point falls: a hole, or what a multiview model imagines; `auto` decides by path."""
+    multiview: str = "embedded"
+    """The multiview model: `embedded`, a directory, or an adapter as `package.module:Class`."""
+    allow_noncommercial: bool = False
+    """The user says that this use is none that a model's licence forbids."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

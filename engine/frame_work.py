@@ -8,13 +8,14 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from .anchor import FRAMES_AT_ONCE, draw_anchor, to_uint8
+from .anchor import FRAMES_AT_ONCE, draw_anchor, to_tensor, to_uint8
 from .background import Plate
 from .cameras import CameraPath
 from .condition import anchor_mask, augmented_frames, working_anchor
 from .depth.estimate import predict_frame
 from .frame_map import Part
 from .handover import path_of, plate_of, source_view
+from .multiview import NovelView, imagined_anchor
 from .run import Run
 from .store import Entry
 
@@ -42,7 +43,7 @@ class DrawAnchor:
     batch: ClassVar[int] = FRAMES_AT_ONCE
 
     def __call__(self, run: Run, frames: range) -> Part:
-        images, depths, K_px, path, plate = self._scene
+        images, depths, K_px, path, plate = self.scene
         return draw_anchor(
             images,
             depths,
@@ -56,9 +57,52 @@ class DrawAnchor:
         )
 
     @cached_property
-    def _scene(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, CameraPath, Plate | None]:
+    def scene(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, CameraPath, Plate | None]:
         images, depths = self.inputs["frames"].array("frames"), self.inputs["depth"].array("depth")
         return images, depths, source_view(self.inputs).K_px, path_of(self.inputs), plate_of(self.inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cover:
+    """How much of each picture an anchor covers, and nothing else of it."""
+
+    inputs: Mapping[str, Entry]
+    batch: ClassVar[int] = FRAMES_AT_ONCE
+
+    def __call__(self, run: Run, frames: range) -> Part:
+        return {"covered": self._points(run, frames)["covered"]}
+
+    @cached_property
+    def _points(self) -> DrawAnchor:
+        return DrawAnchor(inputs=self.inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagineAnchor:
+    """Frames drawn by their points, what these leave open by a multiview model."""
+
+    inputs: Mapping[str, Entry]
+    batch: ClassVar[int] = FRAMES_AT_ONCE
+
+    def __call__(self, run: Run, frames: range) -> Part:
+        source = run.multiview_source
+        assert source is not None
+        part = self._points(run, frames)
+        images, _, K_px, path, _ = self._points.scene
+        unit = self.inputs["depth"].json("summary")["median"]
+        parts = []
+        for k, t in enumerate(frames):
+            view = NovelView(
+                source=to_tensor(images[t : t + 1])[0], source_K_px=K_px, c2w=path.c2w[t], K_px=path.K_px[t],
+                unit=unit, points=to_tensor(part["color"][k : k + 1])[0],
+                covered=torch.from_numpy(part["mask"][k].copy()),
+            )  # fmt: skip
+            parts.append(imagined_anchor(run.models.multiview(source), view, seed=run.config.seed))
+        return part | {name: np.stack([each[name] for each in parts]) for name in parts[0]}
+
+    @cached_property
+    def _points(self) -> DrawAnchor:
+        return DrawAnchor(inputs=self.inputs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +130,9 @@ class EncodeAnchor:
 
     def __call__(self, run: Run, frames: range) -> Part:
         part = slice(frames.start, frames.stop)
-        filled, valid = working_anchor(self.anchor.array("color")[part], self.anchor.array("mask")[part], run.size)
+        imagined = self.anchor.json("coverage")["route"] == "multiview"
+        color, mask = self.anchor.array("color")[part], self.anchor.array("mask")[part]
+        filled, valid = working_anchor(color, mask, run.size, filled=imagined)
         encoded = (*run.encoder(filled), anchor_mask(valid, run.model, run.config.condition))
         names = ("latents", "prompts", "tokens", "mask")
         return {name: values.float().cpu().numpy() for name, values in zip(names, encoded, strict=True)}

@@ -7,6 +7,8 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,46 +202,29 @@ class ModelShape:
         return rows * self.multiple, columns * self.multiple
 
 
-class VideoModel:
-    """A loaded model: VAE, image encoder and UNet behind the few calls that the method makes.
+class Codec:
+    """The half of a model that turns frames into latents, frames and tokens: VAE and image encoder.
 
     Frames are float [N, 3, H, W] in 0..1; latents [N, C, h, w], unscaled as the VAE's `mode()` gives them unless said.
     """
 
-    def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, *, device: torch.device) -> None:
         """Raises ModelError: the directory's files are damaged or of other classes."""
-        from diffusers.models import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-        from diffusers.schedulers import EulerDiscreteScheduler
+        from diffusers.models import AutoencoderKLTemporalDecoder
         from transformers import CLIPVisionModelWithProjection
 
-        self.folder, self.device, self.dtype = folder, device, dtype
-        self.shape = ModelShape.read(folder)
-        try:
-            self.unet = load_network(UNetSpatioTemporalConditionModel, folder / "unet", dtype)
+        self.folder, self.device = folder, device
+        with loading(folder):
             # SVD's VAE overflows in fp16; it is small beside the UNet, so it always runs in fp32.
             self.vae = load_network(AutoencoderKLTemporalDecoder, folder / "vae", torch.float32)
             self.image_encoder = load_network(CLIPVisionModelWithProjection, folder / "image_encoder", torch.float32)
-            scheduler: Any = EulerDiscreteScheduler.from_pretrained(folder / "scheduler")
             pixels = json.loads((folder / "feature_extractor" / "preprocessor_config.json").read_text())
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise ModelError(f"{folder} cannot be loaded: {reason}", param="--model") from None
-        if scheduler.config.prediction_type != "v_prediction":
-            raise ModelError(f"{folder} predicts {scheduler.config.prediction_type}, v_prediction is needed")
-        for module in (self.unet, self.vae, self.image_encoder):
+        for module in (self.vae, self.image_encoder):
             module.requires_grad_(False).eval().to(device)
-        self.sigma_min = float(scheduler.config.sigma_min or 0.002)
-        self.sigma_max = float(scheduler.config.sigma_max or 700.0)
         self.scaling = float(self.vae.config.scaling_factor)
         self._mean, self._std = (
             torch.tensor(pixels[k], device=device).view(3, 1, 1) for k in ("image_mean", "image_std")
         )
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of the directory's networks, adapters not counted."""
-        modules = (self.unet, self.vae, self.image_encoder)
-        return sum(p.numel() for m in modules for n, p in m.named_parameters() if ".lora_" not in n)
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
@@ -258,6 +243,32 @@ class VideoModel:
         side = self.image_encoder.config.image_size
         images = F.interpolate(frames.to(self.device), size=(side, side), mode="bicubic", antialias=True)
         return self.image_encoder((images - self._mean) / self._std).image_embeds[:, None]
+
+
+class VideoModel(Codec):
+    """A loaded model: VAE, image encoder and UNet behind the few calls that the method makes."""
+
+    def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> None:
+        """Raises ModelError: the directory's files are damaged or of other classes."""
+        from diffusers.models import UNetSpatioTemporalConditionModel
+        from diffusers.schedulers import EulerDiscreteScheduler
+
+        super().__init__(folder, device=device)
+        self.dtype, self.shape = dtype, ModelShape.read(folder)
+        with loading(folder):
+            self.unet = load_network(UNetSpatioTemporalConditionModel, folder / "unet", dtype)
+            scheduler: Any = EulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+        if scheduler.config.prediction_type != "v_prediction":
+            raise ModelError(f"{folder} predicts {scheduler.config.prediction_type}, v_prediction is needed")
+        self.unet.requires_grad_(False).eval().to(device)
+        self.sigma_min = float(scheduler.config.sigma_min or 0.002)
+        self.sigma_max = float(scheduler.config.sigma_max or 700.0)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the directory's networks, adapters not counted."""
+        modules = (self.unet, self.vae, self.image_encoder)
+        return sum(p.numel() for m in modules for n, p in m.named_parameters() if ".lora_" not in n)
 
     def predict(
         self,
@@ -288,6 +299,16 @@ class VideoModel:
         inputs = torch.cat(parts, dim=2).to(self.dtype)
         label = 0.25 * torch.log(sigma)
         return self.unet(inputs, label, token.to(self.dtype), ids.to(self.dtype)).sample.float()
+
+
+@contextmanager
+def loading(folder: Path, param: str = "--model") -> Iterator[None]:
+    """Whatever the libraries raise about a directory's files becomes a ModelError."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{folder} cannot be loaded: {reason}", param=param) from None
 
 
 def load_network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:

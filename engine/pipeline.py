@@ -68,12 +68,13 @@ class Result:
 
     @property
     def anchor(self) -> np.ndarray:
-        """uint8 [N, H, W, 3], black in the holes."""
+        """uint8 [N, H, W, 3]; in the holes black, or a multiview model's guess."""
         return self.entries["anchor"].array("color")
 
     @property
     def mask(self) -> np.ndarray:
-        """bool [N, H, W], True where the anchor is real footage."""
+        """bool [N, H, W], True where the anchor is to be believed: real footage, or imagined by a multiview model that is
+        sure of it (`evidence` tells them apart)."""
         return self.entries["anchor"].array("mask")
 
     @property
@@ -293,7 +294,7 @@ def pick_device(name: str) -> torch.device:
 def _refuse_early(run: Run) -> None:
     """What can be known to fail later is refused now."""
     require_attention(run.config.attention, run.device)
-    _ = run.size, run.depth_digest, run.mask_digest, run.clean_plate_picture
+    _ = run.size, run.depth_digest, run.mask_digest, run.clean_plate_picture, run.multiview_source
     if run.frame_count < 2:
         raise InputError(
             f"{run.clip_name} has {run.info.frame_count} frames, from frame {run.config.decode.first_frame} on "

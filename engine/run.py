@@ -22,6 +22,7 @@ from .depth.models import DepthModel, DepthSource, find_depth_model, load_depth_
 from .errors import InputError
 from .frame_map import FrameMap, FrameWork, Part, in_process
 from .models import ModelEntry, ModelShape, VideoModel, find_model, weights_digest
+from .multiview import MultiviewModel, MultiviewSource, find_multiview_model, load_multiview_model
 from .store import Writer
 from .tune import AdamW, OptimiserOf, Share
 from .video import ClipInfo, Limits
@@ -44,6 +45,7 @@ class Models:
         self._rank: int | None = None
         self._attention: Attention = "sdpa"
         self._depth: dict[str, tuple[DepthSource, DepthModel | None]] = {}
+        self._multiview: dict[str, MultiviewModel] = {}
 
     @cached_property
     def encoder_digest(self) -> str:
@@ -75,6 +77,11 @@ class Models:
         model = self._depth[name][1] or load_depth_model(source, self.device)
         self._depth[name] = source, model
         return model
+
+    def multiview(self, source: MultiviewSource) -> MultiviewModel:
+        if source.digest not in self._multiview:
+            self._multiview[source.digest] = load_multiview_model(source, self.device)
+        return self._multiview[source.digest]
 
 
 Progress = Callable[[str, int, int, Mapping[str, Any]], None]
@@ -184,6 +191,18 @@ class Run:
         if self.depth_dir is not None:
             return folder_digest(self.depth_dir, "--depth-dir")
         return self.models.depth_source(self.config.depth.model).digest
+
+    @cached_property
+    def multiview_source(self) -> MultiviewSource | None:
+        """The multiview model that this run may use; None where its anchors are of points alone.
+
+        Raises:
+            ModelError: there is no such model, or its licence does not allow this use.
+        """
+        options = self.config.anchor
+        if options.route == "points":
+            return None
+        return find_multiview_model(options.multiview, allow_noncommercial=options.allow_noncommercial)
 
     @cached_property
     def mask_digest(self) -> str | None:

@@ -26,9 +26,10 @@ from .deliver import composite, to_clip_size
 from .depth.estimate import estimate_depth, read_depth
 from .errors import CameraError
 from .frame_map import FrameWork, Part
-from .frame_work import DecodeLatents, DrawAnchor, EncodeAnchor, EncodeSource, PredictDepth
+from .frame_work import Cover, DecodeLatents, DrawAnchor, EncodeAnchor, EncodeSource, ImagineAnchor, PredictDepth
 from .frames import decode_frames
 from .handover import load_adapters, path_of, source_bank, source_view, tensor, told_of
+from .multiview import chosen_route
 from .run import Run
 from .sample import Condition, karras_sigmas, plan_windows
 from .sample import sample as sample_windows
@@ -144,33 +145,55 @@ def camera(run: Run, inputs: Inputs, out: Writer) -> None:
     out.json("camera", {"path": path.to_json()})
 
 
+def _anchor_options(run: Run) -> dict[str, Any]:
+    options = run.config.anchor
+    shared = {"band": options.band, "mask": run.mask_digest, "force": run.force}
+    return shared if options.route == "points" else {**shared, "route": options.route, "seed": run.config.seed}
+
+
 @stage(
     "frames",
     "depth",
     "background",
     "intrinsics",
     "camera",
-    config=lambda run: {"band": run.config.anchor.band, "mask": run.mask_digest, "force": run.force},
-    version=2,
+    config=_anchor_options,
+    weights=lambda run: run.multiview_source and run.multiview_source.digest,
+    version=3,
     by_frame=True,
 )
 def anchor(run: Run, inputs: Inputs, out: Writer) -> None:
     """Draw the clip from the new path."""
     count, path = len(inputs["frames"].array("frames")), path_of(inputs)
+    work: FrameWork = DrawAnchor(inputs=inputs)
+    route, why = run.config.anchor.route, "asked for"
+    if route == "auto":
+        shares = [part["covered"] for part in run.each_frame(Cover(inputs=inputs), count, out)]
+        route, why = chosen_route(path, 1 - float(np.concatenate(shares).mean()))
+    if route == "multiview":
+        work = ImagineAnchor(inputs=inputs)
     covered: list[float] = []
     borrowed: list[float] = []
+    imagined: list[float] = []
     with (
         out.array("color", shape_per_row=(path.height, path.width, 3), dtype=np.uint8) as color,
         out.array("mask", shape_per_row=(path.height, path.width), dtype=bool) as mask,
         out.array("evidence", shape_per_row=(path.height, path.width), dtype=np.uint8) as evidence,
     ):
-        for part in run.each_frame(DrawAnchor(inputs=inputs), count, out):
+        for part in run.each_frame(work, count, out):
             for rows, name in ((color, "color"), (mask, "mask"), (evidence, "evidence")):
                 rows.append(part[name])
             covered += part["covered"].tolist()
             borrowed += part["borrowed"].tolist()
+            imagined += (part["mask"] & (part["evidence"] == 0)).mean((1, 2)).tolist()
             run.progress("anchor", len(covered), count)
-    out.json("coverage", {"holes": [1 - share for share in covered], "other_frames": borrowed})
+    out.json(
+        "coverage",
+        {
+            "holes": [1 - share for share in covered], "other_frames": borrowed, "imagined": imagined,
+            "route": route, "why": why,
+        },
+    )  # fmt: skip
     if max(covered) < 0.02:
         # Refused before it is published: nothing downstream could be learned from it.
         if not run.force:
@@ -422,20 +445,21 @@ def deliver(run: Run, inputs: Inputs, out: Writer) -> None:
     """Put real pixels where there are any, generated ones where not."""
     options = run.config.deliver
     generated = inputs["generate"].array("frames")
-    color, mask = inputs["anchor"].array("color"), inputs["anchor"].array("mask")
-    count, height, width = mask.shape
+    # What a multiview model imagined is no footage, whether the mask believes it or not.
+    color, evidence = inputs["anchor"].array("color"), inputs["anchor"].array("evidence")
+    count, height, width = evidence.shape
     with (
         out.array("frames", shape_per_row=(height, width, 3), dtype=np.uint8) as rows,
         out.array("matte", shape_per_row=(height, width), dtype=np.uint8) as mattes,
     ):
         for t in range(count):
-            made = to_tensor(generated[t : t + 1])
+            made, is_real = to_tensor(generated[t : t + 1]), evidence[t : t + 1] > 0
             if options.composite == "on":
                 real = to_tensor(color[t : t + 1])
-                picture = composite(made, real, mask[t : t + 1], feather_px=options.feather_px)
+                picture = composite(made, real, is_real, feather_px=options.feather_px)
             else:
                 picture = to_clip_size(made, (height, width))
             rows.append(to_uint8(picture))
-            is_made = ~mask[t : t + 1] if options.composite == "on" else np.ones((1, height, width), bool)
+            is_made = ~is_real if options.composite == "on" else np.ones((1, height, width), bool)
             mattes.append(np.where(is_made, np.uint8(255), np.uint8(0)))
             run.progress("deliver", t + 1, count)

@@ -1,5 +1,6 @@
 """Stable-Video-Diffusion directories small enough for a test, of the exact class layout, with random weights."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from diffusers import (
     UNetSpatioTemporalConditionModel,
 )
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from recapture.priors.train_multiview import build_unet
 
 
 def small_unet(
@@ -71,4 +74,13 @@ def write_small_svd(folder: Path, *, latent_channels: int = 4, extra_channels: i
         scheduler=scheduler,
         feature_extractor=CLIPImageProcessor(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}),
     ).save_pretrained(folder)
+    return folder
+
+
+def write_small_multiview(folder: Path, encoder: Path, **about: object) -> Path:
+    """A multiview model in the embedded one's layout; `encoder` is a directory with VAE and image encoder."""
+    torch.manual_seed(0)
+    build_unet(small_unet(extra_channels=5).config).save_pretrained(folder / "unet")
+    usual = {"encoder": str(encoder), "licence": "CC0", "noncommercial": False, "steps": 2, "guidance": 1.5}
+    (folder / "multiview.json").write_text(json.dumps(usual | about))
     return folder

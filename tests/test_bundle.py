@@ -239,10 +239,10 @@ def test_full_disk_leaves_what_was_there(result: Result, bundle: Path, tmp_path:
 
 def test_anchor_sheet(result: Result, tmp_path: Path) -> None:
     path = tmp_path / "new" / "anchor_sheet.png"
-    write_anchor_sheet(result.source, result.anchor, result.mask, path)
+    write_anchor_sheet(result.source, result.anchor, result.mask, result.evidence, path)
     assert cv2.imread(str(path)).shape[0] > 200
     with pytest.raises(OutputError):
-        write_anchor_sheet(result.source, result.anchor, result.mask, path / "below.png")
+        write_anchor_sheet(result.source, result.anchor, result.mask, result.evidence, path / "below.png")
 
 
 def test_the_worst_boundary_is_the_planted_one() -> None:

@@ -15,6 +15,7 @@ from recapture.engine.frame_work import DrawAnchor, PredictDepth
 from recapture.engine.pipeline import Recapture, Result
 from recapture.engine.store import Store
 
+from .small_models import write_small_multiview
 from .test_pipeline import OPTIONS, write_clip
 
 pytestmark = pytest.mark.slow
@@ -35,8 +36,9 @@ def cluster(tmp_path_factory) -> Iterator[None]:
             yield
 
 
-def film(engine: Recapture, clip: Path, camera: str = "truck(0.1)", **more) -> Result:
-    return engine(clip, camera, config=override(engine.default_config(), OPTIONS), **more)
+def film(engine: Recapture, clip: Path, camera: str = "truck(0.1)", anchor=None, **more) -> Result:
+    config = override(engine.default_config(), OPTIONS)
+    return engine(clip, camera, config=override(config, {"anchor": anchor or {}}), **more)
 
 
 def digests(result: Result) -> dict[str, str]:
@@ -82,6 +84,17 @@ def test_any_number_of_workers_gives_the_bits_of_one_process(crew_of, clip, alon
         # Everybody encodes, and one of them tunes and samples: each has loaded once, for both paths.
         assert crew.ask("loads") == [1] * count
         assert engine.models.loads == 0
+
+
+@pytest.mark.ci
+def test_imagined_anchors_have_the_bits_of_one_process_too(crew_of, small_svd, clip, tmp_path):
+    folder = write_small_multiview(tmp_path / "multiview", small_svd)
+    options = {"route": "auto", "multiview": str(folder)}
+    alone = Recapture.from_pretrained(small_svd, device="cpu", store=tmp_path / "alone")
+    expected = film(alone, clip, "arc(70deg)", options, until="anchor")
+    assert expected.entries["anchor"].json("coverage")["route"] == "multiview"
+    with crew_of(2) as (engine, _):
+        assert digests(film(engine, clip, "arc(70deg)", options, until="anchor")) == digests(expected)
 
 
 @pytest.mark.ci

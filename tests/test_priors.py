@@ -24,7 +24,7 @@ from recapture.priors.textures import procedural_texture  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 WEIGHTS = Path(__file__).parents[1] / "engine" / "weights"
-MAX_BYTES = 36_000_000
+MAX_BYTES = 44_000_000
 
 
 def room(seed: int, height: int = 192, width: int = 288) -> tuple[np.ndarray, np.ndarray]:

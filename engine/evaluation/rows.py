@@ -41,6 +41,11 @@ class Row:
     depth: bool = True
 
 
+def _filmed(result: Result) -> np.ndarray:
+    """bool [T, H, W]: the source's own pixels; what a multiview model imagined is none, however sure it is."""
+    return np.array(result.evidence) > 0
+
+
 def _source(shot: Shot, result: Result | None) -> tuple[np.ndarray, np.ndarray]:
     return shot.source, np.ones(shot.source.shape[:3], bool)
 
@@ -58,7 +63,7 @@ def _anchor(fill: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[..
     def picture(shot: Shot, result: Result | None) -> tuple[np.ndarray, np.ndarray]:
         assert result is not None
         color, mask = result.anchor, result.mask
-        return np.stack([fill(color[t], mask[t]) for t in range(len(mask))]), np.array(mask)
+        return np.stack([fill(color[t], mask[t]) for t in range(len(mask))]), _filmed(result)
 
     return picture
 
@@ -67,12 +72,12 @@ def _generated(shot: Shot, result: Result | None) -> tuple[np.ndarray, np.ndarra
     assert result is not None
     size = shot.truth.shape[1:3]
     frames = [to_uint8(to_clip_size(to_tensor(result.generated[t : t + 1]), size)) for t in range(len(result.mask))]
-    return np.concatenate(frames), np.array(result.mask)
+    return np.concatenate(frames), _filmed(result)
 
 
 def _delivered(shot: Shot, result: Result | None) -> tuple[np.ndarray, np.ndarray]:
     assert result is not None
-    return np.array(result.frames), np.array(result.mask)
+    return np.array(result.frames), _filmed(result)
 
 
 def _black(anchor: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -113,5 +118,5 @@ ROWS = {
 }  # fmt: skip
 """In the order of the table."""
 
-VARIED = ("anchor", "+++ SDEdit", "delivered")
+VARIED = ("anchor", "anchor + mean colour", "+++ SDEdit", "delivered")
 """Rows that a `--vary` repeats for each value."""

@@ -9,6 +9,7 @@ from ..errors import InputError
 from .rows import Overrides
 
 KNOBS = {
+    "anchor": ("anchor.route",),
     "mask": ("condition.mask_mode",),
     "mask_threshold": ("condition.mask_threshold",),
     "steps": ("tune.spatial_steps", "tune.temporal_steps"),

@@ -12,6 +12,8 @@ FLAGS = {
     ("decode", "max_frames"): "--frames",
     ("depth", "model"): "--depth",
     ("depth", "fov_deg"): "--fov",
+    ("anchor", "route"): "--anchor",
+    ("anchor", "multiview"): "--multiview",
     ("condition", "height"): "--height",
     ("condition", "width"): "--width",
     ("condition", "mask_mode"): "--mask",
@@ -58,6 +60,8 @@ def command_of(run: Run) -> tuple[str, list[str]]:
                 value = value[1] if value[0] == 1 else None
             if (section, field) == ("anchor", "locked") and value is not None:
                 words += ["--locked" if value else "--not-locked"]
+            elif (section, field) == ("anchor", "allow_noncommercial"):
+                words += ["--allow-noncommercial"]
             elif (section, field) == ("tune", "warm_start"):
                 words += ["--warm-start"] if value else ["--no-warm-start"]
             elif flag is None or value is None:

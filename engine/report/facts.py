@@ -55,6 +55,7 @@ def gather(result: "Result") -> dict[str, Any]:
             "generated": generated_share,
             "other_frames": float(np.mean(entries["anchor"].json("coverage")["other_frames"])),
             "holes": result.hole_share,
+            "imagined": float(np.mean(entries["anchor"].json("coverage")["imagined"])),
             "holes_per_frame": entries["anchor"].json("coverage")["holes"],
         },
         "clip": {
@@ -69,7 +70,8 @@ def gather(result: "Result") -> dict[str, Any]:
         "camera": {"text": run.camera.text, **_motion(result)},
         "intrinsics": {**lens, "source_says": _LENS[lens["source"]]},
         "depth": depth,
-        "models": [_video_model(run, parameters), _depth_model(run)],
+        "models": [_video_model(run, parameters), _depth_model(run), *_multiview_model(run)],
+        "anchor": {name: entries["anchor"].json("coverage")[name] for name in ("route", "why")},
         "seed": run.config.seed,
         "versions": versions(),
         "device": device_name(run.device),
@@ -220,6 +222,14 @@ def _depth_model(run: Run) -> dict[str, Any]:
         "parameters": None,
         "digests": {"weights": source.digest},
     }
+
+
+def _multiview_model(run: Run) -> list[dict[str, Any]]:
+    source = run.multiview_source
+    if source is None:
+        return []
+    about = {"name": source.name, "source": "--multiview", "licence": source.licence, "parameters": None}
+    return [{"role": "multiview", **about, "digests": {"weights": source.digest}}]
 
 
 def _motion(result: "Result") -> dict[str, float]:

@@ -139,7 +139,7 @@ def _wipe(result: "Result", wipe: Wipe, facts: dict[str, Any]) -> str:
 def _times(result: "Result") -> str:
     groups = []
     for t in spread(len(result.source), 3):
-        hole = 100 * (1 - float(result.mask[t].mean()))
+        hole = 100 * (1 - float((result.evidence[t] > 0).mean()))
         pictures = (
             ("source", result.source[t], f"Source frame {t}"),
             (

@@ -74,6 +74,7 @@ def origin_list(facts: dict[str, Any]) -> str:
             f"sha256 {clip['sha256']}",
         ),
         ("Camera", facts["camera"]["text"], "camera.json holds each frame's pose and lens"),
+        ("Anchor", facts["anchor"]["route"], facts["anchor"]["why"]),
         (
             "Lens",
             f"{lens['fov_deg']:.2f}° horizontal field of view, focal length {lens['K_px'][0][0]:.1f} px",

@@ -34,7 +34,7 @@ from .sample import karras_sigmas, seeded_noise
 
 RAY_CHANNELS = 6
 SIGMA_MAX, SIGMA_MIN = 80.0, 0.02
-DOUBT = 0.1
+DOUBT = 0.04
 """Mean difference over the channels, of a range of 1, from which on a pixel is not believed."""
 _DOUBT_PX = 9
 FEATHER_PX = 8.0
@@ -288,6 +288,8 @@ class DirectoryMultiview:
         filled, real = working_anchor(shown[None], view.covered.cpu().numpy()[None], size)
         frame = to_working(view.source[None].to(device), size).clamp(0, 1)
         latents = self.codec.encode(torch.cat([frame, filled.to(device)])) * self.codec.scaling
+        if not real.any():
+            latents[1] = 0  # it was trained to read zeros, not a black picture, where no point is seen
         cells = latents.shape[-2:]
         cell = size[0] // cells[0], size[1] // cells[1]
         mask = latent_mask(real, cell).to(device)

@@ -87,7 +87,7 @@ def fills(model: DirectoryMultiview, one: Asked) -> Iterator[tuple[str, Tensor]]
     yield "model, rays and points", first
     yield "the same, mean of two seeds", (first + second) / 2
     own = model.steps, model.guidance
-    for steps, guidance in ((4, 1.0), (16, 1.0), (own[0], 1.5), (own[0], 2.5)):
+    for steps, guidance in ((4, 1.0), (8, 1.0), (own[0], 1.5), (own[0], 2.5)):
         model.steps, model.guidance = steps, guidance
         yield f"the same, {steps} steps, guidance {guidance}", model(view, 0)
     model.steps, model.guidance = own
@@ -110,7 +110,7 @@ def hole_rows(model: DirectoryMultiview, clips: ClipFolder, names: list[str]) ->
         for fill, values in scores.items()
     ]
     doubt, error = (torch.cat(parts) for parts in zip(*doubts, strict=True))
-    for bound in (0.05, 0.08, DOUBT, 0.13, 0.2):
+    for bound in (0.02, DOUBT, 0.06, 0.1, 0.2):
         sure = doubt < bound
         rows.append({
             "model": "multiview", "believed below": bound, "share of holes": float(sure.float().mean()),

@@ -213,6 +213,8 @@ class VideoModel:
         from transformers import CLIPVisionModelWithProjection
 
         self.folder, self.device, self.dtype = folder, device, dtype
+        self.offload = False
+        """The VAE and the image encoder come to the device when they are used, and leave it when the UNet is."""
         self.shape = ModelShape.read(folder)
         try:
             self.unet = load_network(UNetSpatioTemporalConditionModel, folder / "unet", dtype)
@@ -244,17 +246,20 @@ class VideoModel:
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
         """Latents of frames, unscaled `mode()`, fp32."""
+        self._place_encoders(self.device)
         return self.vae.encode(frames.to(self.device) * 2 - 1).latent_dist.mode()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Frames in 0..1 of one chunk of scaled latents; neighbours in the chunk share the decoder's temporal layers."""
+        self._place_encoders(self.device)
         frames = self.vae.decode(latents.to(self.device).float() / self.scaling, num_frames=len(latents)).sample
         return (frames / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
     def embed(self, frames: Tensor) -> Tensor:
         """Image tokens [N, 1, D], fp32, of frames resized to the encoder's square."""
+        self._place_encoders(self.device)
         side = self.image_encoder.config.image_size
         images = F.interpolate(frames.to(self.device), size=(side, side), mode="bicubic", antialias=True)
         return self.image_encoder((images - self._mean) / self._std).image_embeds[:, None]
@@ -280,6 +285,8 @@ class VideoModel:
             anchor: scaled anchor latents [B, T, C, h, w] and
             mask: latent mask [B, T, h, w], for guided models; zeros when absent, others ignore them.
         """
+        if self.offload:
+            self._place_encoders(torch.device("cpu"))
         s = sigma.view(-1, 1, 1, 1, 1).to(noisy)
         parts = [noisy / torch.sqrt(s * s + 1), prompt[:, None].expand_as(noisy)]
         if self.shape.guided:
@@ -288,6 +295,11 @@ class VideoModel:
         inputs = torch.cat(parts, dim=2).to(self.dtype)
         label = 0.25 * torch.log(sigma)
         return self.unet(inputs, label, token.to(self.dtype), ids.to(self.dtype)).sample.float()
+
+    def _place_encoders(self, device: torch.device) -> None:
+        for module in (self.vae, self.image_encoder):
+            if next(module.parameters()).device.type != device.type:
+                module.to(device)
 
 
 def load_network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:

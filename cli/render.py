@@ -147,7 +147,7 @@ def run(
     checkpointing: Annotated[
         str | None,
         typer.Option(
-            help="Activations: none (keep all), balanced or stock: less memory, more time.", show_default="none"
+            help="Activations: none (keep all), balanced, full or stock: less memory, more time.", show_default="none"
         ),
     ] = None,
     temporal_batch: Annotated[
@@ -197,6 +197,21 @@ def run(
     attention: Annotated[
         str | None,
         typer.Option(help="Operator of the model's attention: sdpa, or xformers (optional, GPU).", show_default="sdpa"),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="GiB of the device to stay within, or auto: lowers checkpointing, decode chunk and size, and says to what.",
+            show_default="no limit",
+        ),
+    ] = None,
+    offload: Annotated[
+        bool | None,
+        typer.Option(
+            "--offload/--no-offload",
+            help="VAE and image encoder leave the GPU while the UNet works.",
+            show_default="no",
+        ),
     ] = None,
     cluster: Annotated[
         str | None,
@@ -265,7 +280,7 @@ def run(
     read = None if config is None else read_config(config)
     engine = open_engine(model or (read.model if read else "tiny"), device, store)
     chosen = read or quality_config(quality or "standard", model=engine.models.entry.name)
-    typed = {"seed": seed, "attention": attention}
+    typed = {"seed": seed, "attention": attention, "offload": offload, "memory": _limit(memory)}
     chosen = replace(chosen, model=engine.models.entry.name, **{k: v for k, v in typed.items() if v is not None})
     chosen = override(chosen, _given(given))
     inputs: dict[str, Any] = {
@@ -281,8 +296,14 @@ def run(
         _print_plan(engine, clip, spec, {**inputs, "config": chosen}, as_json=as_json)
         return
     with _claimed(out), hired(engine, crew) as engine, Display(quiet=as_json) as display:
+        planned = False
 
         def on_stage(record: "StageRecord | str", result: "Result") -> None:
+            nonlocal planned
+            if not planned and result.run.memory is not None:
+                for sentence in result.run.memory.sentences():
+                    display.say(f"memory  {sentence}")
+            planned = True
             display.on_stage(record)
             if not isinstance(record, str) and record.name == "anchor":
                 sheet = _anchor_sheet(result, out)
@@ -416,6 +437,14 @@ def _parse_camera(camera: str, source_camera: Path | None, path_scale: float | N
     from ..engine.cameras import parse_camera
 
     return parse_camera(camera, source_camera=source_camera, path_scale=path_scale)
+
+
+def _limit(memory: str | None) -> Any:
+    """What `--memory` says: GiB where it is a number; `check` refuses what is neither that nor auto."""
+    try:
+        return None if memory is None else float(memory)
+    except ValueError:
+        return memory
 
 
 def _limits(max_frames: int) -> Any:

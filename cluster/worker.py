@@ -12,6 +12,7 @@ import torch
 
 from ..engine.errors import Cancelled, ClusterError
 from ..engine.frame_map import FrameWork
+from ..engine.memory import Room
 from ..engine.pipeline import Recapture
 from ..engine.run import Run
 from ..engine.stage import Inputs, perform
@@ -75,6 +76,11 @@ class Worker:
         self._adopt(run)
         with self._engine.store as store:
             perform(next(each for each in STAGES if each.name == stage), run, inputs, store, key)
+
+    def room(self) -> tuple[str, Room]:
+        """The device, by a name that workers on it share, and what this process could take of it."""
+        device = ray.get_gpu_ids() if torch.cuda.is_available() else "cpu"
+        return f"{ray.util.get_node_ip_address()} {device}", self._engine.models.room()
 
     def loads(self) -> int:
         """How often the video model was loaded."""

@@ -7,7 +7,7 @@ the others, and another takes its place; an error of the work itself is raised a
 import secrets
 import shutil
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..engine.errors import ClusterError, InputError
 from ..engine.frame_map import FrameWork, Part, batches, in_process
+from ..engine.memory import Room
 from ..engine.models import MODELS
 from ..engine.run import Models, Run
 from ..engine.stage import Inputs, Stage, perform
@@ -149,6 +150,12 @@ class Workers:
         if any((store.root / ".scratch").glob(f"{stage.name}-{key}-*")):
             store.gc()  # a process was killed while it wrote this
         return entry
+
+    def room(self) -> Room:
+        """What each worker could take of its device: the least of them, devices shared evenly."""
+        answers: list[tuple[str, Room]] = self.ask("room")
+        sharing = Counter(where for where, _ in answers)
+        return min((replace(room, free=room.free // sharing[where]) for where, room in answers), key=lambda r: r.free)
 
     def ask(self, method: str) -> list[Any]:
         """What each worker that is ready answers to a method without arguments."""

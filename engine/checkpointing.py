@@ -2,22 +2,27 @@
 
 `stock` is diffusers' own, which never covers the temporal blocks. `balanced` keeps the input of each transformer block,
 spatial and temporal, and nothing inside: less is kept, and less is computed again, for the convolutions are left alone.
-No bit of a gradient changes.
+`full` keeps nothing inside residual blocks either. No bit of a gradient changes.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
-from torch import Tensor, nn
+from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .adapters import switched_as_now
 
-Checkpointing = Literal["none", "balanced", "stock"]
+Checkpointing = Literal["none", "balanced", "full", "stock"]
 
-_BLOCKS = (BasicTransformerBlock, TemporalBasicTransformerBlock)
+_TRANSFORMERS = (BasicTransformerBlock, TemporalBasicTransformerBlock)
+_BLOCKS: dict[Checkpointing, tuple[type[nn.Module], ...]] = {
+    "balanced": _TRANSFORMERS,
+    "full": (*_TRANSFORMERS, ResnetBlock2D, TemporalResnetBlock),
+}
 
 
 @contextmanager
@@ -28,42 +33,11 @@ def checkpointed(unet: nn.Module, how: Checkpointing) -> Iterator[None]:
             made: Any = unet
             made.enable_gradient_checkpointing(lambda block, *args: _checkpoint(block, block.__call__, *args))
             undo.callback(made.disable_gradient_checkpointing)
-        for block in unet.modules() if how == "balanced" else ():
-            if isinstance(block, _BLOCKS):
+        for block in unet.modules():
+            if isinstance(block, _BLOCKS.get(how, ())):
                 block.forward = _again(block, block.forward)
                 undo.callback(block.__dict__.pop, "forward")
         yield
-
-
-@contextmanager
-def inputs_kept(unet: nn.Module, keep: Callable[[Tensor], object]) -> Iterator[None]:
-    """Within the context `keep` is told of each tensor that a checkpoint keeps in order to compute again from it."""
-
-    def tell(values: Iterable[object]) -> None:
-        for value in values:
-            if isinstance(value, Tensor):
-                keep(value)
-
-    with ExitStack() as undo:
-        for module in unet.modules():
-            made: Any = module
-            if "forward" in module.__dict__ and isinstance(module, _BLOCKS):
-                hook = module.register_forward_pre_hook(
-                    lambda _, args, kwargs: tell([*args, *kwargs.values()]), with_kwargs=True
-                )
-                undo.callback(hook.remove)
-            if getattr(made, "gradient_checkpointing", False):
-                undo.callback(setattr, made, "_gradient_checkpointing_func", made._gradient_checkpointing_func)
-                made._gradient_checkpointing_func = _telling(made._gradient_checkpointing_func, tell)
-        yield
-
-
-def _telling(function: Callable[..., Any], tell: Callable[[Iterable[object]], None]) -> Callable[..., Any]:
-    def run(module: nn.Module, *args: Any) -> Any:
-        tell(args)
-        return function(module, *args)
-
-    return run
 
 
 def _again(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -86,8 +86,9 @@ class TuneConfig:
     weight_decay: float = 0.0
     warm_start: bool = False
     """Begin the temporal adapter as that of the nearest path the clip was tuned for, and stop where that one got to."""
-    checkpointing: Literal["none", "balanced", "stock"] = "none"
-    """Activations kept for the backward pass: all, the transformer blocks' inputs, or as diffusers does. Changes no bit."""
+    checkpointing: Literal["none", "balanced", "full", "stock"] = "none"
+    """Activations kept for the backward pass: all, all but the transformer blocks' inside, no block's inside, or as
+    diffusers does. Changes no bit."""
     checkpoint_every: int = 50
 
 
@@ -130,6 +131,11 @@ class RunConfig:
     seed: int = 0
     attention: Literal["sdpa", "xformers"] = "sdpa"
     """Operator of the UNet's attention: torch's own, or xformers' (an optional extra, on a GPU only)."""
+    offload: bool = False
+    """VAE and image encoder wait in main memory while the UNet works. Changes no bit."""
+    memory: float | Literal["auto"] | None = None
+    """GiB that the run may take of its device, `auto` for what is free: size, checkpointing, offload and decode chunk are
+    lowered to it before work starts, and stand in the run's configuration instead of this. None lowers nothing."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     depth: DepthConfig = field(default_factory=DepthConfig)
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
@@ -275,6 +281,8 @@ def check(config: RunConfig) -> None:
             if choices and getattr(part, name) not in choices:
                 accepted = ", ".join(choices)
                 raise InputError(f"{getattr(part, name)!r} is not one of {accepted}", param=_option(name))
+    if config.memory not in (None, "auto") and not (isinstance(config.memory, numbers.Real) and config.memory > 0):
+        raise InputError(f"{config.memory!r} is neither auto nor a number of GiB above 0", param="--memory")
     size = config.condition.height, config.condition.width
     if (size[0] is None) != (size[1] is None):
         raise InputError("give both --height and --width, or neither", param="--height")

@@ -229,20 +229,28 @@ class Codec:
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
         """Latents of frames, unscaled `mode()`, fp32."""
+        self._place_encoders(self.device)
         return self.vae.encode(frames.to(self.device) * 2 - 1).latent_dist.mode()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Frames in 0..1 of one chunk of scaled latents; neighbours in the chunk share the decoder's temporal layers."""
+        self._place_encoders(self.device)
         frames = self.vae.decode(latents.to(self.device).float() / self.scaling, num_frames=len(latents)).sample
         return (frames / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
     def embed(self, frames: Tensor) -> Tensor:
         """Image tokens [N, 1, D], fp32, of frames resized to the encoder's square."""
+        self._place_encoders(self.device)
         side = self.image_encoder.config.image_size
         images = F.interpolate(frames.to(self.device), size=(side, side), mode="bicubic", antialias=True)
         return self.image_encoder((images - self._mean) / self._std).image_embeds[:, None]
+
+    def _place_encoders(self, device: torch.device) -> None:
+        for module in (self.vae, self.image_encoder):
+            if next(module.parameters()).device.type != device.type:
+                module.to(device)
 
 
 class VideoModel(Codec):
@@ -255,6 +263,8 @@ class VideoModel(Codec):
 
         super().__init__(folder, device=device)
         self.dtype, self.shape = dtype, ModelShape.read(folder)
+        self.offload = False
+        """The VAE and the image encoder come to the device when they are used, and leave it when the UNet is."""
         with loading(folder):
             self.unet = load_network(UNetSpatioTemporalConditionModel, folder / "unet", dtype)
             scheduler: Any = EulerDiscreteScheduler.from_pretrained(folder / "scheduler")
@@ -291,6 +301,8 @@ class VideoModel(Codec):
             anchor: scaled anchor latents [B, T, C, h, w] and
             mask: latent mask [B, T, h, w], for guided models; zeros when absent, others ignore them.
         """
+        if self.offload:
+            self._place_encoders(torch.device("cpu"))
         s = sigma.view(-1, 1, 1, 1, 1).to(noisy)
         parts = [noisy / torch.sqrt(s * s + 1), prompt[:, None].expand_as(noisy)]
         if self.shape.guided:

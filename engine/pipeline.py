@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from . import memory
 from .attention import require as require_attention
 from .cameras import CameraPath, CameraSpec, parse_camera
 from .config import RunConfig, check, quality_config
 from .errors import Cancelled, InputError, ResourceError
 from .frame_map import FrameMap, in_process
 from .handover import path_of
+from .memory import Room
 from .run import Models, Progress, Run
 from .stage import Inputs, Perform, Stage, perform
 from .stages import STAGES, windows_of
@@ -26,6 +28,7 @@ from .video import ClipInfo, Limits, admit, probe
 from .warm_start import Neighbour, choose, neighbours
 
 DEVICES = ("auto", "cpu", "cuda")
+_OUT_OF_MEMORY = "out of memory; give --memory auto, or lower --height and --width, or --decode-chunk"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,10 +130,19 @@ class Recapture:
     """
 
     def __init__(
-        self, models: Models, *, store: Store, perform: Perform = perform, map_frames: FrameMap = in_process
+        self,
+        models: Models,
+        *,
+        store: Store,
+        perform: Perform = perform,
+        map_frames: FrameMap = in_process,
+        room: Callable[[], Room] | None = None,
+        tune_devices: int = 1,
     ) -> None:
-        """`perform` and `map_frames` say who does the work; by default this process does."""
+        """`perform` and `map_frames` say who does the work, `room` what memory they have, and `tune_devices` how many of
+        them share the tuning; by default this process does everything."""
         self.models, self.store = models, store
+        self._room, self._tune_devices = room or models.room, tune_devices
         self._perform, self._map_frames = perform, map_frames
         self._interrupt = False
 
@@ -203,7 +215,7 @@ class Recapture:
         Raises:
             InputError: the clip, the camera or an option cannot be used; nothing was run.
             Cancelled: stopped by a callback or Ctrl-C; what was finished stays in the store.
-            ResourceError: out of memory; names the knob.
+            ResourceError: out of memory, or the configuration's limit is too small; names the knob.
         """
         config = config or self.default_config()
         if seed is not None:
@@ -226,6 +238,9 @@ class Recapture:
             if callback_on_step_end is not None:
                 run.on_step_end = self._adapt(callback_on_step_end)
             _refuse_early(run)
+            if config.memory is not None:
+                run.memory = memory.fit(run, self._room(), devices=self._tune_devices)
+                run.config = memory.settled(config, memory.asked(run), run.memory.choice)
             result = Result(run=run, entries={})
             with _errors_with_a_knob():
                 for record in self._execute(run, result, until, on_stage):
@@ -310,14 +325,10 @@ def _errors_with_a_knob() -> Iterator[None]:
     except KeyboardInterrupt:
         raise Cancelled("interrupted; run the same command again and it goes on from here") from None
     except torch.OutOfMemoryError:
-        raise ResourceError(
-            "the GPU is out of memory; lower --height and --width, or --decode-chunk", param="--height"
-        ) from None
+        raise ResourceError(f"the GPU is {_OUT_OF_MEMORY}", param="--memory") from None
     except MemoryError:
-        raise ResourceError("out of memory; lower --height and --width, or --decode-chunk", param="--height") from None
+        raise ResourceError(_OUT_OF_MEMORY, param="--memory") from None
     except RuntimeError as error:
         if "can't allocate memory" in str(error):  # how torch's CPU allocator says it
-            raise ResourceError(
-                "out of memory; lower --height and --width, or --decode-chunk", param="--height"
-            ) from None
+            raise ResourceError(_OUT_OF_MEMORY, param="--memory") from None
         raise

@@ -1,22 +1,17 @@
 """What a run will take, before it is paid for: sizes, windows, memory and time.
 
-The memory of a training step is counted on the meta device, tensor by tensor, that of the decoder estimated from its
-widest maps; time is measured on this machine with a small piece of the real
-network and scaled by the area.
+Memory is counted tensor by tensor without computing (`memory`); time is measured on this machine with a small piece of
+the real network and scaled by the area.
 """
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from diffusers.models import UNetSpatioTemporalConditionModel
-from torch import Tensor
 
-from . import adapters
+from . import memory
 from .bypass import temporal_bypass
-from .checkpointing import checkpointed, inputs_kept
 from .pipeline import Result
 from .run import Run
 from .stages import windows_of
@@ -51,7 +46,7 @@ def make_plan(preview: Result) -> Plan:
     """The plan of the run that a preview (stages up to the anchor) belongs to."""
     run = preview.run
     height, width = run.size
-    memory = memory_plan(run)
+    held = run.memory or memory.plan(run, run.models.room())
     seconds = time_plan(run, len(preview.source))
     done = {record.name: record.seconds for record in preview.records if not record.reused}
     return Plan(
@@ -62,63 +57,11 @@ def make_plan(preview: Result) -> Plan:
         pixel_aspect=(run.info.width / width) / (run.info.height / height),
         windows=[(window.start, window.stop - 1) for window in preview.windows],
         hole_share=preview.hole_share,
-        memory_bytes=sum(memory.values()),
-        memory=memory,
+        memory_bytes=held.peak,
+        memory=held.at_peak,
         seconds=sum(seconds.values()) + sum(done.values()),
         stages_s={**done, **seconds},
     )
-
-
-def memory_plan(run: Run) -> dict[str, int]:
-    """Bytes by purpose at the peak, which is a temporal training step or the decoding of one chunk."""
-    shape, (height, width) = run.models.shape, run.size
-    frames = shape.frames
-    with torch.device("meta"):
-        config: Any = UNetSpatioTemporalConditionModel.load_config(run.models.folder / "unet")
-        unet: Any = UNetSpatioTemporalConditionModel.from_config(config)
-        unet.to("meta")  # some parameters ignore the context
-        adapters.inject(unet, run.config.tune.rank)
-        adapters.train_only(unet, ["temporal"])
-        latent = (height // shape.vae_scale, width // shape.vae_scale)
-        inputs = torch.empty(1, frames, unet.config.in_channels, *latent)
-        token = torch.empty(1, 1, unet.config.cross_attention_dim)
-        with checkpointed(unet, run.config.tune.checkpointing):
-            step = run.config.tune.temporal_batch * saved_bytes(unet, inputs, token)
-    element = torch.finfo(run.models.dtype).bits // 8
-    tuned = sum(p.numel() for name in adapters.ADAPTERS for p in adapters.adapter_parameters(unet, name).values())
-    weights = sum(p.numel() for n, p in unet.named_parameters() if ".lora_" not in n) * element
-    others = sum(
-        f.stat().st_size for part in ("vae", "image_encoder") for f in (run.models.folder / part).glob("*.safetensors")
-    )
-    # The decoder's widest maps: at full resolution its first level's channels, a handful alive at a time, in fp32.
-    vae = json.loads((run.models.folder / "vae" / "config.json").read_text())
-    decode = run.decode_chunk * height * width * 4 * 5 * vae["block_out_channels"][0]
-    return {
-        "weights": weights + 2 * others,
-        "adapters and optimiser": tuned * 4 * 4,
-        "a training step or a decoded chunk": max(step * element // 4, decode),
-        "frames in flight": 8 * run.info.width * run.info.height * 3 * 4,
-    }
-
-
-def saved_bytes(unet: torch.nn.Module, inputs: Tensor, token: Tensor) -> int:
-    """Bytes that autograd keeps for the backward pass of one fp32 forward; weights are not counted, views once."""
-    weights = {id(p) for p in unet.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        base = tensor._base if tensor._base is not None else tensor
-        if id(base) not in weights:
-            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    # What lies inside a checkpoint is not kept, but the checkpoint's own inputs are.
-    with inputs_kept(unet, pack), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = unet(
-            inputs, torch.empty(1, device=inputs.device), token, torch.empty(1, 3, device=inputs.device)
-        ).sample
-    del output
-    return sum(kept.values())
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from .config import RunConfig
 from .depth.models import DepthModel, DepthSource, find_depth_model, load_depth_model
 from .errors import InputError
 from .frame_map import FrameMap, FrameWork, Part, in_process
+from .memory import MemoryPlan, Room, room_on
 from .models import ModelEntry, ModelShape, VideoModel, find_model, weights_digest
 from .multiview import MultiviewModel, MultiviewSource, find_multiview_model, load_multiview_model
 from .store import Writer
@@ -55,7 +56,7 @@ class Models:
     def unet_digest(self) -> str:
         return weights_digest(self.folder, ("unet",))
 
-    def video(self, rank: int, attention: Attention = "sdpa") -> VideoModel:
+    def video(self, rank: int, attention: Attention = "sdpa", *, offload: bool = False) -> VideoModel:
         """The video model with both adapters injected at this rank, its attention computed by this operator."""
         if self._video is None or self._rank != rank:
             self._video = VideoModel(self.folder, device=self.device, dtype=self.dtype)
@@ -65,7 +66,14 @@ class Models:
         if self._attention != attention:
             set_attention(self._video.unet, attention)
             self._attention = attention
+        self._video.offload = offload
         return self._video
+
+    def room(self) -> Room:
+        """What this process could take of its device."""
+        modules = () if self._video is None else (self._video.unet, self._video.vae, self._video.image_encoder)
+        loaded = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+        return room_on(self.device, self.dtype, loaded)
 
     def depth_source(self, name: str) -> DepthSource:
         if name not in self._depth:
@@ -119,6 +127,8 @@ class Run:
     """Makes the optimiser of the tuning stages, and"""
     share: Share = (0, 1)
     """what part of each of their batches is this process's."""
+    memory: MemoryPlan | None = None
+    """What was chosen for the configuration's limit, if it had one."""
     neighbour: "Neighbour | None" = None
     """The tuned path that the temporal adapter begins from; found when its stage is reached."""
 
@@ -135,7 +145,7 @@ class Run:
 
     @property
     def model(self) -> VideoModel:
-        return self.models.video(self.config.tune.rank, self.config.attention)
+        return self.models.video(self.config.tune.rank, self.config.attention, offload=self.config.offload)
 
     @cached_property
     def encoder(self) -> Encoder:

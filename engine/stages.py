@@ -10,7 +10,7 @@ name, the options it reads, the weights it uses; its key in the store is made of
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -346,7 +346,7 @@ def windows_of(run: Run, count: int) -> list[range]:
     "spatial",
     "temporal",
     config=lambda run: {
-        **asdict(run.config.sample),
+        **asdict(replace(run.config.sample, decode_chunk=None)),  # sampling decodes nothing but single frames
         "seed": run.sample_seed,
         "frames": run.models.shape.frames,
         **attention.key(run.config.attention),

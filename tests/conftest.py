@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does
 import pytest
 import torch
 
-from .small_models import write_small_svd
+from .small_models import write_small_svd, write_svd_configs
 
 # Networks this small lose more to waking threads than they gain.
 torch.set_num_threads(1)
@@ -18,3 +18,9 @@ torch.set_num_threads(1)
 def small_svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of SVD's exact class layout, a few MB, written by `save_pretrained`."""
     return write_small_svd(tmp_path_factory.mktemp("models") / "small-svd")
+
+
+@pytest.fixture(scope="session")
+def svd_configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Video Diffusion's own directory without its weights."""
+    return write_svd_configs(tmp_path_factory.mktemp("models") / "svd")

@@ -8,11 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from recapture.engine import adapters
 from recapture.engine.bypass import temporal_bypass
 from recapture.engine.checkpointing import checkpointed
-from recapture.engine.plan import saved_bytes
+from recapture.engine.footprint import shapes_of, step_bytes
 
 from .small_models import small_unet
 
-HOW = ("none", "balanced", "stock")
+HOW = ("none", "balanced", "full", "stock")
 
 
 def gradients(unet, passed: str, how: str) -> list[torch.Tensor]:
@@ -43,33 +43,35 @@ def test_gradients_are_the_same_bits(passed):
             parameter.data.normal_()
     plain = gradients(unet, passed, "none")
     assert any(gradient.any() for gradient in plain)
-    for how in ("balanced", "stock"):
+    for how in HOW[1:]:
         assert all(torch.equal(a, b) for a, b in zip(gradients(unet, passed, how), plain, strict=True)), how
     assert not any("forward" in module.__dict__ for module in unet.modules())
 
 
 @pytest.mark.slow
-def test_costs_at_full_size():
+def test_costs_at_full_size(svd_configs):
     """C8. Stable Video Diffusion, 14 frames of 576x1024, both adapters."""
     with torch.device("meta"):
         unet = UNetSpatioTemporalConditionModel().to("meta")  # diffusers' defaults are its config
         adapters.inject(unet, 16)
         adapters.train_only(unet, ["temporal"])
         inputs, token = torch.empty(1, 14, 8, 72, 128), torch.empty(1, 1, 1024)
-        kept, flops = {}, {}
+        flops = {}
         for how in HOW:
             with checkpointed(unet, how):
-                kept[how] = saved_bytes(unet, inputs, token)
                 flops[how] = flops_of(unet, inputs, token, backward=True)
         forward = flops_of(unet, inputs, token, backward=False)
         adapters.train_only(unet, ["spatial"])
         single = flops_of(unet, inputs[:, :1], token, backward=True)
         with temporal_bypass(unet):
             bypassed = flops_of(unet, inputs[:, :1], token, backward=True)
+    shapes = shapes_of(svd_configs, torch.float32, 16, cuda=False)
+    kept = {how: step_bytes(shapes, "temporal", 1, 14, (576, 1024), how).kept for how in HOW}
     assert flops["none"] <= 2.30 * forward
     assert flops["balanced"] <= flops["stock"]
     assert kept["balanced"] <= 0.45 * kept["stock"]
     assert kept["stock"] < kept["none"]
+    assert kept["full"] <= 0.3 * kept["balanced"]
     assert bypassed <= 0.72 * single
 
 

@@ -22,6 +22,7 @@ FLAGS = {
     ("tune", "lr"): "--lr",
     ("tune", "spatial_steps"): "--spatial-steps",
     ("tune", "temporal_steps"): "--temporal-steps",
+    ("tune", "checkpointing"): "--checkpointing",
     ("tune", "schedule"): "--schedule",
     ("sample", "seed"): "--sample-seed",
     ("sample", "steps"): "--sample-steps",
@@ -69,6 +70,7 @@ def command_of(run: Run) -> tuple[str, list[str]]:
             else:
                 words += [flag, str(value)]
     words += [] if run.config.attention == "sdpa" else ["--attention", run.config.attention]
+    words += ["--offload"] if run.config.offload else []
     brought = (("--depth-dir", run.depth_dir), ("--mask-dir", run.mask_dir), ("--clean-plate", run.clean_plate))
     for flag, path in brought:
         words += [] if path is None else [flag, str(path)]

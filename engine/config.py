@@ -281,8 +281,10 @@ def check(config: RunConfig) -> None:
             if choices and getattr(part, name) not in choices:
                 accepted = ", ".join(choices)
                 raise InputError(f"{getattr(part, name)!r} is not one of {accepted}", param=_option(name))
-    if config.memory not in (None, "auto") and not (isinstance(config.memory, numbers.Real) and config.memory > 0):
-        raise InputError(f"{config.memory!r} is neither auto nor a number of GiB above 0", param="--memory")
+    if config.memory not in (None, "auto"):
+        number = isinstance(config.memory, int | float) and not isinstance(config.memory, bool)
+        if not number or not 0 < config.memory <= 1e5:
+            raise InputError(f"{config.memory!r} is neither auto nor a number of GiB above 0", param="--memory")
     size = config.condition.height, config.condition.width
     if (size[0] is None) != (size[1] is None):
         raise InputError("give both --height and --width, or neither", param="--height")

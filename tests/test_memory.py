@@ -198,7 +198,7 @@ def test_a_run_within_a_limit(small_svd, clip, depth_dir, tmp_path):  # noqa: F8
 
 
 def test_what_is_no_memory_is_refused():
-    for wrong in ("lots", 0.0, -1.0, True):
+    for wrong in ("lots", 0.0, -1.0, float("inf"), True):
         with pytest.raises(InputError, match="GiB") as refused:
             check(RunConfig(memory=wrong))  # pyright: ignore[reportArgumentType]
         assert refused.value.param == "--memory"

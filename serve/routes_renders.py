@@ -83,9 +83,8 @@ def resample_render(
         raise NotNow(f"the render is {job.status}; only a completed one can be sampled again")
     config = resampled(RunConfig.from_json(job.request["config"]), asked)
     request = render_request(
-        service, tenant, job.request["input"], job.request["camera"], config, parent=job.id,
-        webhook_url=asked.webhook_url,
-    )  # fmt: skip
+        service, tenant, job.request["input"], job.request["camera"], config, parent=job, webhook_url=asked.webhook_url
+    )
     return _submit(service, tenant, request, key, None, response)
 
 
@@ -173,7 +172,7 @@ def render_request(
     camera: str | dict[str, Any],
     config: RunConfig,
     *,
-    parent: str | None = None,
+    parent: Job | None = None,
     webhook_url: str | None = None,
 ) -> dict[str, Any]:
     """What a job keeps of a request: all that a worker needs, and nothing that could change meanwhile.
@@ -200,7 +199,9 @@ def render_request(
         "config_digest": digest_of(kept),
         "seed": config.seed if config.sample.seed is None else config.sample.seed,
         "model": service.settings.model,
-        "resampled_from": parent,
+        "resampled_from": parent and parent.id,
+        # The render whose tuning this goes on from, however often it was sampled since.
+        "tuned_by": parent and (parent.request.get("tuned_by") or parent.id),
         **({} if webhook_url is None else {"webhook_url": webhook_url}),
     }
 
@@ -210,6 +211,8 @@ def _submit(
 ) -> Render:
     # By the clip's bytes and not by its upload: the same clip sent again is the same request.
     fingerprint = digest_of({**request, "input": None, "deadline_s": deadline_s})
-    job, _ = service.jobs.submit(tenant, "render", request, fingerprint, key=key, deadline_s=deadline_s)
+    job, new = service.jobs.submit(tenant, "render", request, fingerprint, key=key, deadline_s=deadline_s)
+    if new and request["tuned_by"] is not None:
+        service.offer(job)
     response.headers["Location"] = f"/v1/renders/{job.id}"
     return render_of(job)

@@ -1,5 +1,6 @@
 """What the routes share, made once an app."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,10 +10,14 @@ from .database import Database
 from .jobs import Jobs
 from .metrics import Metrics
 from .outbound import Outbound
+from .records import Job
 from .settings import Settings
 from .uploads import Uploads
 from .webhooks import Messages
 from .workers import Workers
+
+Offer = Callable[[Job], None]
+"""Told of a resample that was accepted, for a worker that could do it sooner than others; must not wait for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,15 +29,16 @@ class State:
     workers: Workers
     metrics: Metrics
     outbound: Outbound
+    offer: Offer
 
     @staticmethod
-    def open(settings: Settings) -> "State":
+    def open(settings: Settings, offer: Offer) -> "State":
         """Raises StoreError: the data folder or the database cannot be used."""
         database = settings.open_database()
         jobs, workers = Jobs(database, quota=settings.quota), Workers(database)
         return State(
             settings=settings, database=database, jobs=jobs, uploads=Uploads(database, settings), workers=workers,
-            metrics=Metrics(jobs, workers, Messages(database)), outbound=settings.outbound(),
+            metrics=Metrics(jobs, workers, Messages(database)), outbound=settings.outbound(), offer=offer,
         )  # fmt: skip
 
 

@@ -17,14 +17,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from torch import Tensor
+
+from ..engine import adapters
 from ..engine.cameras import CameraSpec, parse_camera, parse_expression
 from ..engine.config import RunConfig, override
 from ..engine.errors import RecaptureError
+from ..engine.handover import tuned_adapters
 from ..engine.pipeline import Recapture, Result, StageRecord
 from ..engine.plan import make_plan
 from ..engine.stages import STAGES
@@ -33,7 +38,7 @@ from ..engine.store.durable import sync
 from ..engine.video import ClipInfo
 from .content import CONTENT
 from .decoding import decode_into_store
-from .jobs import Jobs
+from .jobs import Jobs, load_job
 from .lease import Lease, Lost, Stopped
 from .logs import get_logger, set_up_logs
 from .options import digest_of
@@ -56,10 +61,21 @@ class Worker:
 
     Args:
         kinds: of jobs that it takes: render, preview, estimate.
+        head_start_s: for so long a new resample is left to the worker that it was offered to.
     """
 
-    def __init__(self, settings: Settings, kinds: Collection[str], *, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        kinds: Collection[str],
+        *,
+        stop: threading.Event | None = None,
+        head_start_s: float = 0.0,
+    ) -> None:
         self.settings, self.kinds, self.stop = settings, sorted(kinds), stop or threading.Event()
+        self._head_start_s = head_start_s
+        self._offered: deque[tuple[str, HeldAdapters]] = deque()
+        self._called = threading.Event()
         self.name = f"{platform.node()[:60]}-{os.getpid()}-{secrets.token_hex(3)}"
         database = settings.open_database()
         self.jobs = Jobs(database, quota=settings.quota)
@@ -82,16 +98,41 @@ class Worker:
         try:
             while not self.stop.is_set():
                 self._beat()
-                job = self.jobs.take(self.name, self.kinds, lease_s=self.settings.lease_s)
+                self._called.clear()
+                job = self._take()
                 if job is None:
                     self.jobs.expire_overdue()
-                    self.stop.wait(_AWAKE_S if time.monotonic() < awake_until else _IDLE_S)
+                    self._called.wait(_AWAKE_S if time.monotonic() < awake_until else _IDLE_S)
                     continue
                 self.work(job)
                 awake_until = time.monotonic() + _AWAKE_FOR_S
         finally:
             self.workers.leave(self.name)
             log.info("worker_ended", worker=self.name)
+
+    def offer(self, job: str, held: "HeldAdapters") -> None:
+        """A resample that this worker can do with adapters in memory; it takes it when it is free and so is the job."""
+        self._offered.append((job, held))
+        self._called.set()
+
+    def hold_adapters(self, render: str) -> "HeldAdapters":
+        """The tuned adapters of a completed render; none where it is not there any more."""
+        with self.jobs.database.reading() as connection:
+            job = load_job(connection, render)
+        if job is None or job.result is None:
+            return HeldAdapters(())
+        store = self.settings.store_path(job.tenant).absolute()
+        return HeldAdapters(store / where for where in job.result.get("adapters", ()))
+
+    def _take(self) -> Job | None:
+        lease_s = self.settings.lease_s
+        while self._offered:
+            offered, held = self._offered.popleft()
+            if (job := self.jobs.take(self.name, self.kinds, lease_s=lease_s, job=offered)) is not None:
+                self.models.read_adapter = held.read
+                return job
+        self.models.read_adapter = adapters.read
+        return self.jobs.take(self.name, self.kinds, lease_s=lease_s, head_start_s=self._head_start_s)
 
     def work(self, job: Job) -> None:
         """Do one job, whatever comes of it."""
@@ -131,6 +172,8 @@ class Worker:
                     "frames_digest": digest_of([result.entries[stage].digest for stage in ("deliver", "generate")]),
                     "reused": [record.name for record in result.records if record.reused],
                     "device": self.models.device.type,
+                    "worker": self.name,
+                    "adapters": [str(path.relative_to(store.root)) for path in tuned_adapters(result.entries).values()],
                 }
                 warnings = list(result.run.warnings)
             self.jobs.complete(lease.claim, answer, warnings=warnings, compute_s=lease.spent_s())
@@ -209,6 +252,18 @@ class Worker:
         if time.monotonic() - self._beaten_at >= _BEAT_S:
             self._beaten_at = time.monotonic()
             self.workers.beat(self.name)
+
+
+class HeldAdapters:
+    """Tuned adapters in memory, by the folder that has each on disk."""
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self._tensors = {folder: adapters.read(folder) for folder in folders if folder.is_dir()}
+
+    def read(self, folder: Path) -> dict[str, Tensor]:
+        """The adapter of this folder; read from there if it is none of these."""
+        held = self._tensors.get(folder)
+        return adapters.read(folder) if held is None else held
 
 
 FRAMES = STAGES[0]

@@ -271,3 +271,32 @@ def test_the_asynchronous_client_has_the_same_verbs(server, clip, render, tmp_pa
     target = tmp_path / "video.mp4"
     assert asyncio.run(_asynchronous(server.url, server.key("parallel"), clip, target)) == render.frames_digest
     assert target.stat().st_size > 0
+
+
+def test_a_worker_that_holds_the_adapters_does_not_read_them_again(small_svd, clip, tmp_path, monkeypatch):
+    from recapture.serve import worker as module
+
+    settings = Settings(data=tmp_path / "data", model=str(small_svd), device="cpu")
+    offered: list[str] = []
+    with Server(settings, offer=lambda job: offered.append(job.id)) as server, server.client() as client:
+        asked = client.renders.create(client.uploads.create(clip), "truck(0.1)", options=QUICK)
+        worker = module.Worker(settings, ["render"])
+        worker.work(worker.jobs.take(worker.name, ["render"], lease_s=60))
+        first = client.renders.retrieve(asked)
+        held = worker.hold_adapters(first.id)
+        assert worker.hold_adapters("rnd_" + "0" * 24).read is not None  # deleted meanwhile: it holds nothing
+        read = []
+        monkeypatch.setattr(module.adapters, "read", lambda folder: read.append(folder))
+        second = client.renders.resample(first, seed=5)
+        worker.offer(second.id, held)
+        worker.work(worker._take())
+        assert client.renders.retrieve(second).status == "completed"
+        assert read == []
+        # A resample of a resample is offered by the render that was tuned.
+        third = client.renders.resample(second, seed=6)
+        assert offered == [second.id, third.id]
+        assert worker.jobs.get("studio", third.id).request["tuned_by"] == first.id
+        monkeypatch.undo()
+        worker.work(worker._take())  # nobody offered it: read from the store
+        done = client.renders.retrieve(third)
+        assert (done.status, done.resampled_from) == ("completed", second.id)

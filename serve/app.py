@@ -23,6 +23,7 @@ def create_api(settings: Settings, *, offer: Offer = lambda job: None) -> FastAP
 
     Raises:
         StoreError: the data folder or the database cannot be used.
+        InputError: a folder of the allow-list cannot be used.
     """
     state = State.open(settings, offer)
     api = FastAPI(

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 
 from .database import Database
+from .inputs import InputRoots
 from .jobs import Jobs
 from .metrics import Metrics
 from .outbound import Outbound
@@ -26,6 +27,7 @@ class State:
     database: Database
     jobs: Jobs
     uploads: Uploads
+    roots: InputRoots
     workers: Workers
     metrics: Metrics
     outbound: Outbound
@@ -33,11 +35,16 @@ class State:
 
     @staticmethod
     def open(settings: Settings, offer: Offer) -> "State":
-        """Raises StoreError: the data folder or the database cannot be used."""
+        """
+        Raises:
+            StoreError: the data folder or the database cannot be used.
+            InputError: a folder of the allow-list cannot be used.
+        """
         database = settings.open_database()
         jobs, workers = Jobs(database, quota=settings.quota), Workers(database)
         return State(
-            settings=settings, database=database, jobs=jobs, uploads=Uploads(database, settings), workers=workers,
+            settings=settings, database=database, jobs=jobs, uploads=Uploads(database, settings),
+            roots=InputRoots(settings.input_roots), workers=workers,
             metrics=Metrics(jobs, workers, Messages(database)), outbound=settings.outbound(), offer=offer,
         )  # fmt: skip
 

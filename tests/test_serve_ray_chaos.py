@@ -126,7 +126,7 @@ def clip(tmp_path, monkeypatch):
     ("title", "attempts"),
     [
         ("ray::ServeController", 1),
-        ("ray::ProxyActor", 1),
+        ("ray::SERVE_PROXY_ACTOR", 1),
         ("ray::ServeReplica:recapture:Ingress", 1),
         ("ray::ServeReplica:recapture:Renderer", 2),
         ("driver", 1),

@@ -8,9 +8,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from fractions import Fraction
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +33,7 @@ from ..engine.video import VideoWriter
 from .scale import Costs, makespan_s
 from .storage import Counting
 from .timing import Row as BenchRow
-from .timing import device_name, versions
+from .timing import measured
 
 CAMERAS = [f"{name}({amount})" for amount in ("0.1", "-0.1", "0.05", "-0.05") for name in ("truck", "pedestal")]
 """Eight paths near each other."""
@@ -267,11 +265,11 @@ class _Setting:
         )  # fmt: skip
 
 
-def write_footage(path: Path, frames: int, *, seed: int = 0) -> None:
-    """A box before a textured wall, 160 x 96 at 12 frames a second, moving to the right."""
+def write_footage(path: Path, frames: int, *, seed: int = 0, width: int = 160, height: int = 96) -> None:
+    """A box before a textured wall, at 12 frames a second, moving to the right; sides are multiples of 8."""
     rng = np.random.default_rng(seed)
-    wall = rng.integers(40, 180, (12, 20, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
-    with VideoWriter(path, width=160, height=96, rate=Fraction(12), crf=10) as video:
+    wall = rng.integers(40, 180, (height // 8, width // 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    with VideoWriter(path, width=width, height=height, rate=Fraction(12), crf=10) as video:
         for t in range(frames):
             picture = wall.copy()
             picture[30:70, 20 + 4 * t : 50 + 4 * t] = (230, 200, 40)
@@ -298,8 +296,4 @@ def _counted(renderer: RowRenderer, row: Row, counting: Counting, index: int) ->
 
 
 def _row(op: str, **values: Any) -> BenchRow:
-    rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
-    return {
-        "op": op, **rounded, "device": device_name("cpu"), "versions": {**versions(), "ray": metadata.version("ray")},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
+    return measured(op, ("ray",), **values)

@@ -5,7 +5,7 @@ Only ratios of one run mean anything on a machine that is shared; absolute times
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -80,6 +80,20 @@ def compare(
             row["roofline_share"] = round(float(percentiles[COPY][1] / p50), 3)
         rows.append(row)
     return rows
+
+
+def measured(op: str, libraries: Iterable[str] = (), **values: Any) -> Row:
+    """A row of figures of this machine's CPUs that no rival was timed against.
+
+    Args:
+        libraries: packages whose versions matter beside the usual ones.
+    """
+    rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
+    return {
+        "op": op, **rounded, "device": device_name("cpu"),
+        "versions": {**versions(), **{name: metadata.version(name) for name in libraries}},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
 
 
 def copy_of(count: int, device: str) -> Callable[[], Any]:

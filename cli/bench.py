@@ -1,6 +1,7 @@
-"""`recapture bench`: how fast this machine is at the kernels and on Ray, and what bulk runs cost beside the work."""
+"""`recapture bench`: how fast this machine is at the kernels and on Ray, what bulk runs and serving cost beside the work."""
 
 import json
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .output import Json, emit
+from .render import silence_libraries
 
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer repetitions and rivals: seconds, not minutes.")]
 Out = Annotated[
@@ -81,12 +83,7 @@ def bulk(
     as_json: Json = False,
 ) -> None:
     """What a bulk run costs beside the work, a clip's further paths, and real runs against the formula of docs/scale.md."""
-    from ..engine.errors import InputError
-    from .render import silence_libraries
-
-    chosen = part or list(BULK_PARTS)
-    if unknown := set(chosen) - set(BULK_PARTS):
-        raise InputError(f"no part {', '.join(sorted(unknown))}; there are {', '.join(BULK_PARTS)}", param="--part")
+    chosen = _chosen(part, BULK_PARTS)
     silence_libraries()
     from ..benchmarks import bulk as measure
 
@@ -98,16 +95,62 @@ def bulk(
         "real": lambda: measure.real_runs(clips=6, paths=2, frames=frames, model=model),
         "waits": lambda: measure.waits_on_one_clip(frames=frames, model=model),
     }
-    measured: list[dict[str, Any]] = []
-    for name in chosen:
+    _measure([(name, calls[name]) for name in chosen], out, as_json)
+
+
+SERVE_PARTS = ("queue", "ingress", "ray", "memory", "preview", "resample")
+
+
+@bench.command()
+def serve(
+    part: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(SERVE_PARTS)}; repeat it.", show_default="all")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Renders in the queue, of four tenants.", min=4)] = 1000,
+    renders: Annotated[int, typer.Option(help="Tiny renders that memory is watched over.", min=2)] = 200,
+    requests: Annotated[int, typer.Option(help="To Ray Serve and to uvicorn, each.", min=10)] = 500,
+    seconds: Annotated[float, typer.Option(help="Of polls, idle and beside renders.", min=1)] = 20.0,
+    frames: Annotated[int, typer.Option(help="Of the clips that are rendered and previewed.", min=4)] = 16,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """What the service costs beside the work: queue, ingress, Ray Serve over uvicorn, memory, previews, resampling."""
+    chosen = _chosen(part, SERVE_PARTS)
+    silence_libraries()
+    from ..benchmarks import serve as measure
+
+    calls = {
+        "queue": lambda: measure.queued_jobs(jobs),
+        "ingress": lambda: measure.ingress_beside_renders(seconds=seconds),
+        "ray": lambda: measure.ray_serve_over_uvicorn(requests=requests),
+        "memory": lambda: measure.memory_of_renders(renders),
+        "preview": lambda: measure.warm_previews(frames=frames, count=40),
+        "resample": lambda: measure.resamples(frames=frames),
+    }
+    _measure([(name, calls[name]) for name in chosen], out, as_json)
+
+
+def _chosen(part: list[str] | None, parts: Sequence[str]) -> list[str]:
+    from ..engine.errors import InputError
+
+    chosen = part or list(parts)
+    if unknown := set(chosen) - set(parts):
+        raise InputError(f"no part {', '.join(sorted(unknown))}; there are {', '.join(parts)}", param="--part")
+    return chosen
+
+
+def _measure(calls: Sequence[tuple[str, Callable[[], list[dict[str, Any]]]]], out: Path | None, as_json: bool) -> None:
+    """Make the measurements, keep their rows, print them."""
+    rows: list[dict[str, Any]] = []
+    for name, call in calls:
         typer.echo(f"measuring {name}", err=True)
-        found = calls[name]()
+        found = call()
         _append(found, out)  # at once: what follows may take long
-        measured += found
+        rows += found
     if as_json:
-        emit(measured)
+        emit(rows)
         return
-    for row in measured:
+    for row in rows:
         values = {name: value for name, value in row.items() if name not in ("op", "versions", "date", "device")}
         typer.echo(f"{row['op']}  " + "  ".join(f"{name} {value}" for name, value in values.items()))
 

@@ -23,7 +23,12 @@ RenderId = Annotated[str, typer.Argument(metavar="RENDER", help="Id of the rende
 
 @remote.command("run")
 def run(
-    clip: Annotated[Path, typer.Argument(metavar="CLIP", help="The video.", show_default=False)],
+    clip: Annotated[
+        str,
+        typer.Argument(
+            metavar="CLIP", help="The video; a URI (file://, s3://) is one that the service reads.", show_default=False
+        ),
+    ],
     camera: Annotated[str, typer.Option(help="A preset expression, or one of our camera files.", show_default=False)],
     out: Annotated[
         Path | None,
@@ -37,14 +42,15 @@ def run(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Upload CLIP, render it there, and bring the video."""
+    """Upload CLIP, unless the service has it, render it there, and bring the video."""
     from ..client import Options
     from ..engine.errors import InputError
 
     with _client(url) as client:
         options = Options.model_validate({"quality": quality, **_options(option or [])})
         spec = _camera(camera)
-        render = client.renders.create(client.uploads.create(clip), spec, options=options, seed=seed)
+        source = clip if "://" in clip else client.uploads.create(Path(clip))
+        render = client.renders.create(source, spec, options=options, seed=seed)
         typer.echo(f"render {render.id}", err=True)
         if out is not None:
             if out.is_dir():

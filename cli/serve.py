@@ -39,6 +39,12 @@ def serve(
         list[str] | None,
         typer.Option("--webhook-network", help="Private networks that they may reach; repeat it.", show_default="none"),
     ] = None,
+    allow_root: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="TENANT=FOLDER (or s3://...): clips below it may be named by URI; repeat it.", show_default="none"
+        ),
+    ] = None,
     upload_days: Annotated[
         float | None,
         typer.Option(help="Days after its last use that an upload is removed.", show_default="never", min=0.001),
@@ -66,6 +72,7 @@ def serve(
         {
             "data": data.absolute(), "database": database, "model": model, "device": device, "host": host, "port": port,
             "webhook_hosts": webhook_hosts or [], "webhook_networks": webhook_networks or [], "upload_days": upload_days,
+            "input_roots": _roots(allow_root or []),
         }
     )  # fmt: skip
     set_up_logs()
@@ -150,6 +157,22 @@ def webhook_secret(
 
     check_tenant(tenant)
     typer.echo(webhook_secret(_records(data, database), tenant, rotate=rotate))
+
+
+def _roots(words: list[str]) -> dict[str, list[str]]:
+    """Folders by tenant, of words TENANT=FOLDER."""
+    from ..cluster.bulk.places import Roots, absolute_uri
+    from ..engine.errors import InputError
+
+    roots: dict[str, list[str]] = {}
+    for word in words:
+        tenant, equals, uri = word.partition("=")
+        if not (tenant and equals and uri):
+            raise InputError(f"{word!r} is not TENANT=FOLDER", param="--allow-root")
+        roots.setdefault(tenant, []).append(absolute_uri(uri))
+    for uris in roots.values():
+        Roots(uris)  # refused here and not by a process that is started again and again
+    return roots
 
 
 def _settings(values: dict[str, Any]) -> "Settings":

@@ -30,6 +30,7 @@ from .schema import (
 Answer = TypeVar("Answer", bound=BaseModel | None)
 RenderRef = Render | str
 UploadRef = Upload | str
+"""An upload, its id, or the URI of a file that the service can read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,8 @@ def id_of(thing: Render | Upload | str) -> str:
 
 
 def as_input(upload: UploadRef) -> Input:
-    return Input(upload=id_of(upload))
+    name = id_of(upload)
+    return Input(upload=name) if name.startswith("upl_") else Input(uri=name)
 
 
 def create_upload(body: UploadCreate, idempotency_key: str | None) -> Call[Upload]:

@@ -4,9 +4,9 @@ Requests forbid unknown fields and bound every number. Answers ignore fields tha
 client understands a newer service. Sizes are in pixels, times in seconds, moments in Unix seconds.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -43,7 +43,16 @@ class UploadCreate(Asked):
 
 
 class Input(Asked):
-    upload: str = Field(pattern=r"^upl_[0-9a-f]{24}$")
+    """An upload, or the URI of a file below a folder that the operator lets the tenant name."""
+
+    upload: str | None = Field(None, pattern=r"^upl_[0-9a-f]{24}$")
+    uri: str | None = Field(None, min_length=1, max_length=2000, pattern=r"^[^\x00-\x1f\x7f]+$")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.upload is None) == (self.uri is None):
+            raise ValueError("give either upload or uri")
+        return self
 
 
 _Number = Annotated[float, Field(ge=-1e9, le=1e9)]
@@ -219,6 +228,7 @@ class Render(Answered):
     error: Problem | None = None
     warnings: list[str] = []
     input: str
+    """The upload, or the URI."""
     camera: str
     seed: int
     model: str

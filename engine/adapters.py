@@ -167,13 +167,23 @@ def save(unet: nn.Module, adapter: AdapterName, folder: Path, *, base_model: str
     save_file(state, folder / "adapter_model.safetensors")
 
 
-def load(unet: nn.Module, adapter: AdapterName, folder: Path) -> None:
-    """Read one adapter that `save` (or PEFT) wrote into the injected layers.
+def read(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter that `save` (or PEFT) wrote."""
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def load(
+    unet: nn.Module, adapter: AdapterName, folder: Path, *, read: Callable[[Path], dict[str, Tensor]] = read
+) -> None:
+    """Put one adapter that `save` (or PEFT) wrote into the injected layers.
+
+    Args:
+        read: gives the tensors of a folder; it may have them in memory.
 
     Raises:
         InputError: the file's layers or rank are not those of this model.
     """
-    state: dict[str, Tensor] = load_file(folder / "adapter_model.safetensors")
+    state = read(folder)
     wanted = adapter_parameters(unet, adapter)
     names = {f"base_model.model.{name.replace(f'.{adapter}.', '.')}": name for name in wanted}
     if set(state) != set(names):

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,13 +21,21 @@ from .report.facts import versions
 from .report.pictures import contact_sheet, flat_holes, spread, tinted_holes
 from .stages import STAGES
 from .store.durable import DISK_FULL, write_synced
-from .video import VideoWriter, write_png
+from .video import Limits, VideoWriter, add_sound, write_png
 
 _COLUMNS = 5
 """Moments on a contact sheet."""
 
 
-def write_bundle(result: Result, folder: Path, *, passes: bool = False, tuned: bool = False) -> Path:
+class AddSound(Protocol):
+    """As `video.add_sound`: who takes the clip's file apart."""
+
+    def __call__(self, video: Path, source: Path, *, start_s: float, limits: Limits) -> list[str]: ...
+
+
+def write_bundle(
+    result: Result, folder: Path, *, passes: bool = False, tuned: bool = False, add_sound: AddSound = add_sound
+) -> Path:
     """Write a finished run into a folder, replacing what an earlier run left there.
 
     Everything is written beside its place and moved there at the end: an error leaves the folder as it was.
@@ -37,6 +45,7 @@ def write_bundle(result: Result, folder: Path, *, passes: bool = False, tuned: b
         passes: also write `passes/`: lossless PNG sequences (delivered, generated, anchor, matte), and the depth of
             each frame as a NumPy file, float32 [h, w] in scene units, at the resolution of the depth network.
         tuned: also write `adapters/`: the two tuned adapters in PEFT's layout.
+        add_sound: copies the clip's sound; a service has it done outside its process.
 
     Returns:
         Path of the delivered video.
@@ -49,7 +58,7 @@ def write_bundle(result: Result, folder: Path, *, passes: bool = False, tuned: b
     if missing:
         raise InputError(f"only a finished run can be saved; this one stopped before {missing[0]}")
     with _aside(folder) as aside:
-        _write_videos(result, aside)
+        _write_videos(result, aside, add_sound)
         write_png(aside / "contact.png", _contact(result))
         camera = result.camera.to_json().encode()
         facts = gather(result)
@@ -124,31 +133,20 @@ def _aside(folder: Path) -> Iterator[Path]:
             folder.rmdir()
 
 
-def _write_videos(result: Result, folder: Path) -> None:
+def _write_videos(result: Result, folder: Path, add_sound: AddSound) -> None:
     """All videos; what cannot be kept of the clip becomes a warning of the run."""
-    run, info = result.run, result.run.info
+    info = result.run.info
     height, width = result.frames.shape[1:3]
 
-    def write(name: str, frames: Iterable[np.ndarray], size: tuple[int, int], **options: Any) -> None:
+    def write(name: str, frames: Iterable[np.ndarray], size: tuple[int, int]) -> None:
         color = info.color if size[1] == height else None
-        with VideoWriter(folder / name, width=size[0], height=size[1], rate=info.rate, color=color, **options) as video:
+        with VideoWriter(folder / name, width=size[0], height=size[1], rate=info.rate, color=color) as video:
             for frame in frames:
                 video.write(frame)
-        for sentence in video.warnings:
-            run.warn(sentence)
 
-    sound: dict[str, Any] = {}
+    write("video.mp4", result.frames, (width, height))
     if info.has_audio:
-        if lost := _clip_is_lost(result):
-            run.warn(lost)
-        else:
-            start_s = float(run.config.decode.first_frame / info.rate)
-            sound = {"audio_from": run.clip_path, "audio_start_s": start_s, "limits": run.limits}
-    try:
-        write("video.mp4", result.frames, (width, height), **sound)
-    except VideoError as error:
-        run.warn(f"the sound is left out: {error.message}")
-        write("video.mp4", result.frames, (width, height))
+        _write_sound(result, folder / "video.mp4", add_sound)
     generated = result.generated
     write("generated.mp4", generated, (generated.shape[2], generated.shape[1]))
     pairs = zip(result.anchor, result.mask, strict=True)
@@ -160,6 +158,19 @@ def _write_videos(result: Result, folder: Path) -> None:
     )
     both = (np.hstack(pair) for pair in zip(result.source, result.frames, strict=True))
     write("side_by_side.mp4", both, (2 * width, height))
+
+
+def _write_sound(result: Result, video: Path, add_sound: AddSound) -> None:
+    run = result.run
+    if lost := _clip_is_lost(result):
+        run.warn(lost)
+        return
+    start_s = float(run.config.decode.first_frame / run.info.rate)
+    try:
+        for sentence in add_sound(video, run.clip_path, start_s=start_s, limits=run.limits):
+            run.warn(sentence)
+    except VideoError as error:
+        run.warn(f"the sound is left out: {error.message}")
 
 
 def _clip_is_lost(result: Result) -> str:

@@ -52,7 +52,7 @@ def load_adapters(run: Run, inputs: Inputs) -> None:
     """Put the tuned adapters into the model; one that was not tuned stays at zero."""
     run.fresh_adapters()
     for name, folder in tuned_adapters(inputs).items():
-        adapters.load(run.model.unet, name, folder)
+        adapters.load(run.model.unet, name, folder, read=run.models.read_adapter)
 
 
 def tensor(run: Run, entry: Entry, name: str) -> Tensor:

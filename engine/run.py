@@ -42,6 +42,8 @@ class Models:
         self.device, self.dtype = device, dtype
         self.loads = 0
         """How often the video model was loaded."""
+        self.read_adapter: Callable[[Path], dict[str, Tensor]] = adapters.read
+        """Gives a tuned adapter's tensors by its folder; a service may have them in memory."""
         self._video: VideoModel | None = None
         self._rank: int | None = None
         self._attention: Attention = "sdpa"

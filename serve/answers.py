@@ -37,7 +37,7 @@ def render_of(job: Job) -> Render:
         attempt=job.attempt,
         error=None if job.error is None else Problem.model_validate(job.error),
         warnings=job.warnings,
-        input=request["input"],
+        input=request.get("uri") or request["input"],
         camera=camera_text(request["camera"]),
         seed=request["seed"],
         model=request["model"],

@@ -9,19 +9,23 @@ from . import routes_about, routes_interactive, routes_page, routes_renders, rou
 from .guard import OPEN, Guard
 from .problems import add_handlers
 from .settings import Settings
-from .state import State
+from .state import Offer, State
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
 
-def create_api(settings: Settings) -> FastAPI:
+def create_api(settings: Settings, *, offer: Offer = lambda job: None) -> FastAPI:
     """The routes, with the guard around them.
+
+    Args:
+        offer: told of each resample that is accepted.
 
     Raises:
         StoreError: the data folder or the database cannot be used.
+        InputError: a folder of the allow-list cannot be used.
     """
-    state = State.open(settings)
+    state = State.open(settings, offer)
     api = FastAPI(
         title="ReCapture", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json",
         separate_input_output_schemas=False,

@@ -2,8 +2,9 @@
 
     python -m recapture.serve.decode_child REQUEST
 
-REQUEST is JSON: `verb` (probe or frames), `path`, the limits of the process, and for `frames` what of the clip is
-wanted, and the store and key that take it. The answer is JSON on standard output: `info`, or `error`.
+REQUEST is JSON: `verb` (probe, frames or sound), `path`, the limits of the process; for `frames` what of the clip is
+wanted, and the store and key that take it; for `sound` the video that gets it. The answer is JSON on standard output:
+`info`, or `error`.
 """
 
 import json
@@ -25,7 +26,7 @@ def main() -> None:
     from ..engine.errors import RecaptureError
 
     try:
-        answer: dict[str, Any] = {"info": probe(request) if request["verb"] == "probe" else frames(request)}
+        answer: dict[str, Any] = {"info": VERBS[request["verb"]](request)}
     except RecaptureError as error:
         answer = {"error": {"code": error.code, "message": error.message, "param": error.param}}
     except MemoryError:
@@ -53,6 +54,15 @@ def frames(request: dict[str, Any]) -> dict[str, Any]:
         out.publish({"clip": path.name, "warnings": []})
     return request["info"]
 
+
+def sound(request: dict[str, Any]) -> dict[str, Any]:
+    """Copy its sound into a video of ours; what could not be kept."""
+    from ..engine.video import add_sound
+
+    return {"warnings": add_sound(Path(request["video"]), Path(request["path"]), start_s=request["start_s"])}
+
+
+VERBS = {"probe": probe, "frames": frames, "sound": sound}
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Uploads are decoded in a process of their own: this is the side that starts it and believes little of it."""
+"""Uploads are opened in a process of their own: this is the side that starts it and believes little of it."""
 
 import json
 import os
@@ -39,6 +39,23 @@ def decode_into_store(
         "write_bytes": 1 << 40,
     }  # fmt: skip
     _child(request, settings)
+
+
+def add_sound(video: Path, source: Path, *, start_s: float, settings: Settings) -> list[str]:
+    """Put a clip's sound into a video of ours, as `engine.video.add_sound`.
+
+    Raises:
+        VideoError: as `probe_upload`; the video is as it was.
+    """
+    # What is written is the video, the sound and an index; the child reads both files anyway.
+    write_bytes = 2 * video.stat().st_size + source.stat().st_size + (1 << 20)
+    request = {
+        "verb": "sound", "path": str(source), "video": str(video), "start_s": start_s, "write_bytes": write_bytes,
+    }  # fmt: skip
+    try:
+        return _child(request, settings)["warnings"]
+    finally:
+        video.with_name(video.name + ".part").unlink(missing_ok=True)  # of a child that was killed
 
 
 def _child(request: dict[str, Any], settings: Settings) -> dict[str, Any]:

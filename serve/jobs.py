@@ -89,7 +89,7 @@ class Jobs:
                     raise IdempotencyConflict(
                         "this key was used for another request; use a new one", param="Idempotency-Key"
                     )
-                if (job := _load(connection, standing.subject)) is not None:
+                if (job := load_job(connection, standing.subject)) is not None:
                     return job, False
             self._admit(connection, tenant, kind)
             if "input" in request:  # from here on it is in use, or it is gone and was not
@@ -108,7 +108,7 @@ class Jobs:
     def get(self, tenant: str, job: str, kind: str | None = None) -> Job | None:
         """A record of the tenant's own; None for one that is not there and for another's."""
         with self.database.reading() as connection:
-            found = _load(connection, job)
+            found = load_job(connection, job)
         return found if found and found.tenant == tenant and kind in (None, found.kind) else None
 
     def page(
@@ -130,15 +130,21 @@ class Jobs:
             rows = connection.execute(query.order_by(table.created_at.desc(), table.id.desc()).limit(limit))
             return [_job(row) for row in rows]
 
-    def take(self, worker: str, kinds: Collection[str], *, lease_s: float) -> Job | None:
+    def take(
+        self, worker: str, kinds: Collection[str], *, lease_s: float, job: str | None = None, head_start_s: float = 0.0
+    ) -> Job | None:
         """Give the worker the next job that is free, None if there is none.
 
         The tenant with the fewest running goes first, then the one served longest ago, then the oldest job.
+
+        Args:
+            job: only this one, if it is free and its tenant may have another running.
+            head_start_s: resamples younger than this are left to the worker that holds their adapters.
         """
         while True:
             now = self.clock()
             with self.database.reading() as connection:
-                candidate = self._next(connection, kinds, now)
+                candidate = self._next(connection, kinds, now, job, head_start_s)
             if candidate is None:
                 return None
             try:
@@ -234,7 +240,9 @@ class Jobs:
         if connection.execute(active).scalar_one() >= most:
             raise QueueFull(f"at most {most} may be queued and running at once; wait for one to end", code="quota_used")
 
-    def _next(self, connection: Connection, kinds: Collection[str], now: float) -> Job | None:
+    def _next(
+        self, connection: Connection, kinds: Collection[str], now: float, job: str | None, head_start_s: float
+    ) -> Job | None:
         table = db.jobs.c
         live = sa.case((sa.and_(table.status == "in_progress", table.lease_until > now), 1), else_=0)
         load = (
@@ -257,13 +265,18 @@ class Jobs:
             .order_by(load.c.running, sa.func.coalesce(load.c.served, 0), table.created_at, table.id)
             .limit(1)
         )
+        if job is not None:
+            query = query.where(table.id == job)
+        elif head_start_s:
+            tuned_by = table.request["tuned_by"].as_string()
+            query = query.where(sa.or_(tuned_by.is_(None), table.created_at <= now - head_start_s))
         row = connection.execute(query).first()
         return None if row is None else _job(row)
 
     def _change(self, job: str, change: Callable[[Job], Job]) -> Job:
         while True:
             with self.database.writing() as connection:
-                before = _load(connection, job)
+                before = load_job(connection, job)
                 if before is None:
                     raise Refused(f"{job} was deleted")
                 after = change(before)
@@ -296,7 +309,8 @@ def by_key(connection: Connection, tenant: str, key: str) -> Any:
     return connection.execute(sa.select(db.idempotency).where(table.tenant == tenant, table.key == key)).first()
 
 
-def _load(connection: Connection, job: str) -> Job | None:
+def load_job(connection: Connection, job: str) -> Job | None:
+    """A record, whoever's it is."""
     row = connection.execute(sa.select(db.jobs).where(db.jobs.c.id == job)).first()
     return None if row is None else _job(row)
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
-from ..engine.anchor import draw_anchor
+from ..engine.anchor import draw_anchor, to_tensor
 from ..engine.background import Plate
 from ..engine.cameras import CameraPath, CameraSpec, path_warnings
 from ..engine.cameras.path import scaled_intrinsics
+from ..engine.depth.upsample import guided_upsample
 from ..engine.handover import plate_of, source_view
 from ..engine.pipeline import Result
 from ..engine.report.pictures import spread, tinted_holes
@@ -28,22 +30,45 @@ _CLIPS = 4
 _WEBP_QUALITY = 82
 
 
+class OpenClip:
+    """The stages of a clip that no path changes, and its moments as they were drawn last."""
+
+    def __init__(self, result: Result) -> None:
+        self.result = result
+        self._moments: tuple[Any, np.ndarray, np.ndarray] | None = None
+
+    def moments(self, times: list[int], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Pictures uint8 [T, height, width, 3] and depth float32 [T, height, width] at these times.
+
+        Who drags a slider asks for the same ones each time, and depth at the pictures' size is half of a preview's work.
+        """
+        key = (times, height, width)
+        if self._moments is None or self._moments[0] != key:
+            source, depth = self.result.source, self.result.entries["depth"].array("depth")
+            size = (width, height)
+            pictures = np.stack([cv2.resize(source[t], size, interpolation=cv2.INTER_AREA) for t in times])
+            coarse = torch.from_numpy(_depth_at_most(depth[times], height, width))
+            fine = guided_upsample(coarse, to_tensor(pictures), band=self.result.run.config.anchor.band)
+            self._moments = key, pictures, fine.numpy()
+        return self._moments[1:]
+
+
 class Previewer:
     """Draws previews; the clips looked at last stay open."""
 
     def __init__(self) -> None:
-        self._clips: OrderedDict[str, Result] = OrderedDict()
+        self._clips: OrderedDict[str, OpenClip] = OrderedDict()
 
-    def clip(self, key: str, prepare: Callable[[], Result]) -> Result:
-        """The stages of a clip that no path changes, run by `prepare` the first time."""
+    def clip(self, key: str, prepare: Callable[[], Result]) -> OpenClip:
+        """The clip of this key, opened by `prepare` the first time."""
         if key not in self._clips:
-            self._clips[key] = prepare()
+            self._clips[key] = OpenClip(prepare())
             while len(self._clips) > _CLIPS:
                 self._clips.popitem(last=False)
         self._clips.move_to_end(key)
         return self._clips[key]
 
-    def draw(self, clip: Result, camera: CameraSpec, asked: dict[str, Any]) -> dict[str, Any]:
+    def draw(self, opened: OpenClip, camera: CameraSpec, asked: dict[str, Any]) -> dict[str, Any]:
         """The JSON of a `Preview`.
 
         Args:
@@ -53,16 +78,17 @@ class Previewer:
             CameraError: the camera cannot be in this clip's scene.
         """
         started = time.monotonic()
-        source, depth = clip.source, clip.entries["depth"].array("depth")
+        clip = opened.result
         view = source_view(clip.entries)
         whole = camera.resolve(view)
-        times = spread(len(source), asked["count"])
+        times = spread(len(clip.source), asked["count"])
         height, width = _fit(view.height, view.width, asked["max_side"])
         path = _at(whole, times).resized(width, height)
         K_px = np.broadcast_to(view.K_px, (len(times), 3, 3))
+        pictures, depth = opened.moments(times, height, width)
         drawn = draw_anchor(
-            np.stack([cv2.resize(source[t], (width, height), interpolation=cv2.INTER_AREA) for t in times]),
-            _depth_at_most(depth[times], height, width),
+            pictures,
+            depth,
             range(len(times)),
             scaled_intrinsics(K_px, width / view.width, height / view.height),
             path,
@@ -73,17 +99,17 @@ class Previewer:
         )
         color, mask = drawn["color"], drawn["mask"]
         holes = [1 - float(seen.mean()) for seen in mask]
-        pictures = [tinted_holes(c, m) if asked["tint"] else c for c, m in zip(color, mask, strict=True)]
+        shown = [tinted_holes(c, m) if asked["tint"] else c for c, m in zip(color, mask, strict=True)]
         frames: list[dict[str, Any]] = [
             {"index": int(t), "time_s": float(view.times_s[t]), "hole_share": share}
             for t, share in zip(times, holes, strict=True)
         ]
         film = None
         if asked["format"] == "webp":
-            for frame, picture in zip(frames, pictures, strict=True):
+            for frame, picture in zip(frames, shown, strict=True):
                 frame["webp"] = _webp(picture)
         else:
-            film = _mp4(pictures, max(Fraction(1), clip.run.info.rate * len(times) / len(source)))
+            film = _mp4(shown, max(Fraction(1), clip.run.info.rate * len(times) / len(clip.source)))
         return {
             "width": width, "height": height, "hole_share": float(np.mean(holes)), "frames": frames, "mp4": film,
             "warnings": [*camera.warnings(view), *path_warnings(whole, view)], "seconds": time.monotonic() - started,

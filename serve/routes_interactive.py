@@ -13,8 +13,7 @@ from .answers import REFUSALS
 from .options import check_camera, clip_sections, digest_of, run_config
 from .problems import Busy
 from .records import Job
-from .routes_renders import render_request
-from .routes_uploads import find_upload
+from .routes_renders import clip_request, render_request
 from .state import Service, State, Tenant
 
 router = APIRouter(tags=["before a render"], responses=REFUSALS)
@@ -23,12 +22,8 @@ router = APIRouter(tags=["before a render"], responses=REFUSALS)
 @router.post("/v1/previews")
 async def create_preview(asked: PreviewCreate, service: Service, tenant: Tenant) -> Preview:
     """Some moments of the clip from the new camera. The first of a clip takes its depth's time, the others do not."""
-    record = await run_in_threadpool(find_upload, service, tenant, asked.input.upload)
-    if record.status != "ready":
-        raise InputError(f"the upload is {record.status}", param="input.upload", code="upload_not_ready")
     request = {
-        "input": record.id,
-        "sha256": record.sha256,
+        **await run_in_threadpool(clip_request, service, tenant, asked.input),
         "camera": check_camera(asked.camera),
         "sections": clip_sections(asked.options),
         "asked": asked.model_dump(include={"count", "max_side", "format", "tint"}),
@@ -41,7 +36,7 @@ async def create_estimate(asked: EstimateCreate, service: Service, tenant: Tenan
     """What a render would be and cost: sizes, windows, hole share, memory, and time measured on the worker."""
     config = run_config(service.settings.model, asked.options, 0)
     camera = check_camera(asked.camera)
-    request = await run_in_threadpool(render_request, service, tenant, asked.input.upload, camera, config)
+    request = await run_in_threadpool(render_request, service, tenant, asked.input, camera, config)
     return Estimate.model_validate(await _done(service, tenant, "estimate", request))
 
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Header, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response, StreamingResponse
 
-from ..client.schema import Render, RenderCreate, RenderPage, Resample, Status, Variant
+from ..client.schema import Input, Render, RenderCreate, RenderPage, Resample, Status, Variant
 from ..engine.config import RunConfig
 from ..engine.errors import InputError, ModelError
 from .answers import REFUSALS, render_of
@@ -41,7 +41,7 @@ def create_render(asked: RenderCreate, service: Service, tenant: Tenant, respons
         raise ModelError(f"{asked.model!r} is not served here; {model} is", param="model", code="model_not_served")
     config = run_config(model, asked.options, asked.seed)
     request = render_request(
-        service, tenant, asked.input.upload, check_camera(asked.camera), config, webhook_url=asked.webhook_url
+        service, tenant, asked.input, check_camera(asked.camera), config, webhook_url=asked.webhook_url
     )
     return _submit(service, tenant, request, key, asked.deadline_s, response)
 
@@ -82,10 +82,11 @@ def resample_render(
     if job.status != "completed":
         raise NotNow(f"the render is {job.status}; only a completed one can be sampled again")
     config = resampled(RunConfig.from_json(job.request["config"]), asked)
+    uri = job.request.get("uri")
+    source = Input(upload=job.request["input"]) if uri is None else Input(uri=uri)
     request = render_request(
-        service, tenant, job.request["input"], job.request["camera"], config, parent=job.id,
-        webhook_url=asked.webhook_url,
-    )  # fmt: skip
+        service, tenant, source, job.request["camera"], config, parent=job, webhook_url=asked.webhook_url
+    )
     return _submit(service, tenant, request, key, None, response)
 
 
@@ -169,17 +170,17 @@ def find_render(service: State, tenant: str, render: str) -> Job:
 def render_request(
     service: State,
     tenant: str,
-    upload: str,
+    source: Input,
     camera: str | dict[str, Any],
     config: RunConfig,
     *,
-    parent: str | None = None,
+    parent: Job | None = None,
     webhook_url: str | None = None,
 ) -> dict[str, Any]:
     """What a job keeps of a request: all that a worker needs, and nothing that could change meanwhile.
 
     Raises:
-        Missing, InputError: the upload is not there, or not ready; the webhook may not be sent there, or not be checked.
+        Missing, InputError: as `clip_request`; the webhook may not be sent there, or not be checked.
     """
     if webhook_url is not None:
         service.outbound.check(webhook_url, param="webhook_url")
@@ -188,21 +189,37 @@ def render_request(
                 "there is no secret to sign webhooks with; the operator makes one with `recapture keys webhook-secret`",
                 param="webhook_url", code="no_webhook_secret",
             )  # fmt: skip
-    record = find_upload(service, tenant, upload)
-    if record.status != "ready":
-        raise InputError(f"the upload is {record.status}", param="input.upload", code="upload_not_ready")
+    where = clip_request(service, tenant, source)
+    if parent is not None and where["sha256"] is None:
+        where["sha256"] = parent.result and parent.result["clip_sha256"]
     kept = config.to_json()
     return {
-        "input": record.id,
-        "sha256": record.sha256,
+        **where,
         "camera": camera,
         "config": kept,
         "config_digest": digest_of(kept),
         "seed": config.seed if config.sample.seed is None else config.sample.seed,
         "model": service.settings.model,
-        "resampled_from": parent,
+        "resampled_from": parent and parent.id,
+        # The render whose tuning this goes on from, however often it was sampled since.
+        "tuned_by": parent and (parent.request.get("tuned_by") or parent.id),
         **({} if webhook_url is None else {"webhook_url": webhook_url}),
     }
+
+
+def clip_request(service: State, tenant: str, source: Input) -> dict[str, Any]:
+    """What a job keeps of where its clip is.
+
+    Raises:
+        Missing, InputError: the upload is not there, or not ready; the tenant may not name the URI.
+    """
+    if source.uri is not None:
+        service.roots.find(tenant, source.uri)
+        return {"uri": source.uri, "sha256": None}  # of what the worker will find there
+    record = find_upload(service, tenant, source.upload or "")
+    if record.status != "ready":
+        raise InputError(f"the upload is {record.status}", param="input.upload", code="upload_not_ready")
+    return {"input": record.id, "sha256": record.sha256}
 
 
 def _submit(
@@ -210,6 +227,8 @@ def _submit(
 ) -> Render:
     # By the clip's bytes and not by its upload: the same clip sent again is the same request.
     fingerprint = digest_of({**request, "input": None, "deadline_s": deadline_s})
-    job, _ = service.jobs.submit(tenant, "render", request, fingerprint, key=key, deadline_s=deadline_s)
+    job, new = service.jobs.submit(tenant, "render", request, fingerprint, key=key, deadline_s=deadline_s)
+    if new and request["tuned_by"] is not None:
+        service.offer(job)
     response.headers["Location"] = f"/v1/renders/{job.id}"
     return render_of(job)

@@ -51,6 +51,12 @@ class Settings(BaseModel):
     max_active: int = Field(100, ge=1)
     max_running: int = Field(4, ge=1)
     max_queue: int = Field(2000, ge=1)
+    max_render_s: Seconds = 86_400.0
+    """A render that by its estimate takes longer is refused before it is tuned; every number of a request is bounded,
+    but not their product."""
+    input_roots: dict[str, list[str]] = {}
+    """Folders by tenant (local paths, s3:// and other `pyarrow.fs` URIs) that clips may be named in instead of being
+    uploaded; a tenant without any uploads."""
     webhook_hosts: list[str] = []
     """Names that webhooks may be sent to, `*.example.com` for all below one; none listed is any public one."""
     webhook_networks: list[Network] = []

@@ -1,18 +1,24 @@
 """What the routes share, made once an app."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
 from .database import Database
+from .inputs import InputRoots
 from .jobs import Jobs
 from .metrics import Metrics
 from .outbound import Outbound
+from .records import Job
 from .settings import Settings
 from .uploads import Uploads
 from .webhooks import Messages
 from .workers import Workers
+
+Offer = Callable[[Job], None]
+"""Told of a resample that was accepted, for a worker that could do it sooner than others; must not wait for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,18 +27,25 @@ class State:
     database: Database
     jobs: Jobs
     uploads: Uploads
+    roots: InputRoots
     workers: Workers
     metrics: Metrics
     outbound: Outbound
+    offer: Offer
 
     @staticmethod
-    def open(settings: Settings) -> "State":
-        """Raises StoreError: the data folder or the database cannot be used."""
+    def open(settings: Settings, offer: Offer) -> "State":
+        """
+        Raises:
+            StoreError: the data folder or the database cannot be used.
+            InputError: a folder of the allow-list cannot be used.
+        """
         database = settings.open_database()
         jobs, workers = Jobs(database, quota=settings.quota), Workers(database)
         return State(
-            settings=settings, database=database, jobs=jobs, uploads=Uploads(database, settings), workers=workers,
-            metrics=Metrics(jobs, workers, Messages(database)), outbound=settings.outbound(),
+            settings=settings, database=database, jobs=jobs, uploads=Uploads(database, settings),
+            roots=InputRoots(settings.input_roots), workers=workers,
+            metrics=Metrics(jobs, workers, Messages(database)), outbound=settings.outbound(), offer=offer,
         )  # fmt: skip
 
 

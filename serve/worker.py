@@ -17,23 +17,31 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from torch import Tensor
+
+from ..engine import adapters
+from ..engine.bundle import write_bundle
 from ..engine.cameras import CameraSpec, parse_camera, parse_expression
 from ..engine.config import RunConfig, override
-from ..engine.errors import RecaptureError
+from ..engine.errors import InputError, RecaptureError
+from ..engine.handover import tuned_adapters
 from ..engine.pipeline import Recapture, Result, StageRecord
-from ..engine.plan import make_plan
+from ..engine.plan import make_plan, time_plan
+from ..engine.run import Run
 from ..engine.stages import STAGES
 from ..engine.store import Store, stage_key
 from ..engine.store.durable import sync
-from ..engine.video import ClipInfo
+from ..engine.video import ClipInfo, Limits
 from .content import CONTENT
-from .decoding import decode_into_store
-from .jobs import Jobs
+from .decoding import add_sound, decode_into_store
+from .inputs import Inputs
+from .jobs import Jobs, load_job
 from .lease import Lease, Lost, Stopped
 from .logs import get_logger, set_up_logs
 from .options import digest_of
@@ -56,14 +64,25 @@ class Worker:
 
     Args:
         kinds: of jobs that it takes: render, preview, estimate.
+        head_start_s: for so long a new resample is left to the worker that it was offered to.
     """
 
-    def __init__(self, settings: Settings, kinds: Collection[str], *, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        kinds: Collection[str],
+        *,
+        stop: threading.Event | None = None,
+        head_start_s: float = 0.0,
+    ) -> None:
         self.settings, self.kinds, self.stop = settings, sorted(kinds), stop or threading.Event()
+        self._head_start_s = head_start_s
+        self._offered: deque[tuple[str, HeldAdapters]] = deque()
+        self._called = threading.Event()
         self.name = f"{platform.node()[:60]}-{os.getpid()}-{secrets.token_hex(3)}"
         database = settings.open_database()
         self.jobs = Jobs(database, quota=settings.quota)
-        self.uploads = Uploads(database, settings)
+        self.inputs = Inputs(settings, Uploads(database, settings))
         with tempfile.TemporaryDirectory() as folder:  # the engine wants a store; each job brings its tenant's
             self.models = Recapture.from_pretrained(settings.model, device=settings.device, store=folder).models
         self.workers = Workers(database)
@@ -82,16 +101,41 @@ class Worker:
         try:
             while not self.stop.is_set():
                 self._beat()
-                job = self.jobs.take(self.name, self.kinds, lease_s=self.settings.lease_s)
+                self._called.clear()
+                job = self._take()
                 if job is None:
                     self.jobs.expire_overdue()
-                    self.stop.wait(_AWAKE_S if time.monotonic() < awake_until else _IDLE_S)
+                    self._called.wait(_AWAKE_S if time.monotonic() < awake_until else _IDLE_S)
                     continue
                 self.work(job)
                 awake_until = time.monotonic() + _AWAKE_FOR_S
         finally:
             self.workers.leave(self.name)
             log.info("worker_ended", worker=self.name)
+
+    def offer(self, job: str, held: "HeldAdapters") -> None:
+        """A resample that this worker can do with adapters in memory; it takes it when it is free and so is the job."""
+        self._offered.append((job, held))
+        self._called.set()
+
+    def hold_adapters(self, render: str) -> "HeldAdapters":
+        """The tuned adapters of a completed render; none where it is not there any more."""
+        with self.jobs.database.reading() as connection:
+            job = load_job(connection, render)
+        if job is None or job.result is None:
+            return HeldAdapters(())
+        store = self.settings.store_path(job.tenant).absolute()
+        return HeldAdapters(store / where for where in job.result.get("adapters", ()))
+
+    def _take(self) -> Job | None:
+        lease_s = self.settings.lease_s
+        while self._offered:
+            offered, held = self._offered.popleft()
+            if (job := self.jobs.take(self.name, self.kinds, lease_s=lease_s, job=offered)) is not None:
+                self.models.read_adapter = held.read
+                return job
+        self.models.read_adapter = adapters.read
+        return self.jobs.take(self.name, self.kinds, lease_s=lease_s, head_start_s=self._head_start_s)
 
     def work(self, job: Job) -> None:
         """Do one job, whatever comes of it."""
@@ -122,7 +166,7 @@ class Worker:
             with Store(self.settings.store_path(job.tenant)) as store:
                 result = self._film(job, lease, store, RunConfig.from_json(job.request["config"]))
                 lease.check()
-                result.save(folder)
+                write_bundle(result, folder, add_sound=self._add_sound)
                 answer = {
                     "folder": str(job.fence),
                     "content": seal(folder),
@@ -130,7 +174,10 @@ class Worker:
                     "generated_share": result.generated_share,
                     "frames_digest": digest_of([result.entries[stage].digest for stage in ("deliver", "generate")]),
                     "reused": [record.name for record in result.records if record.reused],
+                    "clip_sha256": result.run.clip_sha256,
                     "device": self.models.device.type,
+                    "worker": self.name,
+                    "adapters": [str(path.relative_to(store.root)) for path in tuned_adapters(result.entries).values()],
                 }
                 warnings = list(result.run.warnings)
             self.jobs.complete(lease.claim, answer, warnings=warnings, compute_s=lease.spent_s())
@@ -138,6 +185,9 @@ class Worker:
         finally:
             if not published:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _add_sound(self, video: Path, source: Path, *, start_s: float, limits: Limits) -> list[str]:
+        return add_sound(video, source, start_s=start_s, settings=self.settings)  # the child has the same limits
 
     def _preview(self, job: Job, lease: Lease) -> None:
         request = job.request
@@ -147,7 +197,11 @@ class Worker:
             config = override(RunConfig(model=self.settings.model), request["sections"])
             return self._film(job, lease, store, config, camera="static", until="intrinsics")
 
-        key = clip_key(job.tenant, request["sha256"], request["sections"])
+        sha256 = request["sha256"]
+        if sha256 is None:
+            with Store(self.settings.store_path(job.tenant)) as store:
+                sha256 = self.inputs.clip(job, store).sha256
+        key = clip_key(job.tenant, sha256, request["sections"])
         clip = self.previewer.clip(key, prepare)
         with tempfile.TemporaryDirectory(prefix="recapture-") as folder:
             answer = self.previewer.draw(clip, camera_of(request["camera"], Path(folder)), request["asked"])
@@ -172,30 +226,41 @@ class Worker:
         until: str = "deliver",
     ) -> Result:
         """Run the engine, after a child process has decoded the clip into the store for it."""
-        upload = self.uploads.get(job.tenant, job.request["input"])
-        if upload is None or upload.status != "ready" or upload.clip is None:
-            raise RecaptureError("the uploaded clip is not there any more", param="input", code="upload_gone")
-        path = self.settings.upload_path(upload.id)
+        clip = self.inputs.clip(job, store)
         lease.check()
-        key = frames_key(upload.sha256, config)
+        key = frames_key(clip.sha256, config)
         if store.get(FRAMES.name, key) is None:
             where = self.settings.store_path(job.tenant)
-            decode_into_store(path, upload.clip, config.decode, where, key, self.settings)
+            decode_into_store(clip.path, clip.info, config.decode, where, key, self.settings)
             if store.get(FRAMES.name, key) is None:  # or the engine would open the file in this process
                 raise RecaptureError("the clip's frames were decoded and are not in the store", code="internal")
         engine = Recapture(self.models, store=store)
 
         def on_stage(record: StageRecord | str, result: Result) -> None:
             lease.check()
-            if not isinstance(record, str):
-                lease.stage_done(record.name)
+            if isinstance(record, str):
+                return
+            lease.stage_done(record.name)
+            # A resample needs no leave: it is less than the render that it goes on from.
+            if record.name == FRAMES.name and job.kind == "render" and job.request.get("tuned_by") is None:
+                self._admit(result.run)
 
         with tempfile.TemporaryDirectory(prefix="recapture-") as folder:
             spec = camera_of(camera or job.request["camera"], Path(folder))
             return engine(
-                path, spec, config=config, until=until, info=ClipInfo.from_json(upload.clip),
+                clip.path, spec, config=config, until=until, info=ClipInfo.from_json(clip.info),
                 on_progress=lease.on_progress, on_stage=on_stage,
             )  # fmt: skip
+
+    def _admit(self, run: Run) -> None:
+        """Raises TooCostly: by a measured piece of it the render would take longer than one may."""
+        seconds, most = sum(time_plan(run, run.frame_count).values()), self.settings.max_render_s
+        if seconds > most:
+            raise TooCostly(
+                f"it would take about {seconds:.0f} s here and may take {most:.0f}; ask for fewer frames or steps, or a "
+                "smaller picture",
+                param="options",
+            )
 
     def _fail(self, lease: Lease, code: str, message: str, param: str | None) -> None:
         error = {"code": code, "message": message, "param": request_field(param)}
@@ -209,6 +274,24 @@ class Worker:
         if time.monotonic() - self._beaten_at >= _BEAT_S:
             self._beaten_at = time.monotonic()
             self.workers.beat(self.name)
+
+
+class TooCostly(InputError):
+    """More work than the operator grants to one render."""
+
+    code = "too_costly"
+
+
+class HeldAdapters:
+    """Tuned adapters in memory, by the folder that has each on disk."""
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self._tensors = {folder: adapters.read(folder) for folder in folders if folder.is_dir()}
+
+    def read(self, folder: Path) -> dict[str, Tensor]:
+        """The adapter of this folder; read from there if it is none of these."""
+        held = self._tensors.get(folder)
+        return adapters.read(folder) if held is None else held
 
 
 FRAMES = STAGES[0]

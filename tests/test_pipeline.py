@@ -1,5 +1,7 @@
 """The stages in order on a real (tiny) model: what is reused, what resumes, what each option does."""
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +14,7 @@ import torch
 
 from recapture.engine.config import RunConfig, override
 from recapture.engine.deliver import composite
-from recapture.engine.errors import CameraError, Cancelled, InputError, VideoError
+from recapture.engine.errors import CameraError, Cancelled, InputError, ModelError, VideoError
 from recapture.engine.pipeline import Recapture, Result
 from recapture.engine.stages import STAGES
 from recapture.engine.video import VideoWriter
@@ -338,3 +340,19 @@ def test_a_warm_start_takes_no_adapter_that_does_not_fit(small_svd, film, tmp_pa
     assert (
         film("truck(0.11)", engine=engine, options=other_rank).entries["temporal"].json("tuning")["warm_start"] is None
     )
+
+
+def test_weights_that_are_pickled_are_never_loaded(small_svd, tmp_path):
+    canary, model = tmp_path / "canary", tmp_path / "model"
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {canary}",)
+
+    shutil.copytree(small_svd, model)
+    for part in ("unet", "vae"):
+        (model / part / "diffusion_pytorch_model.safetensors").unlink()
+        torch.save({"weight": Evil()}, model / part / "diffusion_pytorch_model.bin")
+    with pytest.raises((OSError, ModelError)):
+        Recapture.from_pretrained(model, device="cpu", store=tmp_path / "store").models.video(2)
+    assert not canary.exists()

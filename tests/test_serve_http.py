@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any, get_args
 
 import httpx2
 import pytest
+import torch
 from fastapi.routing import APIRoute
 
 from recapture.client import Options
@@ -24,7 +26,8 @@ from recapture.serve.settings import Settings
 
 from .service import Server
 from .test_pipeline import write_clip
-from .video_clips import write_bomb, write_sound
+from .video_clips import sound_packets, write_bomb, write_sound
+from .video_clips import write_clip as write_video
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +133,11 @@ def test_requests_that_are_refused_by_name(http, upload):
         ({"camera": ""}, "camera"),
         ({"model": "svd"}, "model"),
         ({"input": {"upload": "../../etc/passwd"}}, "input.upload"),
-        ({"input": {"uri": "http://169.254.169.254/"}}, "input.upload"),
+        ({"input": {"uri": "http://169.254.169.254/"}}, "input.uri"),
+        ({"input": {"uri": "/etc/passwd"}}, "input.uri"),
+        ({"input": {"uri": "a\nb"}}, "input.uri"),
+        ({"input": {}}, "input"),
+        ({"input": {"upload": upload, "uri": "/footage/a.mp4"}}, "input"),
     ]:
         error = refused(http.post("/v1/renders", json={**good, **change}), 422)
         assert error["param"].startswith(param), (change, error)
@@ -225,12 +232,26 @@ def test_uploads_that_are_no_clips(server, tmp_path):
     evil = tmp_path / "model.bin"
     # What a pickle that runs a command looks like; nothing here ever loads one.
     evil.write_bytes(f"cos\nsystem\n(S'touch {canary}'\ntR.".encode())
+    saved = tmp_path / "model.pt"  # and the same as torch would write it
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, (f"touch {canary}",)
+
+    torch.save({"weights": Evil()}, saved)
     playlist = tmp_path / "list.mp4"
     playlist.write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n")
     short = write_clip(tmp_path / "short.mp4")
     short.write_bytes(short.read_bytes()[: short.stat().st_size // 2])
     with server.client("uploader") as client:
-        for path in (evil, playlist, short, write_sound(tmp_path / "sound.mp4"), write_bomb(tmp_path / "bomb.mp4")):
+        for path in (
+            evil,
+            saved,
+            playlist,
+            short,
+            write_sound(tmp_path / "sound.mp4"),
+            write_bomb(tmp_path / "bomb.mp4"),
+        ):
             with pytest.raises(UploadFailed) as failed:
                 client.uploads.create(path)
             assert failed.value.problem.code == "invalid_video"
@@ -257,6 +278,25 @@ def test_the_child_process_is_held_to_its_memory(clip, tmp_path):
     with pytest.raises(VideoError) as refused:
         probe_upload(clip, settings.model_copy(update={"child_memory_bytes": 1 << 20}))
     assert refused.value.code in ("clip_too_heavy", "clip_damaged")
+
+
+def test_sound_is_copied_by_the_child_process(tmp_path):
+    from recapture.engine.errors import VideoError
+    from recapture.serve.decoding import add_sound
+
+    settings = Settings(data=tmp_path)
+    source = write_video(tmp_path / "source.mp4", 24, audio="aac")
+    video = write_clip(tmp_path / "video.mp4")
+    silent = video.read_bytes()
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(source.read_bytes()[:-3000])
+    for clip, limits in ((damaged, {}), (source, {"child_memory_bytes": 1 << 20})):
+        with pytest.raises(VideoError):
+            add_sound(video, clip, start_s=0.0, settings=settings.model_copy(update=limits))
+        assert video.read_bytes() == silent
+        assert sorted(path.name for path in tmp_path.glob("video*")) == ["video.mp4"]
+    assert add_sound(video, source, start_s=0.0, settings=settings) == []
+    assert sound_packets(video)
 
 
 def test_logs_have_ids_and_no_secrets(server, capfd, monkeypatch):

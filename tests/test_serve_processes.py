@@ -102,7 +102,7 @@ def test_a_sleeper_that_wakes_changes_nothing(settings, clip, tmp_path):
 def test_the_command_serves_and_starts_again_what_is_killed(small_svd, clip, tmp_path):
     command = [
         sys.executable, "-m", "recapture.cli.main", "serve", "--data", tmp_path / "data", "--model", small_svd,
-        "--device", "cpu", "--port", "0",
+        "--device", "cpu", "--port", "0", "--allow-root", f"local={tmp_path}",
     ]  # fmt: skip
     log = tmp_path / "serve.log"
     with log.open("wb") as err:
@@ -140,6 +140,11 @@ def test_the_command_serves_and_starts_again_what_is_killed(small_svd, clip, tmp
         assert "completed, 100%" in status.stdout
         assert middle.progress < 1
         assert remote("cancel", render).stdout.splitlines()[1].startswith("status     completed")
+        named = remote("run", clip.as_uri(), "--camera", "truck(0.1)", *options)  # not uploaded: the service has it
+        assert named.returncode == 0, named.stderr
+        refused = remote("run", "file:///etc/hostname", "--camera", "truck(0.1)")
+        assert refused.returncode == 2
+        assert "no allowed root" in refused.stderr
         bad = remote("run", clip, "--camera", "swirl(3deg)")
         assert bad.returncode == 2
         assert len(bad.stderr.strip().splitlines()) == 1

@@ -14,6 +14,8 @@ from recapture.serve.settings import Settings
 
 from .service import QUICK, Server, worker_thread
 from .test_pipeline import write_clip
+from .video_clips import sound_packets
+from .video_clips import write_clip as write_video
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
@@ -155,6 +157,19 @@ def test_what_fails_inside_the_engine_says_why(client, upload):
     assert refused.value.param == "camera"
 
 
+def test_what_would_take_too_long_is_refused_before_it_is_tuned(small_svd, clip, tmp_path):
+    settings = Settings(data=tmp_path / "data", model=str(small_svd), device="cpu", max_render_s=60)
+    with Server(settings) as server, worker_thread(settings, "render"), server.client() as client:
+        upload = client.uploads.create(clip)
+        dear = QUICK.model_copy(update={"temporal_steps": 2000, "height": 2048, "width": 2048})
+        asked = client.renders.create(upload, "truck(0.1)", options=dear)
+        with pytest.raises(RenderFailed) as failed:
+            client.renders.wait(asked)
+        assert (failed.value.render.error.code, failed.value.render.error.param) == ("too_costly", "options")
+        assert failed.value.render.stage == "frames"
+        assert client.renders.wait(client.renders.create(upload, "truck(0.1)", options=QUICK)).progress == 1
+
+
 def test_one_key_is_one_render(client, upload, render):
     made: list[str] = []
 
@@ -271,3 +286,59 @@ def test_the_asynchronous_client_has_the_same_verbs(server, clip, render, tmp_pa
     target = tmp_path / "video.mp4"
     assert asyncio.run(_asynchronous(server.url, server.key("parallel"), clip, target)) == render.frames_digest
     assert target.stat().st_size > 0
+
+
+def test_a_worker_that_holds_the_adapters_does_not_read_them_again(small_svd, clip, tmp_path, monkeypatch):
+    from recapture.serve import worker as module
+
+    settings = Settings(data=tmp_path / "data", model=str(small_svd), device="cpu")
+    offered: list[str] = []
+    with Server(settings, offer=lambda job: offered.append(job.id)) as server, server.client() as client:
+        asked = client.renders.create(client.uploads.create(clip), "truck(0.1)", options=QUICK)
+        worker = module.Worker(settings, ["render"])
+        worker.work(worker.jobs.take(worker.name, ["render"], lease_s=60))
+        first = client.renders.retrieve(asked)
+        held = worker.hold_adapters(first.id)
+        assert worker.hold_adapters("rnd_" + "0" * 24).read is not None  # deleted meanwhile: it holds nothing
+        read = []
+        monkeypatch.setattr(module.adapters, "read", lambda folder: read.append(folder))
+        second = client.renders.resample(first, seed=5)
+        worker.offer(second.id, held)
+        worker.work(worker._take())
+        assert client.renders.retrieve(second).status == "completed"
+        assert read == []
+        # A resample of a resample is offered by the render that was tuned.
+        third = client.renders.resample(second, seed=6)
+        assert offered == [second.id, third.id]
+        assert worker.jobs.get("studio", third.id).request["tuned_by"] == first.id
+        monkeypatch.undo()
+        worker.work(worker._take())  # nobody offered it: read from the store
+        done = client.renders.retrieve(third)
+        assert (done.status, done.resampled_from) == ("completed", second.id)
+
+
+def test_a_worker_never_opens_what_was_uploaded(small_svd, tmp_path, monkeypatch):
+    """Not for its pictures and not for its sound: children do, and the sound is in the result all the same."""
+    import av
+
+    from recapture.serve import worker as module
+
+    clip = write_video(tmp_path / "heard.mp4", 6, (64, 48), rate=12, audio="aac")
+    settings = Settings(data=tmp_path / "data", model=str(small_svd), device="cpu")
+    with Server(settings) as server, server.client() as client:
+        asked = client.renders.create(client.uploads.create(clip), "truck(0.1)", options=QUICK)
+        worker = module.Worker(settings, ["render"])
+        opened, really = [], av.open
+
+        def watched(file, *rest, **more):
+            opened.append(str(file))
+            return really(file, *rest, **more)
+
+        monkeypatch.setattr(av, "open", watched)
+        worker.work(worker.jobs.take(worker.name, ["render"], lease_s=60))
+        monkeypatch.undo()
+        done = client.renders.retrieve(asked)
+        assert (done.status, done.warnings) == ("completed", [])
+        assert sound_packets(client.renders.download(done, tmp_path / "video.mp4"))
+    assert opened  # the results were written by it
+    assert not [name for name in opened if "/uploads/" in name or name.endswith("/clip")]

@@ -10,20 +10,19 @@ import pytest
 from PIL import Image
 
 from recapture.engine.errors import OutputError, VideoError
-from recapture.engine.video import ColorTags, VideoWriter, decode, probe, write_png
+from recapture.engine.video import ColorTags, VideoWriter, add_sound, decode, probe, write_png
 
 from .video_clips import picture, sound_packets, write_clip
 
 NTSC = Fraction(30000, 1001)
 
 
-def write_frames(path: Path, frames: int = 12, size: tuple[int, int] = (64, 48), **options) -> VideoWriter:
+def write_frames(path: Path, frames: int = 12, size: tuple[int, int] = (64, 48), **options) -> None:
     width, height = size
     options = {"rate": Fraction(25), "preset": "veryfast", **options}
     with VideoWriter(path, width=width, height=height, **options) as video:
         for index in range(frames):
             video.write(picture(width, height, index))
-    return video
 
 
 def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
@@ -96,7 +95,8 @@ def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "source.mp4", 30, audio="aac")
 
     def written(name: str) -> bytes:
-        write_frames(tmp_path / name, 30, audio_from=source)
+        write_frames(tmp_path / name, 30)
+        assert add_sound(tmp_path / name, source) == []
         return (tmp_path / name).read_bytes()
 
     # Of equal frames x264 itself makes other bytes about once in 2000 files on a loaded machine with AVX-512.
@@ -114,8 +114,8 @@ def test_sound_is_copied_packet_by_packet_with_its_offset(
     video = "mpeg4" if name.endswith("avi") else "libx264"
     source = write_clip(tmp_path / name, 50, codec=video, audio=codec, audio_from_s=offset_s)
     out = tmp_path / "out.mp4"
-    writer = write_frames(out, 50, audio_from=source)
-    assert writer.warnings == []
+    write_frames(out, 50)
+    assert add_sound(out, source) == []
     before, after = sound_packets(source), sound_packets(out)
     assert [data for data, _ in after] == [data for data, _ in before][: len(after)]
     cut = [time_s for _, time_s in before if time_s < 2]
@@ -124,13 +124,12 @@ def test_sound_is_copied_packet_by_packet_with_its_offset(
         assert abs(kept - was) < Fraction(2, 1000)
 
 
-def test_sound_is_cut_to_the_video_and_to_what_was_asked(tmp_path: Path) -> None:
+def test_sound_is_cut_to_the_video(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "source.mp4", 50, audio="aac")
     out = tmp_path / "out.mp4"
-    write_frames(out, 25, audio_from=source)
+    write_frames(out, 25)
+    assert add_sound(out, source) == []
     assert 0.9 < sound_packets(out)[-1][1] < 1.0
-    write_frames(out, 25, audio_from=source, audio_duration_s=0.5)
-    assert 0.4 < sound_packets(out)[-1][1] < 0.5
     with av.open(str(out)) as clip:
         assert clip.duration / av.time_base == pytest.approx(1, abs=0.04)
 
@@ -138,7 +137,8 @@ def test_sound_is_cut_to_the_video_and_to_what_was_asked(tmp_path: Path) -> None
 def test_a_later_start_takes_the_sound_of_that_moment(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "source.mp4", 50, audio="aac")
     out = tmp_path / "out.mp4"
-    write_frames(out, 20, audio_from=source, audio_start_s=0.8)
+    write_frames(out, 20)
+    assert add_sound(out, source, start_s=0.8) == []
     times = {data: time_s for data, time_s in sound_packets(source)}
     kept = sound_packets(out)
     assert min(time_s for _, time_s in kept) <= 0
@@ -150,15 +150,18 @@ def test_a_later_start_takes_the_sound_of_that_moment(tmp_path: Path) -> None:
 def test_sound_is_measured_from_the_first_video_frame(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "late.mkv", 25, times=range(50, 75), audio="aac", audio_from_s=2.0)
     out = tmp_path / "out.mp4"
-    write_frames(out, 25, audio_from=source)
+    write_frames(out, 25)
+    assert add_sound(out, source) == []
     assert abs(sound_packets(out)[0][1] - sound_packets(source)[0][1]) < Fraction(2, 1000)
 
 
 def test_sound_that_mp4_cannot_carry_is_left_out_with_a_warning(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "source.avi", codec="mpeg4", audio="adpcm_ms")
-    writer = write_frames(tmp_path / "out.mp4", audio_from=source)
-    assert len(writer.warnings) == 1
-    assert "adpcm_ms" in writer.warnings[0]
+    write_frames(tmp_path / "out.mp4")
+    silent = (tmp_path / "out.mp4").read_bytes()
+    (warning,) = add_sound(tmp_path / "out.mp4", source)
+    assert "adpcm_ms" in warning
+    assert (tmp_path / "out.mp4").read_bytes() == silent
     assert not probe(tmp_path / "out.mp4").has_audio
 
 
@@ -172,8 +175,8 @@ def test_damaged_sound_does_not_cost_the_video(tmp_path: Path, healthy: bytes, d
     data = source.read_bytes()
     assert healthy in data
     source.write_bytes(data.replace(healthy, damaged))
-    writer = write_frames(tmp_path / "out.mp4", 10, audio_from=source)
-    assert len(writer.warnings) == 1
+    write_frames(tmp_path / "out.mp4", 10)
+    assert len(add_sound(tmp_path / "out.mp4", source)) == 1
     assert probe(tmp_path / "out.mp4").frame_count == 10
 
 
@@ -186,8 +189,8 @@ def test_only_the_first_of_two_sound_tracks_is_kept_and_said(tmp_path: Path) -> 
             if packet.size:
                 packet.stream = copies[packet.stream.index]
                 output.mux(packet)
-    writer = write_frames(tmp_path / "out.mp4", audio_from=two)
-    assert writer.warnings == ["only the first of 2 sound tracks is kept"]
+    write_frames(tmp_path / "out.mp4")
+    assert add_sound(tmp_path / "out.mp4", two) == ["only the first of 2 sound tracks is kept"]
     assert probe(tmp_path / "out.mp4").has_audio
 
 
@@ -198,14 +201,33 @@ def test_colons_in_a_path_are_part_of_the_name(tmp_path: Path) -> None:
 
 def test_a_silent_source_gives_a_silent_video(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "source.mp4")
-    assert write_frames(tmp_path / "out.mp4", audio_from=source).warnings == []
+    write_frames(tmp_path / "out.mp4")
+    assert add_sound(tmp_path / "out.mp4", source) == []
     assert not probe(tmp_path / "out.mp4").has_audio
 
 
-def test_an_unreadable_sound_source_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_an_unreadable_sound_source_leaves_the_video_as_it_was(tmp_path: Path) -> None:
+    write_frames(tmp_path / "out.mp4")
+    silent = (tmp_path / "out.mp4").read_bytes()
     with pytest.raises(VideoError):
-        write_frames(tmp_path / "out.mp4", audio_from=tmp_path / "gone.mp4")
-    assert list(tmp_path.iterdir()) == []
+        add_sound(tmp_path / "out.mp4", tmp_path / "gone.mp4")
+    assert (tmp_path / "out.mp4").read_bytes() == silent
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_pictures_and_their_colours_are_untouched_by_the_sound(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "source.mkv", 31, audio="libopus")
+    color = ColorTags(primaries=12, transfer=13, matrix=1, full_range=True)
+    out = tmp_path / "out.mp4"
+    write_frames(out, 31, rate=NTSC, color=color)
+    silent = probe(out)
+    before = [(frame.time_s, frame.rgb.tobytes()) for frame in decode(out, silent)]
+    assert add_sound(out, source) == []
+    info = probe(out)
+    assert [(frame.time_s, frame.rgb.tobytes()) for frame in decode(out, info)] == before
+    assert (info.color, info.rate, info.has_audio) == (color, NTSC, True)
+    data = out.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
 
 
 def test_an_exception_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:

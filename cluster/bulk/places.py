@@ -241,6 +241,8 @@ def _split(uri: str, param: str, base: str | None) -> tuple[str, str]:
         return "file", os.path.realpath(os.path.join(base or "/", uri))
     parts = urlsplit(uri)
     path = unquote(parts.path)
+    if parts.scheme == "file" and parts.netloc not in ("", "localhost"):
+        raise InputError(f"{uri} names another machine's file", param=param)
     if parts.query or parts.fragment or "@" in parts.netloc or ":" in parts.netloc:
         raise InputError(f"{uri.split('?')[0]} may carry no options, port or credentials", param=param)
     if not path.isprintable() or any(part in ("..", ".") for part in path.split("/")) or "//" in path:

@@ -1,8 +1,8 @@
-"""Copies a clip's sound packet by packet into another file: no re-encoding, the offset against the picture kept."""
+"""Copies a clip's sound packet by packet into another video: no re-encoding, the offset against the picture kept."""
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from av.container import OutputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 
-from ..errors import VideoError
-from .clip import Limits
+from ..errors import OutputError, VideoError
+from .clip import DEFAULT_LIMITS, Limits
 from .opening import first_picture, frame_pts, open_clip, video_of
 
 _PREROLL_S = Fraction(1, 10)
@@ -20,11 +20,63 @@ _PREROLL_S = Fraction(1, 10)
 80 ms) before what they give out is right."""
 
 
-class AudioCopy:
+def add_sound(video: Path, source: Path, *, start_s: float = 0.0, limits: Limits = DEFAULT_LIMITS) -> list[str]:
+    """Give a silent MP4 the sound of a clip, up to where its pictures end. It is replaced whole, or stays as it is.
+
+    Args:
+        video: a file of `VideoWriter`.
+        source: the clip; of several sound tracks the first is taken.
+        start_s: where in the clip the video's first frame was, in seconds from the clip's first frame.
+        limits: the caps that the clip is read under.
+
+    Returns:
+        What could not be kept, one sentence each.
+
+    Raises:
+        VideoError: the clip cannot be read.
+        OutputError: the video cannot be written.
+    """
+    part = video.with_name(video.name + ".part")
+    try:
+        with (
+            av.open(f"file:{video.absolute()}") as silent,
+            av.open(
+                f"file:{part.absolute()}", "w", format="mp4", container_options={"movflags": "faststart"}
+            ) as output,
+        ):
+            pictures = silent.streams.video[0]
+            assert pictures.time_base is not None
+            stream = output.add_stream_from_template(pictures)
+            sound = _AudioCopy(source, start_s, output, limits)
+            with closing(sound):
+                if not sound.found:
+                    return sound.warnings
+                end_s = Fraction(0)
+                for packet in silent.demux(pictures):
+                    if packet.pts is None:
+                        continue
+                    end_s = max(end_s, (packet.pts + packet.duration) * pictures.time_base)
+                    packet.stream = stream
+                    output.mux(packet)
+                    sound.copy_until(end_s)
+        with part.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(part, video)
+        return sound.warnings
+    except (FFmpegError, OSError) as error:
+        raise OutputError(f"cannot write {video}: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class _AudioCopy:
     """The first sound track of `source`, from `start_s` after its first video frame on.
 
     Raises VideoError if `source` cannot be read. `warnings` says what could not be kept.
     """
+
+    found = False
+    """Whether there is sound that is copied."""
 
     def __init__(self, source: Path, start_s: float, output: OutputContainer, limits: Limits) -> None:
         self.warnings: list[str] = []
@@ -45,6 +97,7 @@ class AudioCopy:
             self.warnings.append(f"the sound is left out: MP4 cannot carry it without re-encoding (codec {codec})")
             return
         assert track.time_base is not None
+        self.found = True
         self._time_base = track.time_base
         self._stream = output.add_stream_from_template(track)
         self._packets = _on_clock(container.demux(track), zero_s, track.time_base)

@@ -15,8 +15,7 @@ from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from ..errors import OutputError
-from .audio import AudioCopy
-from .clip import DEFAULT_LIMITS, UNSPECIFIED, ColorTags, Limits
+from .clip import UNSPECIFIED, ColorTags
 from .decode import SCALER_FLAGS, SCALER_MATRIX
 
 _THREADS = 4  # x264's choices depend on it, so it is no machine's business
@@ -38,18 +37,10 @@ class VideoWriter:
             written.
         crf: x264's constant quality, 0 (lossless) to 51.
         preset: x264's speed ("ultrafast" to "placebo").
-        audio_from: A clip whose sound is copied, packet by packet.
-        audio_start_s: Where in that clip the first written frame was, in seconds from its first frame.
-        audio_duration_s: Most sound to copy; in any case it is cut where the video ends.
-        limits: The caps that `audio_from` is read under.
 
     Raises:
         OutputError: The file cannot be written (no permission, disk full, no frames).
-        VideoError: `audio_from` cannot be read.
     """
-
-    warnings: list[str]
-    """What could not be kept, one sentence each."""
 
     def __init__(
         self,
@@ -61,15 +52,10 @@ class VideoWriter:
         color: ColorTags | None = None,
         crf: int = 16,
         preset: str = "medium",
-        audio_from: Path | None = None,
-        audio_start_s: float = 0.0,
-        audio_duration_s: float | None = None,
-        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         if width < 1 or height < 1 or rate <= 0:
             raise ValueError(f"a video of {width}x{height} at {rate} frames a second cannot be")
         self.path = Path(path)
-        self.warnings = []
         self._part = self.path.with_name(self.path.name + ".part")
         self._shape = (height, width, 3)
         self._rate = Fraction(rate)
@@ -81,9 +67,6 @@ class VideoWriter:
             full_range=tags.full_range,
         )
         self._options = {"crf": str(crf), "preset": preset}
-        self._audio_request = (audio_from, audio_start_s, audio_duration_s)
-        self._limits = limits
-        self._audio: AudioCopy | None = None
         self._container: OutputContainer | None = None
         self._reformatter = VideoReformatter()
         self._frames = 0
@@ -114,7 +97,6 @@ class VideoWriter:
         try:
             self._mux(self._stream.encode(frame))
             self._frames += 1
-            self._copy_audio()
         except (FFmpegError, OSError) as error:
             raise self._failed(error) from error
 
@@ -153,17 +135,12 @@ class VideoWriter:
         context.color_trc = self._color.transfer
         context.colorspace = self._color.matrix
         context.color_range = ColorRange.JPEG if self._color.full_range else ColorRange.MPEG
-        source, start_s, _ = self._audio_request
-        if source is not None:
-            self._audio = AudioCopy(source, start_s, self._container, self._limits)
-            self.warnings += self._audio.warnings
 
     def _finish(self) -> None:
         assert self._container is not None
         if not self._frames:
             raise OutputError(f"cannot write {self.path}: no frames were given")
         self._mux(self._stream.encode(None))
-        self._copy_audio()
         self._close()
         with self._part.open("rb+") as written:
             os.fsync(written.fileno())
@@ -195,17 +172,7 @@ class VideoWriter:
             packet.duration = packet.duration or round(1 / self._rate / packet.time_base)
             self._container.mux(packet)
 
-    def _copy_audio(self) -> None:
-        if self._audio is None:
-            return
-        end_s = self._frames / self._rate
-        limit_s = self._audio_request[2]
-        self._audio.copy_until(end_s if limit_s is None else min(end_s, Fraction(limit_s)))
-
     def _close(self) -> None:
-        if self._audio is not None:
-            self._audio.close()
-            self._audio = None
         if self._container is not None:
             container, self._container = self._container, None
             container.close()

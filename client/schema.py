@@ -97,6 +97,8 @@ class Options(ClipOptions):
     """As the command's options; None takes what the quality sets."""
 
     quality: Literal["draft", "standard", "paper"] = "standard"
+    anchor: Literal["points", "multiview", "auto"] | None = None
+    """What fills the anchor where no point of the clip falls: nothing, a multiview model, or what suits the path."""
     height: int | None = Field(None, ge=32, le=2048)
     width: int | None = Field(None, ge=32, le=2048)
     rank: int | None = Field(None, ge=1, le=64)

@@ -38,6 +38,7 @@ def run_config(model: str, options: Options, seed: int) -> RunConfig:
         InputError: values that do not go together; names the option.
     """
     chosen: dict[str, dict[str, Any]] = {
+        "anchor": {"route": options.anchor},
         "condition": {"height": options.height, "width": options.width},
         "tune": {
             "rank": options.rank,

@@ -88,12 +88,12 @@ $("another").onclick = () => $("file").click();
 $("file").onchange = (event) => trying(() => take(event.target.files[0]));
 document.body.ondragover = (event) => {
   event.preventDefault();
-  document.body.classList.add("over");
+  document.body.classList.add("dropping");
 };
-document.body.ondragleave = (event) => event.relatedTarget || document.body.classList.remove("over");
+document.body.ondragleave = (event) => event.relatedTarget || document.body.classList.remove("dropping");
 document.body.ondrop = (event) => {
   event.preventDefault();
-  document.body.classList.remove("over");
+  document.body.classList.remove("dropping");
   if (service) trying(() => take(event.dataTransfer.files[0]));
 };
 $("start").onclick = () => trying(start);

@@ -12,12 +12,17 @@ const PLACES = new Set(["distance", "height", "radius", "forward", "elevation"])
 const ARCS = new Set(["arc", "orbit"]);
 const STEP = 1e-4;
 
-/** The motions with the camera's place at the path's `end` ("start" or "end") pulled to `target`, in median depths. */
-export function pull(motions, end, target, presets, subjectDepth, grip = GRIP) {
-  let best = solve(motions, end, target, subjectDepth);
+/**
+ * The motions with the camera's place at the path's `end` ("start" or "end") pulled to where `off` is zero.
+ *
+ * `off` says how far a place (Vector3, median depths) is from the hand: from the line of sight under a finger, or from a
+ * point; it may change the place it is given.
+ */
+export function pull(motions, end, off, presets, subjectDepth, grip = GRIP) {
+  let best = solve(motions, end, off, subjectDepth);
   while (best.miss > grip) {
     const tried = more(best.motions, presets)
-      .map((added) => solve([...best.motions, added], end, target, subjectDepth))
+      .map((added) => solve([...best.motions, added], end, off, subjectDepth))
       .sort((a, b) => a.miss - b.miss);
     if (!tried.length || tried[0].miss > 0.7 * best.miss) break;
     best = tried[0];
@@ -50,28 +55,28 @@ function more(motions, presets) {
 }
 
 /** Levenberg and Marquardt's method over the values that move the camera, with numeric derivatives. */
-function solve(motions, end, target, subjectDepth) {
+function solve(motions, end, off, subjectDepth) {
   const knobs = motions.flatMap((each, index) => each.preset.parameters
-    .filter((p) => (end === "start" ? p.name === "start" && "start" in each.values && moves(each) : moving(each, p)))
+    .filter((p) => (end === "start" ? p.name === "start" && moves(each) : moving(each, p)))
     .map((p) => ({ index, p, scale: p.unit === "deg" ? 180 / Math.PI : 1 })));
-  const miss = (those) => where(those, end, subjectDepth).sub(target);
+  const miss = (those) => off(where(those, end, subjectDepth));
   let now = motions;
-  let off = miss(now);
+  let left = miss(now);
   let damping = 1e-3;
-  for (let round = 0; round < 30 && off.length() > 1e-4; round++) {
-    const rows = knobs.map((knob) => miss(changed(now, knob, STEP)).sub(off).divideScalar(STEP)); // J^T
-    const steps = damped(rows, off, damping);
+  for (let round = 0; round < 30 && left.length() > 1e-4; round++) {
+    const rows = knobs.map((knob) => miss(changed(now, knob, STEP)).sub(left).divideScalar(STEP)); // J^T
+    const steps = damped(rows, left, damping);
     const next = knobs.reduce((those, knob, k) => changed(those, knob, steps[k]), now);
     const reached = miss(next);
-    if (reached.length() < off.length()) {
-      if (off.length() - reached.length() < 1e-6) break;
-      [now, off, damping] = [next, reached, Math.max(1e-6, damping / 4)];
+    if (reached.length() < left.length()) {
+      if (left.length() - reached.length() < 1e-6) break;
+      [now, left, damping] = [next, reached, Math.max(1e-6, damping / 4)];
     } else {
       damping *= 8;
       if (damping > 1e4) break;
     }
   }
-  return { motions: now, miss: off.length() };
+  return { motions: now, miss: left.length() };
 }
 
 const moves = (each) => ARCS.has(each.preset.name) || each.preset.parameters.some((p) => PLACES.has(p.name));
@@ -87,13 +92,13 @@ function changed(motions, { index, p, scale }, by) {
 }
 
 /** The step -(J^T J + d I)^-1 J^T r as -J^T (J J^T + d I)^-1 r: three equations, however many values there are. */
-function damped(rows, off, damping) {
+function damped(rows, left, damping) {
   const a = [0, 1, 2].map((i) => [0, 1, 2].map((j) =>
     rows.reduce((sum, row) => sum + row.getComponent(i) * row.getComponent(j), i === j ? damping : 0)));
   const [p, q, r] = a.map((line) => new Vector3(...line));
   const volume = p.dot(q.clone().cross(r));
   const solved = [[q, r], [r, p], [p, q]]
-    .reduce((sum, [u, v], i) => sum.addScaledVector(u.clone().cross(v), off.getComponent(i)), new Vector3())
+    .reduce((sum, [u, v], i) => sum.addScaledVector(u.clone().cross(v), left.getComponent(i)), new Vector3())
     .divideScalar(volume);
   return rows.map((row) => -row.dot(solved));
 }

@@ -97,14 +97,14 @@ export class Shot {
     document.body.classList.toggle("pulling", on);
   }
 
-  _pulled(handle, to, grip = GRIP) {
+  _pulled(handle, hand, grip = GRIP) {
     const depth = this.scene?.subject_depth;
     if (!depth) return;
     // What an earlier moment of this pull has added is asked for again: it goes when the hand comes back.
     const own = this.motions.slice(0, this.held ?? undefined);
     const motions = handle === "centre"
-      ? pullCentre(this.motions, to.z, depth)
-      : pull(own.length === 1 && own[0].preset.name === "static" ? [] : own, handle, to, this.presets, depth, grip);
+      ? pullCentre(this.motions, hand, depth)
+      : pull(own.length === 1 && own[0].preset.name === "static" ? [] : own, handle, hand, this.presets, depth, grip);
     if (motions.length) this.set(motions);
   }
 

@@ -19,8 +19,8 @@ THREE.ColorManagement.enabled = false; // footage and page colours go through as
 export class Space {
   /**
    * @param frame element that is filled; it holds a canvas and the handles, buttons with data-handle start, end, centre.
-   * @param onPull called with the handle's name, where it is pulled to (Vector3, source camera's axes), and for keys
-   *   how near the camera must come.
+   * @param onPull called with a handle's name, a function that says how far a place is from the hand (both Vector3,
+   *   source camera's axes), and for keys how near the camera must come; for "centre" with the depth instead.
    * @param onGrab called with true when a pull begins and with false when it is over.
    * @throws where the browser has no WebGL.
    */
@@ -54,7 +54,7 @@ export class Space {
         void main() {
           vec4 at = modelViewMatrix * vec4(position, 1.0);
           gl_Position = projectionMatrix * at;
-          gl_PointSize = clamp(1.3 * reach * focal / -at.z, 1.0, 24.0); // a pixel's footprint at its depth
+          gl_PointSize = clamp(1.7 * reach * focal / -at.z, 1.0, 24.0); // a pixel's footprint at its depth
           seen = shade;
         }`,
       fragmentShader: "varying vec3 seen; void main() { gl_FragColor = vec4(0.92 * seen, 1.0); }",
@@ -103,6 +103,7 @@ export class Space {
     this.axis.geometry.setFromPoints([new THREE.Vector3(), new THREE.Vector3(0, 0, scene.subject_depth)]);
     this.axis.computeLineDistances();
     this.frame.dataset.points = reach.length;
+    this.frame.classList.remove("empty");
     if (fresh) this.look("free");
     if (this.motions) this.setPath(this.motions);
     this.redraw();
@@ -212,32 +213,46 @@ export class Space {
     }
   }
 
-  _seen = (name) => this._world(name).project(this.eye);
-  _world = (name) => this.places[name].clone().applyMatrix4(this.root.matrixWorld);
+  /** A handle's place in the picture, -1 to 1 on both axes. */
+  _seen(name) {
+    return this.places[name].clone().applyMatrix4(this.root.matrixWorld).project(this.eye);
+  }
+
+  /** The same of a finger. */
+  _under(event) {
+    const box = this.frame.getBoundingClientRect();
+    return new THREE.Vector3(((event.clientX - box.left) / box.width) * 2 - 1, 1 - ((event.clientY - box.top) / box.height) * 2, 0);
+  }
 
   _listen(name) {
     const handle = this.handles[name];
-    const ray = new THREE.Raycaster();
-    let plane = null;
+    const hand = new THREE.Raycaster();
+    let held = null;
     handle.addEventListener("pointerdown", (event) => {
       if (event.button !== 0) return;
       handle.setPointerCapture(event.pointerId);
-      plane = new THREE.Plane().setFromNormalAndCoplanarPoint(this.eye.getWorldDirection(new THREE.Vector3()), this._world(name));
+      // Where the handle was taken: its middle need not be under the finger.
+      held = this._seen(name).sub(this._under(event));
       this.onGrab(true);
     });
     handle.addEventListener("pointermove", (event) => {
-      if (!plane) return;
-      const box = this.frame.getBoundingClientRect();
-      const x = ((event.clientX - box.left) / box.width) * 2 - 1;
-      const y = 1 - ((event.clientY - box.top) / box.height) * 2;
-      ray.setFromCamera(new THREE.Vector2(x, y), this.eye);
-      const at = ray.ray.intersectPlane(plane, new THREE.Vector3());
-      if (at) this.onPull(name, this.root.worldToLocal(at));
+      if (!held) return;
+      const at = this._under(event).add(held);
+      hand.setFromCamera(new THREE.Vector2(at.x, at.y), this.eye);
+      const sight = hand.ray.applyMatrix4(this.root.matrixWorld.clone().invert());
+      sight.direction.normalize();
+      if (name === "centre") {
+        const depth = new THREE.Vector3();
+        sight.distanceSqToSegment(new THREE.Vector3(), new THREE.Vector3(0, 0, 100), null, depth);
+        this.onPull(name, depth.z);
+      } else {
+        this.onPull(name, (place) => place.sub(sight.closestPointToPoint(place, new THREE.Vector3())));
+      }
     });
     for (const end of ["pointerup", "pointercancel"]) {
       handle.addEventListener(end, () => {
-        if (plane) this.onGrab(false);
-        plane = null;
+        if (held) this.onGrab(false);
+        held = null;
       });
     }
     handle.addEventListener("keydown", (event) => {
@@ -245,8 +260,10 @@ export class Space {
       if (!way) return;
       event.preventDefault();
       const step = event.shiftKey ? 0.1 : 0.02;
+      const to = new THREE.Vector3(...way).multiplyScalar(step).add(this.places[name]);
       this.onGrab(true);
-      this.onPull(name, new THREE.Vector3(...way).multiplyScalar(step).add(this.places[name]), 0.7 * step);
+      if (name === "centre") this.onPull(name, to.z);
+      else this.onPull(name, (place) => place.sub(to), 0.7 * step);
       this.onGrab(false);
     });
   }

@@ -11,6 +11,8 @@ let service, shot, renders;
 function say(text, wrong = false) {
   $("said").textContent = text;
   $("said").classList.toggle("wrong", wrong);
+  clearTimeout(say.over);
+  if (!wrong) say.over = setTimeout(say, 8000, "");
 }
 
 async function trying(work) {

@@ -103,6 +103,7 @@ export class Space {
     this.axis.geometry.setFromPoints([new THREE.Vector3(), new THREE.Vector3(0, 0, scene.subject_depth)]);
     this.axis.computeLineDistances();
     this.frame.dataset.points = reach.length;
+    this.frame.dataset.frame = scene.frame;
     this.frame.classList.remove("empty");
     if (fresh) this.look("free");
     if (this.motions) this.setPath(this.motions);

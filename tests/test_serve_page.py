@@ -87,8 +87,7 @@ class Page:
         return self.find("#picture").get_attribute("src")
 
     def type_path(self, text: str) -> None:
-        self.find("#camera").clear()
-        self.find("#camera").send_keys(text, Keys.TAB)
+        self.find("#camera").send_keys(Keys.CONTROL + "a", Keys.NULL, text, Keys.TAB)
 
     def pull(self, handle: str, x: int, y: int) -> None:
         ActionChains(self.browser, duration=50).drag_and_drop_by_offset(
@@ -209,8 +208,8 @@ def test_where_a_handle_is_pulled_the_camera_goes(page, tmp_path):
         assert page.modules(look, "crane(0.2, look_at=0.9)", 1.31, 1.3) == "crane(0.2)"
 
 
-def test_a_clip_is_filmed_again_from_the_page(page, tmp_path):
-    settings = Settings(data=tmp_path / "data", model="tiny", device="cpu", interactive_wait_s=300)
+def test_a_clip_is_filmed_again_from_the_page(page, small_svd, tmp_path):
+    settings = Settings(data=tmp_path / "data", model=str(small_svd), device="cpu", interactive_wait_s=300)
     with Server(settings) as server, worker_thread(settings, "render"), worker_thread(settings, "preview", "estimate"):
         find, until = page.find, page.until
         page.browser.get(server.url)

@@ -18,6 +18,7 @@ export class Compare {
     this.video.onloadeddata = () => {
       $("both").width = this.video.videoWidth / 2;
       $("both").height = this.video.videoHeight;
+      $("both").parentElement.style.setProperty("--aspect", $("both").width / $("both").height);
       shown();
     };
     this.video.onseeked = shown;

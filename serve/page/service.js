@@ -25,7 +25,7 @@ export class Service {
     if (answer.ok) return answer;
     const refused = await answer.json().catch(() => null);
     const error = new Error(sentence(refused?.error?.message ?? `The service answered ${answer.status}`));
-    throw Object.assign(error, { code: refused?.error?.code });
+    throw Object.assign(error, { code: refused?.error?.code, param: refused?.error?.param });
   }
 
   async json(method, path, options) {

@@ -63,6 +63,7 @@ export class Shot {
       chip.setAttribute("aria-pressed", String(motions.length === 1 && motions[0].preset.name === chip.dataset.preset));
     }
     this.space?.setPath(motions);
+    this._about([]);
     this._changed($("camera").value.trim());
   }
 
@@ -78,12 +79,17 @@ export class Shot {
       if (motions) this.set(motions, "text");
     };
     $("camera").onchange = () => {
-      // What is no path here may be one to the service, and else it says what is wrong with it.
-      if (!parse($("camera").value, this.presets)) this._changed($("camera").value.trim());
+      const text = $("camera").value.trim();
+      // What is no path here the service may understand, and else it says what is wrong; nothing is the path before.
+      if (!text) this.set(this.motions);
+      else if (!parse(text, this.presets)) this._changed(text);
     };
     $("moment").oninput = () => this._moved();
     $("first").onchange = $("count").onchange = () => this._ranged();
-    $("quality").onchange = () => this._poke();
+    $("quality").onchange = () => {
+      this._costs(null);
+      this._poke(true);
+    };
     for (const button of document.querySelectorAll("[data-look]")) button.onclick = () => this.space?.look(button.dataset.look);
     $("show-new").onclick = $("show-source").onclick = (event) => {
       for (const each of ["show-new", "show-source"]) $(each).setAttribute("aria-pressed", String(event.target.id === each));
@@ -126,7 +132,8 @@ export class Shot {
     $("first").value = Math.min(Math.max(0, Math.round(+$("first").value || 0)), frames - 2);
     $("count").value = Math.min(Math.max(2, Math.round(+$("count").value || 2)), frames - +$("first").value);
     this.task?.abort.abort();
-    this.scene = this.estimated = null;
+    this.scene = this.mean = null;
+    this._costs(null);
     this.pictures = new Map();
     $("moment").max = +$("count").value - 1;
     $("moment").value = Math.round(0.75 * (+$("count").value - 1));
@@ -147,12 +154,12 @@ export class Shot {
 
   /** What is asked for next: one thing at a time, the most urgent first, so that a slider is never waited for. */
   _next() {
-    if (!this.upload || this.failed || this.rolling) return null;
+    if (!this.upload || !this.text || this.failed || this.rolling) return null;
     const asked = { input: { upload: this.upload.id }, options: this.range };
     const [path, frame] = [this.text, this.frame];
     const settled = performance.now() - this.touchedAt;
     const scene = {
-      run: async (signal) => this._sceneIs(await this.service.scene({ ...asked, frame, max_side: 448 }, signal)),
+      run: async (signal) => this._sceneIs(await this.service.scene({ ...asked, frame, max_side: 384 }, signal)),
     };
     if (!this.scene) return scene;
     if (this.stale || !this.pictures.has(frame)) {
@@ -217,14 +224,18 @@ export class Shot {
   }
 
   _wrong(error) {
-    const column = /^column (\d+): /i;
-    if (column.test(error.message) || error.code === "invalid_camera") {
-      $("camera").setAttribute("aria-invalid", "true");
-      $("camera-said").textContent = error.message;
-      $("camera-said").classList.add("wrong");
-    } else {
-      this.say(error.message, true);
-    }
+    if (!error.param?.startsWith("camera")) return this.say(error.message, true);
+    $("camera").setAttribute("aria-invalid", "true");
+    $("camera-said").textContent = error.message;
+    $("camera-said").classList.add("wrong");
+  }
+
+  /** What is said below the path: what it does, and what the service thinks of it. */
+  _about(warnings) {
+    $("camera").removeAttribute("aria-invalid");
+    $("camera-said").classList.remove("wrong");
+    const does = this.motions.length === 1 ? [this.motions[0].preset.summary] : [];
+    $("camera-said").textContent = [...does, ...warnings].map(sentence).join(" ");
   }
 
   _sceneIs(scene) {
@@ -246,9 +257,7 @@ export class Shot {
     for (const frame of drawn.frames) {
       if (drawn.frames.length === 1 || !this.pictures.has(frame.index)) this.pictures.set(frame.index, frame);
     }
-    $("camera").removeAttribute("aria-invalid");
-    $("camera-said").classList.remove("wrong");
-    $("camera-said").textContent = [this.motions.length === 1 ? sentence(this.motions[0].preset.summary) : "", ...drawn.warnings.map(sentence)].join(" ").trim();
+    this._about(drawn.warnings);
     this._show();
   }
 
@@ -301,7 +310,7 @@ export class Shot {
         ["Result", `${cost.clip_size.join("×")}, ${cost.frames} frames, nothing cropped`],
       );
     } else {
-      lines.push(["Time", "measured when the path rests"]);
+      lines.push(["Time", "once the path rests"]);
     }
     $("cost").replaceChildren(...lines.flatMap(([name, value]) => [
       Object.assign(document.createElement("dt"), { textContent: name }),

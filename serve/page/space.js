@@ -10,6 +10,8 @@ import { depthLookedAt, pose } from "./camera.js";
 const SOURCE = 0x7fb4e8;
 const NEW = 0xff8a50;
 const FRUSTUM = 0.2; // length of a camera's drawn frustum
+const BAND = 0.05; // relative depth within which neighbours are one surface
+const FAR = 60;
 const SAMPLES = 128;
 const GHOSTS = 9;
 const NUDGE = { ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowUp: [0, -1, 0], ArrowDown: [0, 1, 0], PageUp: [0, 0, 1], PageDown: [0, 0, -1] };
@@ -48,18 +50,21 @@ export class Space {
 
   _build() {
     this.points = new THREE.Points(new THREE.BufferGeometry(), new THREE.ShaderMaterial({
+      vertexColors: true,
       uniforms: { focal: { value: 1 } },
       vertexShader: `
-        attribute vec3 shade; attribute float reach; uniform float focal; varying vec3 seen;
+        attribute float reach; uniform float focal; varying vec3 seen;
         void main() {
           vec4 at = modelViewMatrix * vec4(position, 1.0);
           gl_Position = projectionMatrix * at;
-          gl_PointSize = clamp(1.7 * reach * focal / -at.z, 1.0, 24.0); // a pixel's footprint at its depth
-          seen = shade;
+          gl_PointSize = clamp(1.2 * reach * focal / -at.z, 1.0, 24.0); // a pixel's footprint at its depth
+          seen = color;
         }`,
-      fragmentShader: "varying vec3 seen; void main() { gl_FragColor = vec4(0.92 * seen, 1.0); }",
+      fragmentShader: "varying vec3 seen; void main() { gl_FragColor = vec4(seen, 1.0); }",
     }));
-    this.points.frustumCulled = false;
+    // What lies on one surface is drawn as one, as in the anchor; the points are what is left where it is torn.
+    this.surface = new THREE.Mesh(new THREE.BufferGeometry(), new THREE.MeshBasicMaterial({ vertexColors: true, side: THREE.DoubleSide }));
+    this.points.frustumCulled = this.surface.frustumCulled = false;
     this.floor = new THREE.GridHelper(8, 32, 0x3a3d44, 0x2a2c31);
     this.source = lines(SOURCE, 1);
     this.axis = new THREE.Line(new THREE.BufferGeometry(), new THREE.LineDashedMaterial({ color: SOURCE, dashSize: 0.03, gapSize: 0.03, transparent: true, opacity: 0.6 }));
@@ -68,7 +73,7 @@ export class Space {
     this.path = new THREE.Mesh(new THREE.BufferGeometry(), new THREE.MeshBasicMaterial({ color: NEW }));
     this.picture = new THREE.Mesh(new THREE.BufferGeometry(), new THREE.MeshBasicMaterial({ side: THREE.DoubleSide, transparent: true, opacity: 0.95 }));
     this.picture.visible = false;
-    this.root.add(this.points, this.floor, this.source, this.axis, this.path, this.ghosts, this.camera, this.picture);
+    this.root.add(this.surface, this.points, this.floor, this.source, this.axis, this.path, this.ghosts, this.camera, this.picture);
     // Over the points: what one works with must not hide in what one works on.
     for (const each of [this.source, this.axis, this.ghosts, this.camera, this.path]) {
       each.material.depthTest = false;
@@ -81,21 +86,33 @@ export class Space {
   setScene(scene, depths, pixels) {
     const fresh = !this.scene;
     const { width, height, K_px: K } = scene;
-    const place = [], shade = [], reach = [], heights = [];
+    const place = [], shade = [], reach = [], heights = [], triangles = [];
+    const index = new Int32Array(depths.length).fill(-1);
     for (let i = 0; i < depths.length; i++) {
       const d = depths[i];
-      if (!(d > 0 && d < 60)) continue; // sky and what is not known
+      if (!(d > 0 && d < FAR)) continue; // sky, and what is not known
+      index[i] = reach.length;
       const y = ((Math.floor(i / width) + 0.5 - K[1][2]) / K[1][1]) * d;
       place.push((((i % width) + 0.5 - K[0][2]) / K[0][0]) * d, y, d);
       shade.push(pixels[4 * i] / 255, pixels[4 * i + 1] / 255, pixels[4 * i + 2] / 255);
       reach.push(d / K[0][0]);
       if (i % 17 === 0) heights.push(y);
     }
-    const geometry = this.points.geometry;
-    geometry.setAttribute("position", new THREE.Float32BufferAttribute(place, 3));
-    geometry.setAttribute("shade", new THREE.Float32BufferAttribute(shade, 3));
-    geometry.setAttribute("reach", new THREE.Float32BufferAttribute(reach, 1));
-    geometry.setDrawRange(0, reach.length);
+    for (let i = 0; i < depths.length - width; i++) {
+      if (i % width === width - 1) continue;
+      const square = [i, i + 1, i + width, i + width + 1];
+      const near = Math.min(...square.map((j) => depths[j]));
+      if (square.some((j) => index[j] < 0 || depths[j] > near * (1 + BAND))) continue;
+      const [a, b, c, d] = square.map((j) => index[j]);
+      triangles.push(a, c, b, b, c, d);
+    }
+    for (const each of [this.points, this.surface]) each.geometry.dispose();
+    const attributes = { position: [place, 3], color: [shade, 3], reach: [reach, 1] };
+    this.points.geometry = new THREE.BufferGeometry();
+    for (const [name, [values, size]] of Object.entries(attributes)) {
+      this.points.geometry.setAttribute(name, new THREE.Float32BufferAttribute(values, size));
+    }
+    this.surface.geometry = this.points.geometry.clone().setIndex(triangles);
     this.scene = scene;
     heights.sort((a, b) => a - b);
     this.floor.position.set(0, heights[Math.floor(0.97 * heights.length)] ?? 0.5, scene.subject_depth);

@@ -36,6 +36,8 @@ from .schema import (
     Render,
     RenderPage,
     Resample,
+    Scene,
+    SceneCreate,
     Upload,
     Variant,
 )
@@ -96,6 +98,7 @@ class AsyncClient:
         *,
         options: ClipOptions | None = None,
         count: int = 5,
+        frame: int | None = None,
         max_side: int = 384,
         format: str = "webp",
         tint: bool = True,
@@ -104,10 +107,19 @@ class AsyncClient:
         body = PreviewCreate.model_validate(
             {
                 "input": calls.as_input(upload), "camera": camera, "options": options or ClipOptions(), "count": count,
-                "max_side": max_side, "format": format, "tint": tint,
+                "frame": frame, "max_side": max_side, "format": format, "tint": tint,
             }
         )  # fmt: skip
         return await self.send(calls.preview(body))
+
+    async def scene(
+        self, upload: UploadRef, *, options: ClipOptions | None = None, frame: int = 0, max_side: int = 384
+    ) -> Scene:
+        """One frame with its depth, small: what a 3D view lifts points from."""
+        body = SceneCreate(
+            input=calls.as_input(upload), options=options or ClipOptions(), frame=frame, max_side=max_side
+        )
+        return await self.send(calls.scene(body))
 
     async def estimate(self, upload: UploadRef, camera: Camera, *, options: Options | None = None) -> Estimate:
         """Sizes, windows, memory, time and hole share of a render, before it is paid for."""

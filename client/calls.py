@@ -22,6 +22,8 @@ from .schema import (
     RenderCreate,
     RenderPage,
     Resample,
+    Scene,
+    SceneCreate,
     Upload,
     UploadCreate,
     Variant,
@@ -152,6 +154,10 @@ def estimate(upload: UploadRef, camera: Camera, options: Options | None) -> Call
 
 def preview(body: PreviewCreate) -> Call[Preview]:
     return _post("/v1/previews", Preview, body)
+
+
+def scene(body: SceneCreate) -> Call[Scene]:
+    return _post("/v1/scenes", Scene, body)
 
 
 def models() -> Call[ModelList]:

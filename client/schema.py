@@ -153,10 +153,21 @@ class PreviewCreate(Asked):
     options: ClipOptions = ClipOptions()
     count: int = Field(5, ge=1, le=48)
     """Moments drawn, spread evenly over the clip."""
+    frame: int | None = Field(None, ge=0, le=10**7)
+    """Only this frame, counted from the first that is read; `count` means nothing then."""
     max_side: int = Field(384, ge=32, le=1024)
     format: Literal["webp", "mp4"] = "webp"
     tint: bool = True
     """Colour the holes, instead of leaving them black."""
+
+
+class SceneCreate(Asked):
+    input: Input
+    options: ClipOptions = ClipOptions()
+    frame: int = Field(0, ge=0, le=10**7)
+    """Counted from the first that is read."""
+    max_side: int = Field(384, ge=32, le=448)
+    """In pixels of the longer side: at most 448 x 448 points."""
 
 
 # Answers
@@ -310,6 +321,34 @@ class Preview(Answered):
     """Base64."""
     seconds: float
     warnings: list[str] = []
+
+
+class Scene(Answered):
+    """One frame with its depth: what a 3D view lifts points from.
+
+    The pixel in column x and row y, with depth d, lies at d K^-1 (x + 0.5, y + 0.5, 1) of the source camera: x right,
+    y down, z forward, in median depths of the clip, which is the unit of lengths in camera expressions.
+    """
+
+    object: Literal["scene"] = "scene"
+    frame: int
+    frames: int
+    """Of the clip, as far as it is read."""
+    time_s: float
+    start_s: float
+    """Time of the first frame; paths run from here ..."""
+    end_s: float
+    """... to the time of the last."""
+    width: int
+    height: int
+    K_px: list[list[float]]
+    """3x3, in pixels of width x height."""
+    subject_depth: float
+    """Where the optical axis meets what camera expressions call the subject."""
+    depth: str
+    """Base64 of height x width little-endian float16, row by row; infinite is sky, NaN unknown."""
+    webp: str
+    """Base64 of the frame's colours, of the same size."""
 
 
 class Model(Answered):

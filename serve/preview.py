@@ -20,6 +20,7 @@ from ..engine.background import Plate
 from ..engine.cameras import CameraPath, CameraSpec, path_warnings
 from ..engine.cameras.path import scaled_intrinsics
 from ..engine.depth.upsample import guided_upsample
+from ..engine.errors import InputError
 from ..engine.handover import plate_of, source_view
 from ..engine.pipeline import Result
 from ..engine.report.pictures import spread, tinted_holes
@@ -72,16 +73,18 @@ class Previewer:
         """The JSON of a `Preview`.
 
         Args:
-            asked: `count`, `max_side`, `format` and `tint` of the request.
+            asked: `count`, `frame`, `max_side`, `format` and `tint` of the request.
 
         Raises:
             CameraError: the camera cannot be in this clip's scene.
+            InputError: the clip has no such frame.
         """
         started = time.monotonic()
         clip = opened.result
         view = source_view(clip.entries)
         whole = camera.resolve(view)
-        times = spread(len(clip.source), asked["count"])
+        one = asked["frame"]
+        times = spread(len(clip.source), asked["count"]) if one is None else [_frame(clip, one)]
         height, width = _fit(view.height, view.width, asked["max_side"])
         path = _at(whole, times).resized(width, height)
         K_px = np.broadcast_to(view.K_px, (len(times), 3, 3))
@@ -114,6 +117,37 @@ class Previewer:
             "width": width, "height": height, "hole_share": float(np.mean(holes)), "frames": frames, "mp4": film,
             "warnings": [*camera.warnings(view), *path_warnings(whole, view)], "seconds": time.monotonic() - started,
         }  # fmt: skip
+
+    def scene(self, opened: OpenClip, asked: dict[str, Any]) -> dict[str, Any]:
+        """The JSON of a `Scene`: the very depth that the anchor of this frame is drawn with.
+
+        Args:
+            asked: `frame` and `max_side` of the request.
+
+        Raises:
+            InputError: the clip has no such frame.
+        """
+        clip = opened.result
+        t, view = _frame(clip, asked["frame"]), source_view(clip.entries)
+        height, width = _fit(view.height, view.width, asked["max_side"])
+        picture = cv2.resize(clip.source[t], (width, height), interpolation=cv2.INTER_AREA)
+        depth = _depth_at_most(clip.entries["depth"].array("depth")[t : t + 1], height, width)
+        lifted = guided_upsample(torch.from_numpy(depth), to_tensor(picture[None]), band=clip.run.config.anchor.band)
+        with np.errstate(over="ignore"):  # what is too far for float16 is as good as infinitely far
+            halves = (lifted[0].numpy() / view.median_depth).astype("<f2")
+        K_px = scaled_intrinsics(view.frame_intrinsics_px[t], width / view.width, height / view.height)
+        return {
+            "frame": t, "frames": len(clip.source), "time_s": float(view.times_s[t]),
+            "start_s": float(view.times_s[0]), "end_s": float(view.times_s[-1]), "width": width, "height": height,
+            "K_px": K_px.tolist(), "subject_depth": view.subject_depth / view.median_depth,
+            "depth": base64.b64encode(halves.tobytes()).decode(), "webp": _webp(picture),
+        }  # fmt: skip
+
+
+def _frame(clip: Result, asked: int) -> int:
+    if asked >= len(clip.source):
+        raise InputError(f"the clip has the frames 0 to {len(clip.source) - 1}", param="frame")
+    return asked
 
 
 def _fit(height: int, width: int, most: int) -> tuple[int, int]:

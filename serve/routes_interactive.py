@@ -4,10 +4,10 @@ import asyncio
 import time
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
-from ..client.schema import Estimate, EstimateCreate, Preview, PreviewCreate
+from ..client.schema import ClipOptions, Estimate, EstimateCreate, Input, Preview, PreviewCreate, Scene, SceneCreate
 from ..engine.errors import InputError, RecaptureError
 from .answers import REFUSALS
 from .options import check_camera, clip_sections, digest_of, run_config
@@ -20,28 +20,39 @@ router = APIRouter(tags=["before a render"], responses=REFUSALS)
 
 
 @router.post("/v1/previews")
-async def create_preview(asked: PreviewCreate, service: Service, tenant: Tenant) -> Preview:
+async def create_preview(asked: PreviewCreate, http: Request, service: Service, tenant: Tenant) -> Preview:
     """Some moments of the clip from the new camera. The first of a clip takes its depth's time, the others do not."""
-    request = {
-        **await run_in_threadpool(clip_request, service, tenant, asked.input),
-        "camera": check_camera(asked.camera),
-        "sections": clip_sections(asked.options),
-        "asked": asked.model_dump(include={"count", "max_side", "format", "tint"}),
-    }
-    return Preview.model_validate(await _done(service, tenant, "preview", request))
+    request = await _about_clip(service, tenant, asked.input, asked.options)
+    request["camera"] = check_camera(asked.camera)
+    request["asked"] = asked.model_dump(include={"count", "frame", "max_side", "format", "tint"})
+    return Preview.model_validate(await _done(service, tenant, "preview", request, http))
+
+
+@router.post("/v1/scenes")
+async def create_scene(asked: SceneCreate, http: Request, service: Service, tenant: Tenant) -> Scene:
+    """One frame with its depth, small: what a 3D view lifts points from."""
+    request = await _about_clip(service, tenant, asked.input, asked.options)
+    request["scene"] = asked.model_dump(include={"frame", "max_side"})
+    return Scene.model_validate(await _done(service, tenant, "preview", request, http))
 
 
 @router.post("/v1/renders:estimate")
-async def create_estimate(asked: EstimateCreate, service: Service, tenant: Tenant) -> Estimate:
+async def create_estimate(asked: EstimateCreate, http: Request, service: Service, tenant: Tenant) -> Estimate:
     """What a render would be and cost: sizes, windows, hole share, memory, and time measured on the worker."""
     config = run_config(service.settings.model, asked.options, 0)
     camera = check_camera(asked.camera)
     request = await run_in_threadpool(render_request, service, tenant, asked.input, camera, config)
-    return Estimate.model_validate(await _done(service, tenant, "estimate", request))
+    return Estimate.model_validate(await _done(service, tenant, "estimate", request, http))
 
 
-async def _done(service: State, tenant: str, kind: str, request: dict[str, Any]) -> dict[str, Any]:
-    """The result of a short job, which is forgotten as soon as it is known.
+async def _about_clip(service: State, tenant: str, clip: Input, options: ClipOptions) -> dict[str, Any]:
+    """What a preview's job keeps of the clip."""
+    where = await run_in_threadpool(clip_request, service, tenant, clip)
+    return {**where, "sections": clip_sections(options)}
+
+
+async def _done(service: State, tenant: str, kind: str, request: dict[str, Any], http: Request) -> dict[str, Any]:
+    """The result of a short job, which is forgotten as soon as it is known, or nobody waits for it any more.
 
     Raises:
         Busy: no worker was through with it in time.
@@ -49,7 +60,7 @@ async def _done(service: State, tenant: str, kind: str, request: dict[str, Any])
     """
     job, _ = await run_in_threadpool(service.jobs.submit, tenant, kind, request, digest_of(request))
     try:
-        job = await _final(service, job)
+        job = await _final(service, job, http)
     finally:
         await run_in_threadpool(service.jobs.delete, job.id)
     if job.result is not None:
@@ -59,10 +70,10 @@ async def _done(service: State, tenant: str, kind: str, request: dict[str, Any])
     raise kind_of_error(error["message"], param=error["param"], code=error["code"])
 
 
-async def _final(service: State, job: Job) -> Job:
+async def _final(service: State, job: Job, http: Request) -> Job:
     until = time.monotonic() + service.settings.interactive_wait_s
     pause_s = 0.01
-    while time.monotonic() < until:
+    while time.monotonic() < until and not await http.is_disconnected():
         await asyncio.sleep(pause_s)
         pause_s = min(0.1, pause_s * 1.1)
         current = await run_in_threadpool(service.jobs.get, job.tenant, job.id)

@@ -203,8 +203,11 @@ class Worker:
                 sha256 = self.inputs.clip(job, store).sha256
         key = clip_key(job.tenant, sha256, request["sections"])
         clip = self.previewer.clip(key, prepare)
-        with tempfile.TemporaryDirectory(prefix="recapture-") as folder:
-            answer = self.previewer.draw(clip, camera_of(request["camera"], Path(folder)), request["asked"])
+        if "scene" in request:
+            answer = self.previewer.scene(clip, request["scene"])
+        else:
+            with tempfile.TemporaryDirectory(prefix="recapture-") as folder:
+                answer = self.previewer.draw(clip, camera_of(request["camera"], Path(folder)), request["asked"])
         self.jobs.complete(lease.claim, answer, warnings=[])
 
     def _estimate(self, job: Job, lease: Lease) -> None:

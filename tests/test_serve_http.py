@@ -207,6 +207,18 @@ def test_without_workers_nothing_is_ready_and_interactive_requests_end(http, upl
     assert b'recapture_jobs{kind="preview"' not in http.get("/metrics").content  # and leave nothing behind
 
 
+def test_who_goes_away_is_not_worked_for(clip, tmp_path):
+    with Server(Settings(data=tmp_path / "data")) as server, server.client() as client:  # waits for 55 s
+        upload = client.uploads.create(clip).id
+        body = {"input": {"upload": upload}, "camera": "static"}
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(f"{server.url}/v1/previews", json=body, headers=client._headers, timeout=1)
+        until = time.monotonic() + 10
+        while server.api.state.service.jobs.counts():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
 def test_uploads_go_on_where_they_broke_off(http, clip):
     data = clip.read_bytes()
     about = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "filename": "../../walk.mp4"}
@@ -338,6 +350,7 @@ def test_the_surface_is_this(server):
         "/v1/renders/{render}/events": ["get"],
         "/v1/renders/{render}/resample": ["post"],
         "/v1/renders:estimate": ["post"],
+        "/v1/scenes": ["post"],
         "/v1/uploads": ["post"],
         "/v1/uploads/{upload}": ["delete", "get", "patch"],
     }

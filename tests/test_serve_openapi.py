@@ -45,4 +45,4 @@ def test_whatever_is_asked_the_answer_is_documented(server, tmp_path):
     ]  # fmt: skip
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stdout[-6000:]
-    assert "Selected: 18/19" in ran.stdout
+    assert "Selected: 19/20" in ran.stdout

@@ -1,10 +1,13 @@
 """From a clip to a finished render, over a real socket, with the real client and a real worker."""
 
 import asyncio
+import base64
 import hashlib
 import json
 import threading
 
+import cv2
+import numpy as np
 import pyarrow.parquet
 import pytest
 
@@ -107,6 +110,27 @@ def test_previews_and_estimates(client, upload):
     assert estimate.hole_share == pytest.approx(preview.hole_share, abs=0.1)
     assert estimate.seconds > 0
     assert all(render.id.startswith("rnd_") for render in client.renders.list(limit=100).data)
+
+
+def test_one_frame_of_a_preview_and_the_scene_that_it_is_of(client, upload):
+    preview = client.preview(upload, "truck(0.1)", frame=4, max_side=64)
+    assert [frame.index for frame in preview.frames] == [4]
+    scene = client.scene(upload, frame=4, max_side=32)
+    assert (scene.frame, scene.frames, scene.width, scene.height) == (4, 6, 32, 24)
+    assert (scene.start_s, scene.time_s, scene.end_s) == pytest.approx((0, 4 / 12, 5 / 12))
+    K_px = np.array(scene.K_px)
+    np.testing.assert_allclose(K_px[:2, 2], (16, 12))  # the lens looks at the middle
+    depth = np.frombuffer(base64.b64decode(scene.depth), "<f2").reshape(24, 32)
+    assert (depth > 0).all()
+    assert 0.5 < np.median(depth) < 2  # in median depths of the clip
+    assert 0.5 < scene.subject_depth / np.median(depth[8:16, 11:21]) < 2
+    colors = cv2.imdecode(np.frombuffer(base64.b64decode(scene.webp), np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert colors.shape == (24, 32, 3)
+    assert abs(colors[13, 14].astype(int) - (230, 200, 40)).max() < 40  # the square, where it is in that frame
+    with pytest.raises(InvalidRequest, match="0 to 5"):
+        client.scene(upload, frame=6)
+    with pytest.raises(InvalidRequest, match="0 to 5"):
+        client.preview(upload, "static", frame=6)
 
 
 def test_events_end_with_the_render_and_progress_never_falls(client, upload):
@@ -253,6 +277,7 @@ def test_another_tenant_sees_nothing(server, client, upload, render, tmp_path):
             lambda: rival.uploads.delete(upload),
             lambda: rival.renders.create(upload, "static"),
             lambda: rival.preview(upload, "static"),
+            lambda: rival.scene(upload),
             lambda: rival.estimate(upload, "static"),
         ):
             with pytest.raises(NotFound):
@@ -272,6 +297,7 @@ async def _asynchronous(url: str, key: str, clip, target) -> str:
         assert "arc" in {preset.name for preset in await client.presets()}
         assert (await client.preview(upload, "static", count=1)).hole_share == pytest.approx(0, abs=0.05)
         assert (await client.estimate(upload, "static", options=QUICK)).frames == 6
+        assert (await client.scene(upload, frame=1)).frames == 6
         again = await client.renders.resample(done)
         assert (await client.renders.cancel(again)).id == again.id
         assert [r.id for r in (await client.renders.list(limit=1)).data] == [again.id]

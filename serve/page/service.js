@@ -1,5 +1,7 @@
 // The service's verbs, as the page needs them. Errors are sentences: whatever is thrown has one as its message.
 
+import { DataUtils } from "./vendor/three.module.min.js";
+
 const PART_BYTES = 8 << 20;
 
 export class Service {
@@ -22,11 +24,35 @@ export class Service {
     }
     if (answer.ok) return answer;
     const refused = await answer.json().catch(() => null);
-    throw new Error(sentence(refused?.error?.message ?? `The service answered ${answer.status}`));
+    const error = new Error(sentence(refused?.error?.message ?? `The service answered ${answer.status}`));
+    throw Object.assign(error, { code: refused?.error?.code, param: refused?.error?.param });
   }
 
   async json(method, path, options) {
     return (await this.send(method, path, options)).json();
+  }
+
+  // For what waits for a clip's depth: the service ends a request that takes too long, and is nearer at the next one.
+  async patiently(path, json, signal) {
+    for (;;) {
+      try {
+        return await this.json("POST", path, { json, signal });
+      } catch (error) {
+        if (error.code !== "busy") throw error;
+      }
+    }
+  }
+
+  // A frame with its depth: `depths` in median depths of the clip, row by row, and `pixels`, RGBA.
+  async scene(json, signal) {
+    const scene = await this.patiently("/v1/scenes", json, signal);
+    const halves = new DataView(bytes(scene.depth).buffer);
+    const depths = Float32Array.from({ length: halves.byteLength / 2 }, (_, i) => DataUtils.fromHalfFloat(halves.getUint16(2 * i, true)));
+    const picture = await createImageBitmap(new Blob([bytes(scene.webp)], { type: "image/webp" }));
+    const canvas = new OffscreenCanvas(scene.width, scene.height).getContext("2d");
+    canvas.drawImage(picture, 0, 0);
+    const pixels = canvas.getImageData(0, 0, scene.width, scene.height).data;
+    return { ...scene, depths, pixels };
   }
 
   async upload(file, onPart) {
@@ -78,9 +104,11 @@ export class Service {
   }
 
   async file(id, variant) {
-    return URL.createObjectURL(await (await this.send("GET", `/v1/renders/${id}/content?variant=${variant}`)).blob());
+    return (await this.send("GET", `/v1/renders/${id}/content?variant=${variant}`)).blob();
   }
 }
+
+const bytes = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
 
 export const ended = (render) => !["queued", "in_progress"].includes(render.status);
 

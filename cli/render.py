@@ -502,6 +502,8 @@ def _print_plan(engine: "Recapture", clip: str, spec: Any, options: dict[str, An
     typer.echo(f"delivered  {width}x{height}, {plan.frames} frames at {plan.fps:.3f} fps, nothing cropped")
     typer.echo(f"model      {columns}x{rows} (pixels {plan.pixel_aspect:.3f} wide), windows of frames {windows}")
     typer.echo(f"holes      {100 * plan.hole_share:.1f} % of the anchor")
+    for sentence in preview.run.memory.sentences() if preview.run.memory else ():
+        typer.echo(f"within     {sentence}")
     parts = ", ".join(f"{what} {size / 2**20:.0f}" for what, size in plan.memory.items())
     typer.echo(f"memory     about {plan.memory_bytes / 2**30:.1f} GiB (MiB: {parts})")
     parts = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in plan.stages_s.items() if seconds >= 0.5)

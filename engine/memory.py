@@ -99,13 +99,13 @@ class MemoryPlan:
     def sentences(self) -> Iterator[str]:
         """The plan for a person."""
         (height, width), choice = self.choice.size, self.choice
-        of = "" if self.limit is None else f" of {self.limit / GIB:.1f}"
+        of = "" if self.limit is None else f" of {self.limit / GIB:.3g}"
         yield (
-            f"{self.peak / GIB:.1f}{of} GiB: {width}x{height}, checkpointing {choice.checkpointing}, "
+            f"{self.peak / GIB:.3g}{of} GiB: {width}x{height}, checkpointing {choice.checkpointing}, "
             f"{'VAE and image encoder offloaded' if choice.offload else 'nothing offloaded'}, "
             f"{choice.decode_chunk} frames decoded at once"
         )
-        yield "peaks in GiB: " + ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.peaks.items())
+        yield "peaks in GiB: " + ", ".join(f"{name} {size / GIB:.3g}" for name, size in self.peaks.items())
 
 
 def plan(run: "Run", room: Room, choice: Choice | None = None, *, devices: int = 1) -> MemoryPlan:
@@ -177,7 +177,7 @@ def fit(run: "Run", room: Room, *, devices: int = 1) -> MemoryPlan:
     assert smallest is not None
     height, width = smallest.choice.size
     raise ResourceError(
-        f"{limit / GIB:.1f} GiB are not enough: {width}x{height} with all else lowered takes {smallest.peak / GIB:.1f}",
+        f"{limit / GIB:.3g} GiB are not enough: {width}x{height} with all else lowered takes {smallest.peak / GIB:.3g}",
         param="--memory",
     )
 

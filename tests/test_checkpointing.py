@@ -71,7 +71,7 @@ def test_costs_at_full_size(svd_configs):
     assert flops["balanced"] <= flops["stock"]
     assert kept["balanced"] <= 0.45 * kept["stock"]
     assert kept["stock"] < kept["none"]
-    assert kept["full"] <= 0.3 * kept["balanced"]
+    assert kept["full"] <= 0.4 * kept["balanced"]
     assert bypassed <= 0.72 * single
 
 

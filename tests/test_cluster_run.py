@@ -153,3 +153,10 @@ def test_what_cannot_be_is_refused(small_svd, cluster, tmp_path):
         workers(engine.models, engine.store, count=2, gpus=1),
     ):
         pytest.fail("there is no GPU")
+
+
+def test_workers_on_one_machine_share_what_is_free(crew_of):
+    with crew_of(2) as (engine, crew):
+        room, whole = crew.room(), engine.models.room()
+    assert (room.device, room.dtype) == (whole.device, whole.dtype)
+    assert 0 < room.free < 0.75 * whole.free

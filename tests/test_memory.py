@@ -122,8 +122,10 @@ CPU = Room(device="cpu", dtype=torch.float32, free=1 << 40)
 CUDA = Room(device="cuda", dtype=torch.float32, free=1 << 40)
 
 
+@pytest.mark.slow
 def test_what_costs_least_is_lowered_first(small_svd):
-    run = unstarted(small_svd, RunConfig(), width=128, height=128, frames=6)
+    config = override(RunConfig(), {"condition": {"height": 64, "width": 64}})
+    run = unstarted(small_svd, config, width=128, height=128, frames=6)
     wanted = asked(run)
     assert fit(run, CPU).choice == wanted == Choice(
         size=run.size, checkpointing="none", offload=False, decode_chunk=4
@@ -179,6 +181,8 @@ def test_several_devices_share_a_step(small_svd):
     assert plan(run, CPU, devices=4).work["tuning"] < 0.5 * plan(run, CPU).work["tuning"]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_run_within_a_limit(small_svd, clip, depth_dir, tmp_path):  # noqa: F811
     engine = Recapture.from_pretrained(small_svd, device="cpu", store=tmp_path)
     config = override(engine.default_config(), OPTIONS)

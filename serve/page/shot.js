@@ -88,6 +88,7 @@ export class Shot {
     $("first").onchange = $("count").onchange = () => this._ranged();
     $("quality").onchange = () => {
       this._costs(null);
+      this._giveUp();
       this._poke(true);
     };
     for (const button of document.querySelectorAll("[data-look]")) button.onclick = () => this.space?.look(button.dataset.look);
@@ -121,8 +122,13 @@ export class Shot {
     this.series = false;
     this.cost = null;
     this.failed = false;
-    this.task?.background && this.task.abort.abort();
+    this._giveUp();
     this._poke(true);
+  }
+
+  /** Stop what is under way and not urgent: it answers what is not asked any more. */
+  _giveUp() {
+    if (this.task?.background) this.task.abort.abort();
   }
 
   /** Other frames of the clip: everything is new. */
@@ -192,8 +198,13 @@ export class Shot {
         after: COST_AFTER_MS - settled,
         run: async (signal) => {
           $("cost").classList.add("waiting");
-          this._costs(await this.service.patiently("/v1/renders:estimate", this.wish, signal));
           this.cost = cost;
+          try {
+            this._costs(await this.service.patiently("/v1/renders:estimate", this.wish, signal, 3));
+          } catch (error) {
+            if (error.code !== "busy") throw error;
+            this._costs(null, "not measured: the service is busy");
+          }
         },
       };
     }
@@ -300,7 +311,8 @@ export class Shot {
     this._costs(this.estimated);
   }
 
-  _costs(cost) {
+  /** What a render takes, or why that is not known. */
+  _costs(cost, why = "once the path rests") {
     this.estimated = cost;
     const lines = [["Not filmed", this.mean == null ? "…" : `${percent(this.mean)} on average`]];
     if (cost) {
@@ -310,7 +322,7 @@ export class Shot {
         ["Result", `${cost.clip_size.join("×")}, ${cost.frames} frames, nothing cropped`],
       );
     } else {
-      lines.push(["Time", "once the path rests"]);
+      lines.push(["Time", why]);
     }
     $("cost").replaceChildren(...lines.flatMap(([name, value]) => [
       Object.assign(document.createElement("dt"), { textContent: name }),

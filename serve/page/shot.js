@@ -9,8 +9,8 @@ import { Space } from "./space.js";
 const $ = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const span = (s) => (s < 90 ? `${Math.max(1, Math.round(s))} s` : s < 5400 ? `${Math.round(s / 60)} min` : `${(s / 3600).toFixed(1)} h`);
-const ALIKE = 48; // frames that a longer clip begins with: a first render then takes minutes
-const SERIES = 24;
+const FIRST = 48; // frames that are taken of a longer clip, so that its depth is soon known
+const SERIES = 16;
 const SETTLED_MS = 400;
 const COST_AFTER_MS = 2500;
 
@@ -39,7 +39,7 @@ export class Shot {
     const { frames } = upload.clip;
     $("first").value = 0;
     $("first").max = frames - 2;
-    $("count").value = Math.min(frames, ALIKE);
+    $("count").value = Math.min(frames, FIRST);
     $("count").max = frames;
     $("shot").hidden = false;
     this._ranged();
@@ -119,6 +119,7 @@ export class Shot {
   _changed(text) {
     this.text = text;
     this.stale = true;
+    $("seen").classList.add("stale");
     this.series = false;
     this.cost = null;
     this.failed = false;
@@ -265,6 +266,7 @@ export class Shot {
     }
     if (this.stale) this.pictures = new Map();
     this.stale = false;
+    $("seen").classList.remove("stale");
     for (const frame of drawn.frames) {
       if (drawn.frames.length === 1 || !this.pictures.has(frame.index)) this.pictures.set(frame.index, frame);
     }

@@ -208,8 +208,10 @@ def test_where_a_handle_is_pulled_the_camera_goes(page, tmp_path):
         assert page.modules(look, "crane(0.2, look_at=0.9)", 1.31, 1.3) == "crane(0.2)"
 
 
-def test_a_clip_is_filmed_again_from_the_page(page, small_svd, tmp_path):
-    settings = Settings(data=tmp_path / "data", model=str(small_svd), device="cpu", interactive_wait_s=300)
+@pytest.mark.parametrize("model", ["small", "embedded"])
+def test_a_clip_is_filmed_again_from_the_page(page, model, request, tmp_path):
+    name = "tiny" if model == "embedded" else str(request.getfixturevalue("small_svd"))
+    settings = Settings(data=tmp_path / "data", model=name, device="cpu", interactive_wait_s=300)
     with Server(settings) as server, worker_thread(settings, "render"), worker_thread(settings, "preview", "estimate"):
         find, until = page.find, page.until
         page.browser.get(server.url)

@@ -33,12 +33,12 @@ export class Service {
   }
 
   // For what waits for a clip's depth: the service ends a request that takes too long, and is nearer at the next one.
-  async patiently(path, json, signal) {
+  async patiently(path, json, signal, tries = 20) {
     for (;;) {
       try {
         return await this.json("POST", path, { json, signal });
       } catch (error) {
-        if (error.code !== "busy") throw error;
+        if (error.code !== "busy" || --tries <= 0) throw error;
       }
     }
   }

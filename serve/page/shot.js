@@ -9,8 +9,8 @@ import { Space } from "./space.js";
 const $ = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const span = (s) => (s < 90 ? `${Math.max(1, Math.round(s))} s` : s < 5400 ? `${Math.round(s / 60)} min` : `${(s / 3600).toFixed(1)} h`);
-const ALIKE = 48; // frames that a longer clip begins with: a first render then takes minutes
-const SERIES = 24;
+const FIRST = 48; // frames that are taken of a longer clip, so that its depth is soon known
+const SERIES = 16;
 const SETTLED_MS = 400;
 const COST_AFTER_MS = 2500;
 
@@ -39,7 +39,7 @@ export class Shot {
     const { frames } = upload.clip;
     $("first").value = 0;
     $("first").max = frames - 2;
-    $("count").value = Math.min(frames, ALIKE);
+    $("count").value = Math.min(frames, FIRST);
     $("count").max = frames;
     $("shot").hidden = false;
     this._ranged();
@@ -88,6 +88,7 @@ export class Shot {
     $("first").onchange = $("count").onchange = () => this._ranged();
     $("quality").onchange = () => {
       this._costs(null);
+      this._giveUp();
       this._poke(true);
     };
     for (const button of document.querySelectorAll("[data-look]")) button.onclick = () => this.space?.look(button.dataset.look);
@@ -118,11 +119,17 @@ export class Shot {
   _changed(text) {
     this.text = text;
     this.stale = true;
+    $("seen").classList.add("stale");
     this.series = false;
     this.cost = null;
     this.failed = false;
-    this.task?.background && this.task.abort.abort();
+    this._giveUp();
     this._poke(true);
+  }
+
+  /** Stop what is under way and not urgent: it answers what is not asked any more. */
+  _giveUp() {
+    if (this.task?.background) this.task.abort.abort();
   }
 
   /** Other frames of the clip: everything is new. */
@@ -192,8 +199,13 @@ export class Shot {
         after: COST_AFTER_MS - settled,
         run: async (signal) => {
           $("cost").classList.add("waiting");
-          this._costs(await this.service.patiently("/v1/renders:estimate", this.wish, signal));
           this.cost = cost;
+          try {
+            this._costs(await this.service.patiently("/v1/renders:estimate", this.wish, signal, 3));
+          } catch (error) {
+            if (error.code !== "busy") throw error;
+            this._costs(null, "not measured: the service is busy");
+          }
         },
       };
     }
@@ -254,6 +266,7 @@ export class Shot {
     }
     if (this.stale) this.pictures = new Map();
     this.stale = false;
+    $("seen").classList.remove("stale");
     for (const frame of drawn.frames) {
       if (drawn.frames.length === 1 || !this.pictures.has(frame.index)) this.pictures.set(frame.index, frame);
     }
@@ -300,7 +313,8 @@ export class Shot {
     this._costs(this.estimated);
   }
 
-  _costs(cost) {
+  /** What a render takes, or why that is not known. */
+  _costs(cost, why = "once the path rests") {
     this.estimated = cost;
     const lines = [["Not filmed", this.mean == null ? "…" : `${percent(this.mean)} on average`]];
     if (cost) {
@@ -310,7 +324,7 @@ export class Shot {
         ["Result", `${cost.clip_size.join("×")}, ${cost.frames} frames, nothing cropped`],
       );
     } else {
-      lines.push(["Time", "once the path rests"]);
+      lines.push(["Time", why]);
     }
     $("cost").replaceChildren(...lines.flatMap(([name, value]) => [
       Object.assign(document.createElement("dt"), { textContent: name }),

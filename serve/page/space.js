@@ -177,7 +177,7 @@ export class Space {
   look(from) {
     const subject = this.scene?.subject_depth ?? 1;
     const middle = new THREE.Vector3(0, 0, -0.6 * subject);
-    const away = 1.75 * subject + 0.4;
+    const away = 1.5 * subject + 0.3;
     this.controls.target.copy(middle);
     if (from === "camera") {
       const { c2w } = pose(this.motions, this.fraction ?? 1, subject);

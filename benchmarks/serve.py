@@ -332,9 +332,7 @@ def _ready(url: str, kinds: set[str]) -> bool:
         workers = httpx2.get(f"{url}/readyz", timeout=5).json()["checks"]["workers"]
     except (httpx2.HTTPError, OSError):
         return False
-    missing = {"render", "preview", "estimate"} if workers.startswith("none") else set()
-    missing = {kind for kind in missing if kind in workers}
-    return not kinds & missing
+    return workers != "not known" and not any(kind in workers for kind in kinds)  # it names those that are missing
 
 
 def _until(true: Callable[[], bool], seconds: float, otherwise: str) -> None:

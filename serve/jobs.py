@@ -138,14 +138,15 @@ class Jobs:
         The tenant with the fewest running goes first, then the one served longest ago, then the oldest job.
 
         Args:
-            job: only this one, if it is free and its tenant may have another running.
+            job: only this one, if it is free and its tenant's turn: it may pass the tenant's own jobs, not another's.
             head_start_s: resamples younger than this are left to the worker that holds their adapters.
         """
         while True:
             now = self.clock()
             with self.database.reading() as connection:
                 candidate = self._next(connection, kinds, now, job, head_start_s)
-            if candidate is None:
+                turn = candidate if job is None else self._next(connection, kinds, now, None, 0.0)
+            if candidate is None or turn is None or turn.tenant != candidate.tenant:
                 return None
             try:
                 taken = self._change(candidate.id, lambda job, now=now: job.taken(worker, now=now, lease_s=lease_s))

@@ -77,7 +77,7 @@ class Worker:
     ) -> None:
         self.settings, self.kinds, self.stop = settings, sorted(kinds), stop or threading.Event()
         self._head_start_s = head_start_s
-        self._offered: deque[tuple[str, HeldAdapters]] = deque()
+        self._offered: deque[tuple[str, HeldAdapters]] = deque(maxlen=16)  # one that is missed costs a read
         self._called = threading.Event()
         self.name = f"{platform.node()[:60]}-{os.getpid()}-{secrets.token_hex(3)}"
         database = settings.open_database()
@@ -114,7 +114,7 @@ class Worker:
             log.info("worker_ended", worker=self.name)
 
     def offer(self, job: str, held: "HeldAdapters") -> None:
-        """A resample that this worker can do with adapters in memory; it takes it when it is free and so is the job."""
+        """A resample that this worker can do with adapters in memory; it takes it if both are free and it is its turn."""
         self._offered.append((job, held))
         self._called.set()
 

@@ -315,7 +315,7 @@ def test_tenants_take_turns(database):
 
 def test_a_resample_is_left_to_the_worker_that_it_was_offered_to_for_a_while(database):
     now = [1000.0]
-    jobs = Jobs(database, quota=Quota(max_running=2), clock=lambda: now[0])
+    jobs = Jobs(database, quota=Quota(max_running=3), clock=lambda: now[0])
     plain = submit(jobs)
     again = jobs.submit("a", "render", {"tuned_by": plain.id}, "f" * 64)[0]
     now[0] += 0.5
@@ -327,8 +327,10 @@ def test_a_resample_is_left_to_the_worker_that_it_was_offered_to_for_a_while(dat
     assert jobs.take("holder", ["render"], lease_s=60, job=again.id).worker == "holder"
     assert jobs.take("late", ["render"], lease_s=60, job=again.id) is None  # another was faster
     third = jobs.submit("b", "render", {"tuned_by": plain.id}, "f" * 64)[0]
+    fourth = jobs.submit("a", "render", {"tuned_by": plain.id}, "f" * 64)[0]
+    assert jobs.take("holder", ["render"], lease_s=60, job=fourth.id) is None  # it is the other tenant's turn
     now[0] += 1  # nobody heard of the offer
-    assert jobs.take(**other).id == third.id
+    assert [jobs.take(**other).id for _ in range(2)] == [third.id, fourth.id]
 
 
 def test_lists_page_through_everything_once(database):

@@ -182,7 +182,7 @@ def test_what_fails_inside_the_engine_says_why(client, upload):
 
 
 def test_what_would_take_too_long_is_refused_before_it_is_tuned(small_svd, clip, tmp_path):
-    settings = Settings(data=tmp_path / "data", model=str(small_svd), device="cpu", max_render_s=60)
+    settings = Settings(data=tmp_path / "data", model=str(small_svd), device="cpu", max_render_s=3600)
     with Server(settings) as server, worker_thread(settings, "render"), server.client() as client:
         upload = client.uploads.create(clip)
         dear = QUICK.model_copy(update={"temporal_steps": 2000, "height": 2048, "width": 2048})

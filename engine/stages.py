@@ -166,10 +166,10 @@ def anchor(run: Run, inputs: Inputs, out: Writer) -> None:
     """Draw the clip from the new path."""
     count, path = len(inputs["frames"].array("frames")), path_of(inputs)
     work: FrameWork = DrawAnchor(inputs=inputs)
-    route, why = run.config.anchor.route, "asked for"
+    route = run.config.anchor.route
     if route == "auto":
-        shares = [part["covered"] for part in run.each_frame(Cover(inputs=inputs), count, out)]
-        route, why = chosen_route(path, 1 - float(np.concatenate(shares).mean()))
+        seen = [part["covered"] for part in run.each_frame(Cover(inputs=inputs), count, out)]
+        route, _ = chosen_route(path, 1 - float(np.concatenate(seen).mean()))
     if route == "multiview":
         work = ImagineAnchor(inputs=inputs)
     covered: list[float] = []
@@ -187,13 +187,9 @@ def anchor(run: Run, inputs: Inputs, out: Writer) -> None:
             borrowed += part["borrowed"].tolist()
             imagined += (part["mask"] & (part["evidence"] == 0)).mean((1, 2)).tolist()
             run.progress("anchor", len(covered), count)
-    out.json(
-        "coverage",
-        {
-            "holes": [1 - share for share in covered], "other_frames": borrowed, "imagined": imagined,
-            "route": route, "why": why,
-        },
-    )  # fmt: skip
+    # Nothing here says who chose the route: what follows is the same either way.
+    shares = {"holes": [1 - share for share in covered], "other_frames": borrowed, "imagined": imagined}
+    out.json("coverage", {**shares, "route": route})
     if max(covered) < 0.02:
         # Refused before it is published: nothing downstream could be learned from it.
         if not run.force:

@@ -18,6 +18,7 @@ from ..anchor import to_tensor, to_uint8
 from ..condition import working_anchor
 from ..deliver import to_clip_size
 from ..measure import frame_changes, psnr_of_error, seam_ratios, worst_boundaries
+from ..multiview import chosen_route
 from ..run import Run
 from .command import command_of
 
@@ -71,7 +72,7 @@ def gather(result: "Result") -> dict[str, Any]:
         "intrinsics": {**lens, "source_says": _LENS[lens["source"]]},
         "depth": depth,
         "models": [_video_model(run, parameters), _depth_model(run), *_multiview_model(run)],
-        "anchor": {name: entries["anchor"].json("coverage")[name] for name in ("route", "why")},
+        "anchor": _route(result),
         "seed": run.config.seed,
         "versions": versions(),
         "device": device_name(run.device),
@@ -222,6 +223,13 @@ def _depth_model(run: Run) -> dict[str, Any]:
         "parameters": None,
         "digests": {"weights": source.digest},
     }
+
+
+def _route(result: "Result") -> dict[str, str]:
+    """The anchor's route, and who chose it."""
+    asked = result.run.config.anchor.route
+    why = "asked for" if asked != "auto" else chosen_route(result.camera, result.hole_share)[1]
+    return {"route": result.entries["anchor"].json("coverage")["route"], "why": why}
 
 
 def _multiview_model(run: Run) -> list[dict[str, Any]]:

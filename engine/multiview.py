@@ -38,8 +38,8 @@ DOUBT = 0.04
 """Mean difference over the channels, of a range of 1, from which on a pixel is not believed."""
 _DOUBT_PX = 9
 FEATHER_PX = 8.0
-WIDE_TURN_DEG, WIDE_HOLES = 20.0, 0.25
-"""From this turn and hole share on `auto` takes the multiview route."""
+WIDE_TURN_DEG, WIDE_HOLES = 45.0, 0.25
+"""From this turn and hole share on `auto` takes the multiview route: below it costs more than it gains (docs/multiview.md)."""
 
 
 def input_channels(latent_channels: int) -> int:

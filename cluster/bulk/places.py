@@ -239,7 +239,10 @@ def _split(uri: str, param: str, base: str | None) -> tuple[str, str]:
         if base is None and not os.path.isabs(uri):
             raise InputError(f"{uri} is a relative path, which only a local manifest may hold", param=param)
         return "file", os.path.realpath(os.path.join(base or "/", uri))
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # brackets that are no IPv6 address
+        raise InputError(f"{uri} is no URI", param=param) from None
     path = unquote(parts.path)
     if parts.scheme == "file" and parts.netloc not in ("", "localhost"):
         raise InputError(f"{uri} names another machine's file", param=param)

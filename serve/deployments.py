@@ -120,7 +120,7 @@ class Ingress:
 def ingress(settings: Settings, *others: Application) -> Application:
     """The HTTP side, bound; with the others, the renderer first, that are deployed with it."""
     replicas = Ingress.options(
-        name="Ingress", num_replicas=settings.ingresses, ray_actor_options={"num_cpus": 0.5}, max_ongoing_requests=200
+        name="Ingress", num_replicas=settings.ingresses, ray_actor_options={"num_cpus": 0.25}, max_ongoing_requests=200
     )
     return replicas.bind(settings.model_dump_json(), *others)
 
@@ -141,7 +141,8 @@ def application(settings: Settings) -> Application:
         name="Renderer", num_replicas=settings.renderers, ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
         graceful_shutdown_timeout_s=30,
     )  # fmt: skip
-    previewer = Renderer.options(name="Previewer", ray_actor_options={"num_cpus": 1})
+    # All of it fits on a machine of two cores: what does not is waited for without an end.
+    previewer = Renderer.options(name="Previewer", ray_actor_options={"num_cpus": 0.5})
     keeper = Keeping.options(name="Keeper", ray_actor_options={"num_cpus": 0.1})
     return ingress(
         settings, renderer.bind(text, ["render"]), previewer.bind(text, ["preview", "estimate"]), keeper.bind(text)

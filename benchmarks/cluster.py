@@ -60,17 +60,20 @@ def _frame_rows(folder: Path, quick: bool) -> list[Row]:
 
         return run
 
-    with connect(None, cpus=3), workers(engine.models, engine.store, count=1) as one:
-        with workers(engine.models, engine.store, count=2) as two:
-            rivals = {
-                "in process": all_by(in_process),
-                "1 worker": all_by(one.map_frames),
-                "2 workers": all_by(two.map_frames),
-            }
-            made = compare(
-                "cluster_frames", f"{count} frames {WIDTH}x{HEIGHT}", rivals, baseline="in process", device="cpu",
-                repeats=3 if quick else 7, warmup=1, budget_s=240,
-            )  # fmt: skip
+    with (
+        connect(None, cpus=3),
+        workers(engine.models, engine.store, count=1) as one,
+        workers(engine.models, engine.store, count=2) as two,
+    ):
+        rivals = {
+            "in process": all_by(in_process),
+            "1 worker": all_by(one.map_frames),
+            "2 workers": all_by(two.map_frames),
+        }
+        made = compare(
+            "cluster_frames", f"{count} frames {WIDTH}x{HEIGHT}", rivals, baseline="in process", device="cpu",
+            repeats=3 if quick else 7, warmup=1, budget_s=240,
+        )  # fmt: skip
         raw = count * WIDTH * HEIGHT * 3
         for row, crew in zip(made[1:], (one, two), strict=True):
             crew_size, before = len(crew.ask("pid")), _stored_bytes()

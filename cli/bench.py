@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .clip import silence_libraries
 from .output import Json, emit
-from .render import silence_libraries
 
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer repetitions and rivals: seconds, not minutes.")]
 Out = Annotated[

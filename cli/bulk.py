@@ -74,7 +74,7 @@ def bulk(
     Exit codes: 0 all rows well, 1 the run failed, 2 usage or a bad manifest, 3 some rows failed or were not admitted,
     130 interrupted.
     """
-    from .render import silence_libraries
+    from .clip import silence_libraries
 
     silence_libraries()
     from ..cluster.bulk.command import BulkRun, price_bulk, run_bulk

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from .clip import Device, StoreOption, clock, open_engine
 from .output import Json, emit
 from .progress import Display
-from .render import Device, StoreOption, clock, open_engine
 
 
 def evaluate(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import bulk, info, render, stages
+from . import bulk, info, preview, render, stages
 from .bench import bench
 from .evaluate import evaluate
 from .output import emit
@@ -23,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(render.run)
-app.command()(render.preview)
+app.command()(preview.preview)
 app.command()(bulk.bulk)
 app.command()(bulk.submit)
 app.command()(evaluate)

@@ -1,96 +1,47 @@
-"""`recapture run` and `recapture preview`."""
+"""`recapture run`."""
 
-import os
 import shlex
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .clip import (
+    AllowNoncommercial,
+    Camera,
+    CleanPlate,
+    Clip,
+    Depth,
+    DepthDir,
+    Device,
+    FirstFrame,
+    Force,
+    Fov,
+    Frames,
+    Locked,
+    MaskDir,
+    MaxFrames,
+    Multiview,
+    PathScale,
+    Route,
+    SourceCamera,
+    StoreOption,
+    claimed,
+    clock,
+    given_only,
+    limits,
+    open_engine,
+    parse_spec,
+    save_anchor_sheet,
+)
 from .cluster import Crew, hired
 from .output import Json, emit
 from .progress import Display
 
 if TYPE_CHECKING:
     from ..engine.pipeline import Recapture, Result, StageRecord
-
-Clip = Annotated[str, typer.Argument(help="The video.", metavar="CLIP", show_default=False)]
-Camera = Annotated[
-    str,
-    typer.Option(
-        help="The new path: a preset expression such as 'arc(20deg)+zoom(1.1)' (see `recapture presets`) or a camera file.",
-        show_default=False,
-    ),
-]
-SourceCamera = Annotated[
-    Path | None, typer.Option(help="Camera file of the source, in the same world as --camera's.", show_default=False)
-]
-PathScale = Annotated[
-    float | None, typer.Option(help="Scene units in one unit of the camera file.", show_default=False)
-]
-StoreOption = Annotated[
-    str | None,
-    typer.Option(
-        "--store", help="Where finished stages are kept: a folder or s3://, gs://. Default: the user's cache.",
-        show_default=False,
-    ),
-]  # fmt: skip
-FirstFrame = Annotated[int | None, typer.Option(help="First frame of the clip to use.", show_default="0")]
-Frames = Annotated[int | None, typer.Option(help="Use at most this many frames.", show_default=False)]
-Depth = Annotated[
-    str | None,
-    typer.Option(
-        help="Depth model: embedded, or a directory or hub name of depth_anything, depth_pro, zoedepth.",
-        show_default="embedded",
-    ),
-]
-DepthDir = Annotated[
-    Path | None,
-    typer.Option(help="Your own depth: one .npy/.npz [N, h, w], or .npy / 16-bit .png (mm) files.", show_default=False),
-]
-MaskDir = Annotated[
-    Path | None, typer.Option(help="PNG masks a frame: white pixels of the source may be used.", show_default=False)
-]
-Locked = Annotated[
-    bool | None,
-    typer.Option(
-        "--locked/--not-locked",
-        help="The source camera stands still: fill holes with background that other frames show.",
-        show_default="found out",
-    ),
-]
-CleanPlate = Annotated[
-    Path | None,
-    typer.Option(help="Picture of the empty scene from the clip's own camera: fills holes.", show_default=False),
-]
-Route = Annotated[
-    str | None,
-    typer.Option(
-        "--anchor",
-        help="What fills the anchor where no point falls: points (nothing), multiview (a model's guess), or auto (by path).",
-        show_default="points",
-    ),
-]
-Multiview = Annotated[
-    str | None,
-    typer.Option(
-        help="Multiview model: embedded, a directory, or an adapter as package.module:Class.", show_default="embedded"
-    ),
-]
-AllowNoncommercial = Annotated[
-    bool | None,
-    typer.Option("--allow-noncommercial", help="Use models whose licence forbids commercial use: this use is none."),
-]
-Fov = Annotated[float | None, typer.Option(help="Horizontal field of view of the clip, degrees.", show_default=False)]
-Force = Annotated[bool, typer.Option("--force", help="Go on where the path sees next to nothing of the clip.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-MaxFrames = Annotated[int, typer.Option(help="Refuse clips with more frames than this.")]
 
 
 def run(
@@ -274,7 +225,7 @@ def run(
         "refine": {"sigma": sdedit_sigma, "steps": sdedit_steps},
         "deliver": {"composite": composite, "feather_px": feather},
     }
-    spec = _parse_camera(camera, source_camera, path_scale)
+    spec = parse_spec(camera, source_camera, path_scale)
     if config is not None and quality is not None:
         raise InputError("give --config or --quality, not both", param="--quality")
     read = None if config is None else read_config(config)
@@ -282,20 +233,20 @@ def run(
     chosen = read or quality_config(quality or "standard", model=engine.models.entry.name)
     typed = {"seed": seed, "attention": attention, "offload": offload, "memory": _limit(memory)}
     chosen = replace(chosen, model=engine.models.entry.name, **{k: v for k, v in typed.items() if v is not None})
-    chosen = override(chosen, _given(given))
+    chosen = override(chosen, given_only(given))
     inputs: dict[str, Any] = {
         "depth_dir": depth_dir,
         "mask_dir": mask_dir,
         "clean_plate": clean_plate,
         "force": force,
-        "limits": _limits(max_frames),
+        "limits": limits(max_frames),
     }
     crew = Crew(address=cluster, gpus=gpus, workers=workers, tune_devices=tune_devices, deepspeed=deepspeed)
     crew.check(chosen)
     if dry_run:
         _print_plan(engine, clip, spec, {**inputs, "config": chosen}, as_json=as_json)
         return
-    with _claimed(out), hired(engine, crew) as engine, Display(quiet=as_json) as display:
+    with claimed(out), hired(engine, crew) as engine, Display(quiet=as_json) as display:
         planned = False
 
         def on_stage(record: "StageRecord | str", result: "Result") -> None:
@@ -306,7 +257,7 @@ def run(
             planned = True
             display.on_stage(record)
             if not isinstance(record, str) and record.name == "anchor":
-                sheet = _anchor_sheet(result, out)
+                sheet = save_anchor_sheet(result, out)
                 display.say(f"anchor sheet  {sheet}  ({100 * result.hole_share:.1f} % holes)")
 
         result = engine(clip, spec, config=chosen, on_progress=display.on_progress, on_stage=on_stage, **inputs)
@@ -328,161 +279,12 @@ def run(
     typer.echo(f"next       {_next_command(camera, second, out)}  (reuses {', '.join(shared)})")
 
 
-def preview(
-    clip: Clip,
-    camera: Camera,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the sheet and anchor.", show_default="CLIP-preview")
-    ] = None,
-    source_camera: SourceCamera = None,
-    path_scale: PathScale = None,
-    first_frame: FirstFrame = None,
-    frames: Frames = None,
-    depth: Depth = None,
-    depth_dir: DepthDir = None,
-    mask_dir: MaskDir = None,
-    locked: Locked = None,
-    clean_plate: CleanPlate = None,
-    anchor: Route = None,
-    multiview: Multiview = None,
-    allow_noncommercial: AllowNoncommercial = None,
-    fov: Fov = None,
-    force: Force = False,
-    device: Device = "auto",
-    store: StoreOption = None,
-    max_frames: MaxFrames = 3000,
-    as_json: Json = False,
-) -> None:
-    """Draw the anchor: what the new camera sees of the clip, and what share of it nobody filmed. Seconds, no tuning."""
-    from ..engine.config import override
-
-    spec = _parse_camera(camera, source_camera, path_scale)
-    folder = Path(f"{Path(clip).stem}-preview") if out is None else out
-    started = time.monotonic()
-    engine = open_engine("tiny", device, store)
-    options: dict[str, dict[str, Any]] = {
-        "decode": {"first_frame": first_frame, "max_frames": frames},
-        "depth": {"model": depth, "fov_deg": fov},
-        "anchor": {
-            "locked": locked,
-            "route": anchor,
-            "multiview": multiview,
-            "allow_noncommercial": allow_noncommercial,
-        },
-    }
-    with _claimed(folder), Display(quiet=as_json) as display:
-        result = engine(
-            clip,
-            spec,
-            config=override(engine.default_config(), _given(options)),
-            until="anchor",
-            depth_dir=depth_dir,
-            mask_dir=mask_dir,
-            clean_plate=clean_plate,
-            force=force,
-            limits=_limits(max_frames),
-            on_progress=display.on_progress,
-            on_stage=lambda record, result: display.on_stage(record),
-        )
-        sheet = _anchor_sheet(result, folder)
-    seconds = time.monotonic() - started
-    for warning in result.run.warnings:
-        typer.echo(f"warning: {warning}", err=True)
-    if as_json:
-        emit({
-            "anchor_sheet": str(sheet),
-            "hole_share": result.hole_share,
-            "frames": len(result.source),
-            "size": [result.camera.width, result.camera.height],
-            "seconds": seconds,
-            "warnings": result.run.warnings,
-        })  # fmt: skip
-        return
-    typer.echo(f"anchor sheet  {sheet}")
-    typer.echo(f"holes         {100 * result.hole_share:.1f} % of the picture")
-    typer.echo(f"time          {clock(seconds)}")
-
-
-def _given(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The options that were typed."""
-    return {name: {k: v for k, v in values.items() if v is not None} for name, values in sections.items()}
-
-
-def open_engine(model: str, device: str, store: str | None) -> "Recapture":
-    silence_libraries()
-    from ..engine.pipeline import Recapture
-
-    return Recapture.from_pretrained(model, device=device, store=store)
-
-
-def silence_libraries() -> None:
-    """Loading bars and advice of the libraries are no message to our user; their errors still are."""
-    import warnings
-
-    import torch
-
-    if not torch.cuda.is_available():  # or DeepSpeed, where it is installed, says on standard output that it found none
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-
-
-def _parse_camera(camera: str, source_camera: Path | None, path_scale: float | None) -> Any:
-    from ..engine.cameras import parse_camera
-
-    return parse_camera(camera, source_camera=source_camera, path_scale=path_scale)
-
-
 def _limit(memory: str | None) -> Any:
     """What `--memory` says: GiB where it is a number; `check` refuses what is neither that nor auto."""
     try:
         return None if memory is None else float(memory)
     except ValueError:
         return memory
-
-
-def _limits(max_frames: int) -> Any:
-    from ..engine.video import Limits
-
-    return Limits(max_frames=max_frames)
-
-
-@contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Refuse an output folder that cannot be written before any work is done; leave no empty one behind an error.
-
-    Raises:
-        OutputError: names the folder and the system's reason.
-    """
-    from ..engine.errors import OutputError
-
-    existed = folder.is_dir()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".recapture-"):
-            pass
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written ({error.strerror})", param="--out") from None
-    try:
-        yield
-    except BaseException:
-        if not existed and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
-
-
-def _anchor_sheet(result: "Result", folder: Path) -> Path:
-    from ..engine.bundle import write_anchor_sheet
-
-    path = folder / "anchor_sheet.png"
-    write_anchor_sheet(result.source, result.anchor, result.mask, result.evidence, path)
-    return path
 
 
 def _print_plan(engine: "Recapture", clip: str, spec: Any, options: dict[str, Any], *, as_json: bool) -> None:
@@ -508,11 +310,6 @@ def _print_plan(engine: "Recapture", clip: str, spec: Any, options: dict[str, An
     typer.echo(f"memory     about {plan.memory_bytes / 2**30:.1f} GiB (MiB: {parts})")
     parts = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in plan.stages_s.items() if seconds >= 0.5)
     typer.echo(f"time       about {clock(plan.seconds)} (seconds: {parts})")
-
-
-def clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _next_command(camera: str, second: str, out: Path) -> str:

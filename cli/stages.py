@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from .clip import StoreOption
 from .output import Json, emit
-from .render import StoreOption
 
 store = typer.Typer(help="The stages that finished: what there is, what may go, what is damaged.", no_args_is_help=True)
 

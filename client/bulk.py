@@ -181,6 +181,8 @@ def read_manifest(path: Path) -> list[Row]:
     rows = []
     try:
         for number, values in enumerate(_raw_rows(path), start=1):
+            if not isinstance(values, dict):
+                raise ClientError(f"row {number} of {path.name} is no JSON object")
             try:
                 rows.append(Row.model_validate({k: v for k, v in values.items() if v not in (None, "")}))
             except ValidationError as error:
@@ -189,7 +191,7 @@ def read_manifest(path: Path) -> list[Row]:
                 raise ClientError(f"row {number} of {path.name}: {where}: {first['msg']}") from None
             if number > MOST_ROWS:
                 raise ClientError(f"{path.name} has more than {MOST_ROWS} rows; split it")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise ClientError(f"{path.name} cannot be read as a manifest: {error}") from None
     for what in ("clip_id", "output_uri"):
         seen: set[str] = set()
@@ -202,7 +204,7 @@ def read_manifest(path: Path) -> list[Row]:
     return rows
 
 
-def _raw_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _raw_rows(path: Path) -> Iterator[Any]:
     if path.suffix == ".csv":
         with path.open(newline="") as file:
             yield from csv.DictReader(file)

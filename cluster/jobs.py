@@ -72,8 +72,13 @@ class Jobs:
             wheel: of this project; None where the cluster's image has it installed.
 
         Raises:
-            InputError: the manifest is not there, or too large to send.
+            InputError: the manifest is not there, or too large to send; an address holds credentials.
         """
+        if any(re.search("//[^/@]*:[^/@]*@", word) for word in (manifest, out, *options)):
+            raise InputError(
+                "an address with credentials would stand in the job's command line, which all who may list jobs can "
+                "read; give the store's keys to the cluster's machines (AWS_ACCESS_KEY_ID and its like)"
+            )
         with tempfile.TemporaryDirectory() as folder:
             runtime_env: dict[str, Any] = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
             if "://" not in manifest:

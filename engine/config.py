@@ -202,7 +202,7 @@ def read_config(path: Path) -> RunConfig:
             raise ValueError("another schema or version")
         config = RunConfig.from_json(document["config"])
         check(config)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not the config.json of a run ({error})", param="--config") from None
     return config
 

@@ -46,14 +46,14 @@ class ClipFolder:
         return json.loads((self.folder / f"{name}.json").read_text())
 
 
-def photographs(data: Path, split: str) -> list[np.ndarray]:
+def photographs(data: Path, split: str, kinds: tuple[str, ...] = ("skies", "textures")) -> list[np.ndarray]:
     """Real pictures: the panoramas' middle band (little distortion) and the surface photographs."""
     root = data / "assets"
     if not (root / "index.json").exists():
         return []
     index = json.loads((root / "index.json").read_text())
     pictures = []
-    for kind in ("skies", "textures"):
+    for kind in kinds:
         for record in index[kind]:
             if record["split"] == split:
                 image = cv2.imread(str(root / record["file"]))[..., ::-1]

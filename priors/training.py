@@ -69,11 +69,16 @@ class Run:
         steps: int,
         decay: float = 0.999,
         scaler: torch.amp.GradScaler | None = None,
+        slow: nn.Module | None = None,
     ) -> None:
-        """`scaler` keeps the gradients of fp16 products from vanishing; other precisions need none."""
+        """`scaler` keeps the gradients of fp16 products from vanishing; other precisions need none. `slow` is a part of
+        `module` that takes steps of a tenth: one that begins well trained."""
         self.scaler = scaler or torch.amp.GradScaler(enabled=False)
         self.module, self.folder, self.lr, self.steps = module, folder, lr, steps
-        self.optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-2)
+        careful = [] if slow is None else list(slow.parameters())
+        rest = [p for p in module.parameters() if not any(p is q for q in careful)]
+        groups = [{"params": rest, "pace": 1.0}, {"params": careful, "pace": 0.1}]
+        self.optimizer = torch.optim.AdamW(groups[: 1 + bool(careful)], lr=lr, betas=(0.9, 0.99), weight_decay=1e-2)
         self.average = AveragedWeights(module, decay)
         self.step, self.started = 0, time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +102,7 @@ class Run:
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.steps, self.lr)
+            group["lr"] = group["pace"] * learning_rate(self.step, self.steps, self.lr)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         if torch.isfinite(norm):
             self.scaler.step(self.optimizer)

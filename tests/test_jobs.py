@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from ray.job_submission import JobSubmissionClient
 
 from recapture.cluster.jobs import Jobs, build_wheel
 from recapture.engine.errors import ClusterError, InputError
@@ -102,6 +103,8 @@ def test_what_cannot_be_sent_is_refused(dashboard, recapture, tmp_path):  # noqa
         jobs.status("recapture-nothing")
     with pytest.raises(InputError, match="does not exist"):
         jobs.submit(str(tmp_path / "m.csv"), [], out="/out", wheel=None)
+    with pytest.raises(InputError, match="credentials"):
+        jobs.submit("s3://bucket/m.csv", ["--allow-root", "s3://key:secret@bucket"], out="/out", wheel=None)
     recapture("jobs", "list", "--address", "127.0.0.1:8265").refused("http://HEAD:8265")
     nobody = recapture("jobs", "list", "--address", "http://127.0.0.1:9")
     assert nobody.code == 1
@@ -133,6 +136,10 @@ def test_a_job_runs_on_the_sent_wheel_and_is_followed_from_outside(dashboard, re
     assert "1 ok of 1" in logs
     assert job in recapture("jobs", "list", "--address", dashboard).out
     assert len(list((out / "clips").iterdir())) == 1
+    told = JobSubmissionClient(dashboard, headers={"Authorization": f"Bearer {TOKEN}"}).get_job_info(job)
+    assert told.runtime_env.keys() <= {"env_vars", "working_dir", "py_modules", "_ray_commit"}
+    assert told.runtime_env["env_vars"] == {"OMP_WAIT_POLICY": "PASSIVE"}  # whoever may list jobs reads this
+    assert TOKEN not in told.model_dump_json()
 
 
 def wait_for(address: str, job: str, done) -> dict:

@@ -265,6 +265,7 @@ def test_a_clip_is_filmed_again_from_the_page(page, model, request, tmp_path):
 
         page.type_path("truck(0.12, ease=linear) + pan(-3deg)")
         Select(find("#quality")).select_by_visible_text("draft")
+        Select(find("#anchor")).select_by_value("auto")
         until(lambda: "nothing cropped" in find("#cost").text)
         assert "on average" in find("#cost").text
         page.browser.save_screenshot(str(tmp_path / "shot.png"))
@@ -325,6 +326,8 @@ def check_downloads(page: Page, client: Client, folder: Path) -> None:
             "video"
         ].bytes
         camera = json.loads(files.read("camera.json"))
+        chosen = json.loads(files.read("config.json"))["config"]
+    assert chosen["anchor"]["route"] == "auto"
     page.find("#downloads button:nth-child(3)").click()
     alone = page.until(lambda: next(folder.glob("camera.json"), None), 60)
     assert json.loads(alone.read_text()) == camera

@@ -182,7 +182,7 @@ def _jsonl_rows(place: Place) -> Iterator[tuple[str, dict[str, Any]]]:
                 record = json.loads(line)
                 if not isinstance(record, dict):
                     raise ValueError("no object")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ManifestError([Problem(f"line {number}", "row", f"it is no JSON object ({error})")]) from None
             yield f"line {number}", record
 
@@ -303,7 +303,7 @@ def options_of(text: str) -> dict[str, dict[str, Any]]:
 def _check_options(text: str) -> str:
     try:
         sections = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"it is no JSON ({error})") from None
     known = [name for name, value in RunConfig().to_json().items() if isinstance(value, dict)]
     if not isinstance(sections, dict) or not all(isinstance(part, dict) for part in sections.values()):

@@ -47,7 +47,7 @@ export class Shot {
 
   /** What a render of this shot asks for. */
   get wish() {
-    return { input: { upload: this.upload.id }, camera: this.text, options: { ...this.range, quality: $("quality").value } };
+    return { input: { upload: this.upload.id }, camera: this.text, options: { ...this.range, quality: $("quality").value, anchor: $("anchor").value } };
   }
 
   get range() {
@@ -86,7 +86,7 @@ export class Shot {
     };
     $("moment").oninput = () => this._moved();
     $("first").onchange = $("count").onchange = () => this._ranged();
-    $("quality").onchange = () => {
+    $("quality").onchange = $("anchor").onchange = () => {
       this._costs(null);
       this._giveUp();
       this._poke(true);

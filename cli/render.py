@@ -244,6 +244,8 @@ def run(
     crew = Crew(address=cluster, gpus=gpus, workers=workers, tune_devices=tune_devices, deepspeed=deepspeed)
     crew.check(chosen)
     if dry_run:
+        if cluster is not None and memory == "auto":
+            raise InputError("--dry-run plans on this machine: give the GiB of the cluster's devices", param="--memory")
         _print_plan(engine, clip, spec, {**inputs, "config": chosen}, as_json=as_json)
         return
     with claimed(out), hired(engine, crew) as engine, Display(quiet=as_json) as display:

@@ -285,6 +285,8 @@ def check(config: RunConfig) -> None:
         number = isinstance(config.memory, int | float) and not isinstance(config.memory, bool)
         if not number or not 0 < config.memory <= 1e5:
             raise InputError(f"{config.memory!r} is neither auto nor a number of GiB above 0", param="--memory")
+    if config.anchor.route == "points" and (config.anchor.multiview != "embedded" or config.anchor.allow_noncommercial):
+        raise InputError("it is for --anchor multiview or auto; the route is points", param="--multiview")
     size = config.condition.height, config.condition.width
     if (size[0] is None) != (size[1] is None):
         raise InputError("give both --height and --width, or neither", param="--height")

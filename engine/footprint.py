@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
-from diffusers.models import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -86,6 +85,7 @@ class Shapes:
 
     def __init__(self, folder: Path, dtype: torch.dtype, rank: int, *, cuda: bool) -> None:
         """`cuda`: autocast as there, where the norms compute in fp32 whatever the model's dtype."""
+        from diffusers.models import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
         self.dtype = dtype

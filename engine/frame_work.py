@@ -15,7 +15,7 @@ from .condition import anchor_mask, augmented_frames, working_anchor
 from .depth.estimate import predict_frame
 from .frame_map import Part
 from .handover import path_of, plate_of, source_view
-from .multiview import NovelView, imagined_anchor
+from .multiview import MultiviewSource, NovelView, imagined_anchor
 from .run import Run
 from .store import Entry
 
@@ -82,11 +82,10 @@ class ImagineAnchor:
     """Frames drawn by their points, what these leave open by a multiview model."""
 
     inputs: Mapping[str, Entry]
+    source: MultiviewSource
     batch: ClassVar[int] = FRAMES_AT_ONCE
 
     def __call__(self, run: Run, frames: range) -> Part:
-        source = run.multiview_source
-        assert source is not None
         part = self._points(run, frames)
         images, _, K_px, path, _ = self._points.scene
         unit = self.inputs["depth"].json("summary")["median"]
@@ -97,7 +96,7 @@ class ImagineAnchor:
                 unit=unit, points=to_tensor(part["color"][k : k + 1])[0],
                 covered=torch.from_numpy(part["mask"][k].copy()),
             )  # fmt: skip
-            parts.append(imagined_anchor(run.models.multiview(source), view, seed=run.config.seed))
+            parts.append(imagined_anchor(run.models.multiview(self.source), view, seed=run.config.seed))
         return part | {name: np.stack([each[name] for each in parts]) for name in parts[0]}
 
     @cached_property

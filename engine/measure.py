@@ -85,7 +85,7 @@ _RIM_PX = 3
 
 
 def worst_boundaries(
-    generated: Callable[[int], np.ndarray], anchor: np.ndarray, mask: np.ndarray, *, count: int = 3
+    generated: Callable[[int], np.ndarray], anchor: np.ndarray, evidence: np.ndarray, *, count: int = 3
 ) -> list[Boundary]:
     """The places with the largest step in tone between generated and real pixels, worst first, no two at one spot.
 
@@ -96,16 +96,17 @@ def worst_boundaries(
     Args:
         generated: a frame's generated picture at the anchor's size, uint8 [H, W, 3].
         anchor: uint8 [N, H, W, 3].
-        mask: bool [N, H, W], True where the anchor is real.
+        evidence: [N, H, W], above 0 where the anchor is real; what a model imagined is not.
     """
-    height = mask.shape[1]
+    height = evidence.shape[1]
     patch = max(5, height // 10 | 1)
     found: list[Boundary] = []
-    for frame in range(len(mask)):
-        if mask[frame].all() or not mask[frame].any():
+    for frame in range(len(evidence)):
+        real = evidence[frame] > 0
+        if real.all() or not real.any():
             continue
-        holes = (~mask[frame]).astype(np.uint8)
-        rim = mask[frame] & (cv2.dilate(holes, np.ones((2 * _RIM_PX + 1,) * 2, np.uint8)) > 0)
+        holes = (~real).astype(np.uint8)
+        rim = real & (cv2.dilate(holes, np.ones((2 * _RIM_PX + 1,) * 2, np.uint8)) > 0)
         difference = generated(frame).astype(np.float32) - anchor[frame]
         weight = rim.astype(np.float32)
         share = cv2.blur(weight, (patch, patch), borderType=cv2.BORDER_CONSTANT)

@@ -24,6 +24,8 @@ from .footprint import (
     step_bytes,
     weight_bytes,
 )
+from .models import weight_count
+from .multiview import encoder_of
 
 if TYPE_CHECKING:
     from .run import Run
@@ -45,12 +47,13 @@ class Room:
     Attributes:
         device: `cuda` or `cpu`.
         dtype: of the UNet there.
-        free: bytes that the run could take, what its process holds already among them.
+        free: bytes that the run could take, what its process holds already among them; None where the system does not
+            say.
     """
 
     device: str
     dtype: torch.dtype
-    free: int
+    free: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +123,9 @@ def plan(run: "Run", room: Room, choice: Choice | None = None, *, devices: int =
     frames, size = min(shape.frames, run.frame_count), choice.size
     encoders = weight_bytes(shapes.vae) + weight_bytes(shapes.image_encoder)
     adapters = adapter_bytes(shapes.unet)
-    brought = encoders if choice.offload else 0
+    brought = encoders if choice.offload and room.device == "cuda" else 0
+    cell = shape.vae_scale
+    picture = shape.latent_channels * (size[0] // cell) * (size[1] // cell) * 4
     spare = _SPARE[room.device]
     guided = 1 if config.sample.guidance == (1.0, 1.0) else 2
     held = {
@@ -128,6 +133,9 @@ def plan(run: "Run", room: Room, choice: Choice | None = None, *, devices: int =
         "VAE and image encoder": encoders - brought,
         "adapters": sum(adapters.values()),
         "depth network": _depth_bytes(run),
+        "multiview model": _multiview_bytes(run),
+        # Anchor, prompts, where the sampling starts, its noise and its result, in fp32 for all frames.
+        "clip's latents": 5 * run.frame_count * picture,
         # The depth and anchor stages' own: eight frames of the clip in fp32.
         "frames": 8 * run.info.width * run.info.height * 3 * 4,
     }
@@ -166,7 +174,12 @@ def fit(run: "Run", room: Room, *, devices: int = 1) -> MemoryPlan:
         ResourceError: nothing fits; says what the smallest would need.
     """
     memory = run.config.memory
-    limit = int(float(memory) * GIB) if isinstance(memory, numbers.Real) else int(room.free * _AUTO_SHARE)
+    if isinstance(memory, numbers.Real):
+        limit = int(float(memory) * GIB)
+    elif room.free is not None:
+        limit = int(room.free * _AUTO_SHARE)
+    else:
+        raise ResourceError("this system does not say how much memory is free; give GiB", param="--memory")
     wanted, smallest = asked(run), None
     for size in _sizes(wanted.size, run.models.shape.multiple):
         choices = list(_choices(wanted, size, cuda=room.device == "cuda"))
@@ -226,9 +239,16 @@ def _depth_bytes(run: "Run") -> int:
     """The depth network, which stays loaded."""
     if run.depth_dir is not None:
         return 0
-    return sum(
-        file.stat().st_size for file in run.models.depth_source(run.config.depth.model).folder.glob("*.safetensors")
-    )
+    return 4 * weight_count(run.models.depth_source(run.config.depth.model).folder)  # fp32, whatever the file holds
+
+
+def _multiview_bytes(run: "Run") -> int:
+    """The multiview model with an encoder of its own; an adapter does not say what it takes."""
+    source = run.multiview_source
+    if source is None or source.folder is None:
+        return 0
+    encoder = encoder_of(source.folder)
+    return 4 * sum(weight_count(part) for part in (source.folder / "unet", encoder / "vae", encoder / "image_encoder"))
 
 
 def room_on(device: torch.device, dtype: torch.dtype, loaded: int) -> Room:
@@ -240,20 +260,17 @@ def room_on(device: torch.device, dtype: torch.dtype, loaded: int) -> Room:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return Room(device="cuda", dtype=dtype, free=free + torch.cuda.memory_reserved(device))
-    return Room(device="cpu", dtype=dtype, free=available_bytes() + loaded)
+    free = available_bytes()
+    return Room(device="cpu", dtype=dtype, free=None if free is None else free + loaded)
 
 
-def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Main memory that can be had: of the machine, or of the container where that is less.
-
-    Raises:
-        ResourceError: the system does not say.
-    """
+def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Main memory that can be had: of the machine, or of the container where that is less; None where none says."""
     try:
         lines = (line.split() for line in (proc / "meminfo").read_text().splitlines())
         available = next(int(words[1]) << 10 for words in lines if words[0] == "MemAvailable:")
     except (OSError, StopIteration):
-        raise ResourceError("this system does not say how much memory is free; give GiB", param="--memory") from None
+        return None
     try:
         own = (proc / "self" / "cgroup").read_text().split("::", 1)[1].strip().lstrip("/")
         folder = next(at for at in (cgroup / own, cgroup) if (at / "memory.max").exists())

@@ -129,6 +129,10 @@ def download(repository: str, *, param: str, allow: list[str]) -> Path:
         ) from None
 
 
+ENCODER_PARTS = ("vae", "image_encoder", "feature_extractor")
+"""What makes latents and tokens of pictures."""
+
+
 def weights_digest(folder: Path, parts: tuple[str, ...]) -> str:
     """sha256 over the weights and configs of these components of a model directory.
 
@@ -145,6 +149,18 @@ def weights_digest(folder: Path, parts: tuple[str, ...]) -> str:
                     blob = hashlib.file_digest(file, "sha256").hexdigest()
             total.update(f"{path.relative_to(folder)} {blob}\n".encode())
     return total.hexdigest()
+
+
+def weight_count(folder: Path) -> int:
+    """Weights in a component's safetensors files by their headers; loading a network for it would cost far more."""
+    files = sorted(folder.glob("*.safetensors"))
+    total = 0
+    # Repositories hold half-precision twins beside the full files: one of the two is counted.
+    for path in [f for f in files if ".fp16" not in f.name] or files:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        total += sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
+    return total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,13 +224,13 @@ class Codec:
     Frames are float [N, 3, H, W] in 0..1; latents [N, C, h, w], unscaled as the VAE's `mode()` gives them unless said.
     """
 
-    def __init__(self, folder: Path, *, device: torch.device) -> None:
+    def __init__(self, folder: Path, *, device: torch.device, param: str = "--model") -> None:
         """Raises ModelError: the directory's files are damaged or of other classes."""
         from diffusers.models import AutoencoderKLTemporalDecoder
         from transformers import CLIPVisionModelWithProjection
 
         self.folder, self.device = folder, device
-        with loading(folder):
+        with loading(folder, param):
             # SVD's VAE overflows in fp16; it is small beside the UNet, so it always runs in fp32.
             self.vae = load_network(AutoencoderKLTemporalDecoder, folder / "vae", torch.float32)
             self.image_encoder = load_network(CLIPVisionModelWithProjection, folder / "image_encoder", torch.float32)

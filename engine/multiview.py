@@ -25,11 +25,13 @@ from torch import Tensor, nn
 from ..kernels.latent_mask import latent_mask
 from .anchor import to_uint8
 from .cameras import CameraPath
+from .cameras.rigid import rotation_angle_deg
 from .condition import to_working, working_anchor
+from .config import AnchorConfig
 from .deliver import composite, to_clip_size
 from .errors import ModelError
 from .fill import push_pull
-from .models import EMBEDDED, Codec, load_network, loading, weights_digest
+from .models import EMBEDDED, ENCODER_PARTS, Codec, load_network, loading, weights_digest
 from .sample import karras_sigmas, seeded_noise
 
 RAY_CHANNELS = 6
@@ -143,7 +145,15 @@ class NovelView:
 
 
 class MultiviewModel(Protocol):
-    """Draws single frames from other cameras. An adapter for another model is a class with these members."""
+    """Draws single frames from other cameras."""
+
+    def __call__(self, view: NovelView, seed: int) -> Tensor:
+        """The asked view, float [3, h, w] in 0..1; the same for the same seed, on every machine of one kind."""
+        ...
+
+
+class MultiviewAdapter(MultiviewModel, Protocol):
+    """Another model behind a class with these members."""
 
     licence: str
     noncommercial: bool
@@ -152,10 +162,6 @@ class MultiviewModel(Protocol):
     """Names the weights: results are kept under it, so other weights need another one."""
 
     def __init__(self, device: torch.device) -> None: ...
-
-    def __call__(self, view: NovelView, seed: int) -> Tensor:
-        """The asked view, float [3, h, w] in 0..1; the same for the same seed, on every machine of one kind."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +173,7 @@ class MultiviewSource:
     noncommercial: bool
     digest: str
     folder: Path | None
-    """None: an adapter, which is imported by its name."""
+    """Absolute, for workers elsewhere; None is an adapter, which is imported by its name."""
 
 
 def find_multiview_model(name: str, *, allow_noncommercial: bool = False) -> MultiviewSource:
@@ -184,9 +190,9 @@ def find_multiview_model(name: str, *, allow_noncommercial: bool = False) -> Mul
             name=name, licence=kind.licence, noncommercial=kind.noncommercial, digest=digest, folder=None
         )
     else:
-        folder = EMBEDDED / "multiview" if name == "embedded" else Path(name)
+        folder = EMBEDDED / "multiview" if name == "embedded" else Path(name).absolute()
         about = _about(folder, name)
-        parts = weights_digest(folder, ("unet",)), weights_digest(_encoder(folder, about), ("vae", "image_encoder"))
+        parts = weights_digest(folder, ("unet",)), weights_digest(_encoder(folder, about), ENCODER_PARTS)
         digest = hashlib.sha256(json.dumps([*parts, about["steps"], about["guidance"]]).encode()).hexdigest()
         found = MultiviewSource(
             name=name, licence=about["licence"], noncommercial=about["noncommercial"], digest=digest, folder=folder
@@ -200,6 +206,17 @@ def find_multiview_model(name: str, *, allow_noncommercial: bool = False) -> Mul
     return found
 
 
+def multiview_source(options: AnchorConfig) -> MultiviewSource | None:
+    """The multiview model that a run with these options may use; None where its anchors are of points alone.
+
+    Raises:
+        ModelError: as `find_multiview_model`.
+    """
+    if options.route == "points":
+        return None
+    return find_multiview_model(options.multiview, allow_noncommercial=options.allow_noncommercial)
+
+
 def load_multiview_model(source: MultiviewSource, device: torch.device) -> MultiviewModel:
     """Load what `find_multiview_model` found. Raises ModelError where it cannot be loaded."""
     if source.folder is not None:
@@ -210,11 +227,12 @@ def load_multiview_model(source: MultiviewSource, device: torch.device) -> Multi
         return kind(device)
 
 
-def _adapter(module: str, attribute: str, name: str) -> type[MultiviewModel]:
+def _adapter(module: str, attribute: str, name: str) -> type[MultiviewAdapter]:
     try:
         kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(f"the adapter {name} cannot be imported: {error}", param="--multiview") from None
+    except Exception as error:  # whatever stands in the user's module
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(f"the adapter {name} cannot be imported ({reason})", param="--multiview") from None
     missing = [member for member in ("licence", "noncommercial", "version") if not hasattr(kind, member)]
     if missing or not callable(kind):
         raise ModelError(f"the adapter {name} does not say its {', '.join(missing)}", param="--multiview")
@@ -225,7 +243,8 @@ def _about(folder: Path, name: str) -> dict[str, Any]:
     needed = {"encoder": str, "licence": str, "noncommercial": bool, "steps": int, "guidance": (int, float)}
     try:
         about = json.loads((folder / "multiview.json").read_text())
-    except (OSError, ValueError):
+        about["steps"], (folder / "unet" / "config.json").stat()
+    except (OSError, ValueError, KeyError, TypeError):
         raise ModelError(
             f"no multiview model {name!r}; give embedded, a directory with multiview.json and unet/, or an adapter "
             "as package.module:Class",
@@ -234,30 +253,34 @@ def _about(folder: Path, name: str) -> dict[str, Any]:
     for key, kind in needed.items():
         if not isinstance(about.get(key), kind):
             raise ModelError(f"{folder / 'multiview.json'} does not give {key!r} as it should", param="--multiview")
+    if about["steps"] < 1:
+        raise ModelError(f"{folder / 'multiview.json'} asks for {about['steps']} steps", param="--multiview")
     return about
 
 
 def _encoder(folder: Path, about: dict[str, Any]) -> Path:
     """The directory with the VAE and the image encoder, which the model may share with a video model."""
     encoder = (folder / about["encoder"]).resolve()
-    missing = [part for part in ("vae", "image_encoder", "feature_extractor") if not (encoder / part).is_dir()]
+    missing = [part for part in ENCODER_PARTS if not (encoder / part).is_dir()]
     if missing:
         raise ModelError(f"{encoder}, the encoder of {folder}, lacks {', '.join(missing)}/", param="--multiview")
     return encoder
 
 
+def encoder_of(folder: Path) -> Path:
+    """The encoder's directory of a multiview model's."""
+    return _encoder(folder, _about(folder, str(folder)))
+
+
 class DirectoryMultiview:
     """The embedded model, or another of its class from a directory."""
-
-    version = ""  # a directory is known by the digest of its files
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         from diffusers import UNet2DConditionModel
 
         about = _about(folder, str(folder))
-        self.licence, self.noncommercial = about["licence"], about["noncommercial"]
         self.steps, self.guidance = about["steps"], float(about["guidance"])
-        self.codec = Codec(_encoder(folder, about), device=device)
+        self.codec = Codec(_encoder(folder, about), device=device, param="--multiview")
         with loading(folder, "--multiview"):
             self.unet: Any = load_network(UNet2DConditionModel, folder / "unet", torch.float32)
         channels = self.codec.vae.config.latent_channels
@@ -270,7 +293,6 @@ class DirectoryMultiview:
             )
         attend_across_views(self.unet)
         self.unet.requires_grad_(False).eval().to(device)
-        self.parameters = sum(p.numel() for p in self.unet.parameters())
 
     def working_size(self, width: int, height: int) -> tuple[int, int]:
         """(height, width) near the area it was trained at, in whole multiples of what VAE and UNet need."""
@@ -284,8 +306,7 @@ class DirectoryMultiview:
     def __call__(self, view: NovelView, seed: int) -> Tensor:
         device, (h, w) = self.codec.device, view.covered.shape
         size = self.working_size(w, h)
-        shown = (view.points * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        filled, real = working_anchor(shown[None], view.covered.cpu().numpy()[None], size)
+        filled, real = working_anchor(to_uint8(view.points[None]), view.covered.cpu().numpy()[None], size)
         frame = to_working(view.source[None].to(device), size).clamp(0, 1)
         latents = self.codec.encode(torch.cat([frame, filled.to(device)])) * self.codec.scaling
         if not real.any():
@@ -346,7 +367,7 @@ def imagined_anchor(model: MultiviewModel, view: NovelView, seed: int) -> dict[s
 
 def chosen_route(path: CameraPath, hole_share: float) -> tuple[str, str]:
     """`points` or `multiview` for this path, and why in words: by its largest turn and the point anchor's hole share."""
-    turn = float(np.degrees(np.arccos(np.clip((np.trace(path.c2w[:, :3, :3], axis1=1, axis2=2) - 1) / 2, -1, 1))).max())
+    turn = float(rotation_angle_deg(path.c2w[:, :3, :3]).max())
     wide = turn >= WIDE_TURN_DEG and hole_share >= WIDE_HOLES
     bounds = f"{WIDE_TURN_DEG:.0f} degrees and {100 * WIDE_HOLES:.0f} % holes"
     why = f"the path turns {turn:.0f} degrees and leaves {100 * hole_share:.0f} % holes; multiview is for {bounds} or more"

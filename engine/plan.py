@@ -35,6 +35,8 @@ class Plan:
     hole_share: float
     memory_bytes: int
     memory: dict[str, int]
+    chosen: dict[str, Any] | None
+    """With a limit: the options that stay within it, and every peak."""
     seconds: float
     stages_s: dict[str, float]
 
@@ -59,6 +61,7 @@ def make_plan(preview: Result) -> Plan:
         hole_share=preview.hole_share,
         memory_bytes=held.peak,
         memory=held.at_peak,
+        chosen=None if run.memory is None else run.memory.to_json(),
         seconds=sum(seconds.values()) + sum(done.values()),
         stages_s={**done, **seconds},
     )

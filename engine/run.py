@@ -22,8 +22,8 @@ from .depth.models import DepthModel, DepthSource, find_depth_model, load_depth_
 from .errors import InputError
 from .frame_map import FrameMap, FrameWork, Part, in_process
 from .memory import MemoryPlan, Room, room_on
-from .models import ModelEntry, ModelShape, VideoModel, find_model, weights_digest
-from .multiview import MultiviewModel, MultiviewSource, find_multiview_model, load_multiview_model
+from .models import ENCODER_PARTS, ModelEntry, ModelShape, VideoModel, find_model, weights_digest
+from .multiview import MultiviewModel, MultiviewSource, load_multiview_model, multiview_source
 from .store import Writer
 from .tune import AdamW, OptimiserOf, Share
 from .video import ClipInfo, Limits
@@ -52,7 +52,7 @@ class Models:
 
     @cached_property
     def encoder_digest(self) -> str:
-        return weights_digest(self.folder, ("vae", "image_encoder", "feature_extractor"))
+        return weights_digest(self.folder, ENCODER_PARTS)
 
     @cached_property
     def unet_digest(self) -> str:
@@ -206,15 +206,8 @@ class Run:
 
     @cached_property
     def multiview_source(self) -> MultiviewSource | None:
-        """The multiview model that this run may use; None where its anchors are of points alone.
-
-        Raises:
-            ModelError: there is no such model, or its licence does not allow this use.
-        """
-        options = self.config.anchor
-        if options.route == "points":
-            return None
-        return find_multiview_model(options.multiview, allow_noncommercial=options.allow_noncommercial)
+        """See `multiview.multiview_source`."""
+        return multiview_source(self.config.anchor)
 
     @cached_property
     def mask_digest(self) -> str | None:

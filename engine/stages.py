@@ -168,10 +168,14 @@ def anchor(run: Run, inputs: Inputs, out: Writer) -> None:
     work: FrameWork = DrawAnchor(inputs=inputs)
     route = run.config.anchor.route
     if route == "auto":
-        seen = [part["covered"] for part in run.each_frame(Cover(inputs=inputs), count, out)]
-        route, _ = chosen_route(path, 1 - float(np.concatenate(seen).mean()))
+        seen: list[float] = []
+        for part in run.each_frame(Cover(inputs=inputs), count, out):
+            seen += part["covered"].tolist()
+            run.progress("anchor", 0, count)  # nothing is drawn yet, but here a run is stopped
+        route, _ = chosen_route(path, 1 - float(np.mean(seen)))
     if route == "multiview":
-        work = ImagineAnchor(inputs=inputs)
+        assert run.multiview_source is not None
+        work = ImagineAnchor(inputs=inputs, source=run.multiview_source)
     covered: list[float] = []
     borrowed: list[float] = []
     imagined: list[float] = []

@@ -43,9 +43,7 @@ def asked(clips: ClipFolder, name: str, moments: range) -> list[Asked]:
     """What the engine would ask of the model for some frames of a clip, and what is true."""
     info, rgb, depth = clips.info(name), np.asarray(clips.rgb(name)), clips.depth(name).astype(np.float32)
     path = CameraPath.from_json(json.dumps(info["view"]))
-    height, width = rgb.shape[1:3]
-    focal = width / 2 / info["tan_x"]
-    K_px = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    K_px = clips.K_px(name)
     drawn = draw_anchor(
         rgb,
         depth,

@@ -42,6 +42,12 @@ class ClipFolder:
         """[T, H, W, 3] uint8, the same moments from the clip's second path"""
         return np.load(self.folder / f"{name}.view.rgb.npy", mmap_mode="r")
 
+    def K_px(self, name: str) -> np.ndarray:  # noqa: N802
+        """[3, 3] in pixels, of all frames"""
+        height, width = self.rgb(name).shape[1:3]
+        focal = width / 2 / self.info(name)["tan_x"]
+        return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+
     def info(self, name: str) -> dict:
         return json.loads((self.folder / f"{name}.json").read_text())
 

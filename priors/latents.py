@@ -129,9 +129,7 @@ def drawn_anchor(rng: np.random.Generator, clips: ClipFolder, name: str) -> tupl
             rng.normal(0, 0.05, (4, 6)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
         )
         depth = depth * np.exp(bend)
-    focal = width / 2 / info["tan_x"]
-    K_px = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], dtype=torch.float64)
-    K_px, K2_px = K_px.expand(count, 3, 3), torch.from_numpy(path.K_px.copy())
+    K_px, K2_px = torch.from_numpy(clips.K_px(name)).expand(count, 3, 3), torch.from_numpy(path.K_px.copy())
     w2c = torch.from_numpy(path.w2c.copy())
     drawn = splat(to_tensor(rgb), torch.from_numpy(depth), K_px, w2c, K2_px, (height, width))
     color = (drawn.color.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()

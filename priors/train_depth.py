@@ -110,7 +110,7 @@ class DepthSamples:
     def other_sky(self, size: tuple[int, int]) -> np.ndarray:
         """Part of a panorama in colours of its own, sharp or out of focus, or a drawn sky; uint8 [h, w, 3]"""
         rng = self.rng
-        if rng.random() < 0.35:
+        if not self.photographs or rng.random() < 0.35:
             return drawn_sky(rng, size)
         picture = self.photographs[rng.integers(len(self.photographs))]
         image = recolor(rng, random_crop(rng, picture, size).astype(np.float32) / 255, 1.5)

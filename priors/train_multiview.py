@@ -1,7 +1,8 @@
 """Trains the embedded multiview model: a view of one frame from another camera, diffused on the embedded VAE's latents.
 
     python -m recapture.priors.train_multiview --pairs DIR/two_views --model engine/weights/tiny --run DIR/runs/multiview
-    python -m recapture.priors.train_multiview --pairs DIR/two_views --run DIR/runs/multiview --export engine/weights/multiview
+
+The same command with `--export engine/weights/multiview` writes the averaged weights.
 
 Begins as the spatial layers of an anchor-guided video UNet (`--model`), whose input already has the anchor and its mask:
 the ray maps count nothing at first, and the constant ids of the video model are folded into the time embedding. The point

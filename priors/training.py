@@ -77,8 +77,9 @@ class Run:
         self.module, self.folder, self.lr, self.steps = module, folder, lr, steps
         careful = [] if slow is None else list(slow.parameters())
         rest = [p for p in module.parameters() if not any(p is q for q in careful)]
-        groups = [{"params": rest, "pace": 1.0}, {"params": careful, "pace": 0.1}]
-        self.optimizer = torch.optim.AdamW(groups[: 1 + bool(careful)], lr=lr, betas=(0.9, 0.99), weight_decay=1e-2)
+        self._paces = (1.0, 0.1)[: 1 + bool(careful)]
+        groups = [{"params": part} for part in (rest, careful) if part]
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=1e-2)
         self.average = AveragedWeights(module, decay)
         self.step, self.started = 0, time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,8 +102,8 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["pace"] * learning_rate(self.step, self.steps, self.lr)
+        for group, pace in zip(self.optimizer.param_groups, self._paces, strict=True):
+            group["lr"] = pace * learning_rate(self.step, self.steps, self.lr)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         if torch.isfinite(norm):
             self.scaler.step(self.optimizer)

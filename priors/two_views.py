@@ -48,11 +48,9 @@ def encode_pair(model: VideoModel, clips: ClipFolder, name: str, size: tuple[int
         images = torch.from_numpy(recolor(rng, images.permute(0, 2, 3, 1).numpy(), 0.7)).permute(0, 3, 1, 2)
     latents = (encode(model.vae, images * 2 - 1) * model.scaling).half()
     height, width = rgb.shape[1:3]
-    focal = width / 2 / info["tan_x"]
-    K_px = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
     cells = latents.shape[-2:]
     unit = float(np.median(depth[np.isfinite(depth)]))
-    given = ray_map(K_px, np.eye(4), (height, width), cells, unit).expand(count, -1, -1, -1)
+    given = ray_map(clips.K_px(name), np.eye(4), (height, width), cells, unit).expand(count, -1, -1, -1)
     asked = torch.stack([
         ray_map(K, c2w, (path.height, path.width), cells, unit)
         for K, c2w in zip(path.K_px[MOMENTS], path.c2w[MOMENTS], strict=True)

@@ -121,6 +121,17 @@ def test_every_bad_row_is_named_with_line_and_column(tmp_path):
             "clip_id,input_uri,camera\na,x.mp4,static\na,x.mp4,static\n",
             "line 3, output_uri: line 2 writes to the same place",
         ),
+        (
+            "m.jsonl",
+            '{"clip_id": "a", "input_uri": "x.mp4", "camera": "static", "options": {"anchor": '
+            '{"route": "multiview", "multiview": "os:system", "allow_noncommercial": true}}}\n',
+            "line 1, options: a row may name the embedded multiview model",
+        ),
+        (
+            "m.jsonl",
+            '{"clip_id": "a", "input_uri": "x.mp4", "camera": "static", "options": {"depth": {"model": "/srv/other"}}}\n',
+            "line 1, options: a row may name the embedded depth model or a hub repository",
+        ),
         ("m.csv", f"clip_id,input_uri,camera\n{'a' * 300},x,static\n", "line 2, clip_id: it has 300 characters"),
     ],
 )

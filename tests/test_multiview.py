@@ -1,10 +1,12 @@
 """The multiview route: rays, attention across views, what is believed, what stays real, and which models are let in."""
 
 import json
+import shutil
 import textwrap
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,6 +34,7 @@ from recapture.engine.multiview import (
     ray_map,
 )
 from recapture.engine.pipeline import Recapture
+from recapture.engine.report.facts import visible_psnr
 from recapture.engine.video import VideoWriter
 from recapture.priors.train_multiview import build_unet, spatial_weights
 
@@ -220,6 +223,16 @@ def test_real_pixels_stay_and_imagined_ones_are_never_footage(engine, clip, flat
     report = imagined.save(clip / "out").parent
     facts = json.loads((report / "report.json").read_text())
     assert facts["anchor"]["route"] == "multiview"
+    # What is measured against footage is measured against footage alone.
+    counted = SimpleNamespace(generated=imagined.generated, anchor=imagined.anchor, evidence=imagined.mask)
+    found = facts["measures"]["generated_psnr_visible_db"]
+    assert found == pytest.approx(visible_psnr(imagined))
+    assert found != pytest.approx(visible_psnr(counted), abs=1e-3)
+    assert facts["measures"]["worst_boundaries"]
+    for each in facts["measures"]["worst_boundaries"]:
+        near = each["size"] // 2 + 4
+        rows, columns = (slice(max(0, each[axis] - near), each[axis] + near + 1) for axis in ("y", "x"))
+        assert {False, True} == set((imagined.evidence[each["frame"]][rows, columns] > 0).flat)
     assert [model["licence"] for model in facts["models"] if model["role"] == "multiview"] == ["research only"]
 
 
@@ -229,7 +242,8 @@ def test_auto_takes_points_for_small_turns_and_imagines_behind_wide_ones(engine,
         coverage = result.entries["anchor"].json("coverage")
         route, why = chosen_route(result.camera, result.hole_share)
         assert coverage["route"] == route == expected, why
-        asked = film(engine, clip, camera, route=expected, multiview=str(small_multiview))
+        named = {"multiview": str(small_multiview)} if expected == "multiview" else {}
+        asked = film(engine, clip, camera, route=expected, **named)
         assert asked.entries["anchor"].digest == result.entries["anchor"].digest  # what follows is not done again
 
 
@@ -247,6 +261,8 @@ def test_a_forbidding_licence_is_asked_about(flat_adapter) -> None:
         ("nothing", "no multiview model 'nothing'; give embedded, a directory"),
         ("no_such_module:Model", "cannot be imported"),
         ("json:JSONDecoder", "does not say its licence, noncommercial, version"),
+        ("./mine.py:Model", "cannot be imported"),
+        (":Model", "cannot be imported"),
     ],
 )
 def test_what_is_no_multiview_model_is_refused(name: str, said: str) -> None:
@@ -259,6 +275,16 @@ def test_a_directory_says_what_it_lacks(small_svd, tmp_path) -> None:
         find_multiview_model(str(write_small_multiview(tmp_path / "a", small_svd, licence=None)))
     with pytest.raises(ModelError, match="lacks vae, image_encoder"):
         find_multiview_model(str(write_small_multiview(tmp_path / "b", tmp_path)))
+    whole = write_small_multiview(tmp_path / "whole", small_svd)
+    about = json.loads((whole / "multiview.json").read_text())
+    for written, said in (([about], "no multiview model"), (about | {"steps": 0}, "asks for 0 steps")):
+        (whole / "multiview.json").write_text(json.dumps(written))
+        with pytest.raises(ModelError, match=said):
+            find_multiview_model(str(whole))
+    (whole / "multiview.json").write_text(json.dumps(about))
+    shutil.rmtree(whole / "unet")
+    with pytest.raises(ModelError, match="a directory with multiview"):
+        find_multiview_model(str(whole))
     other = write_small_svd(tmp_path / "svd", latent_channels=8)
     with pytest.raises(ModelError, match="with this VAE 23 and 8 are needed"):
         DirectoryMultiview(write_small_multiview(tmp_path / "c", other), CPU)

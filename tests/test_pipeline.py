@@ -342,7 +342,8 @@ def test_a_warm_start_takes_no_adapter_that_does_not_fit(small_svd, film, tmp_pa
     )
 
 
-def test_weights_that_are_pickled_are_never_loaded(small_svd, tmp_path):
+@pytest.mark.parametrize("part", ["unet", "vae", "image_encoder"])
+def test_weights_that_are_pickled_are_never_loaded(part, small_svd, tmp_path):
     canary, model = tmp_path / "canary", tmp_path / "model"
 
     class Evil:
@@ -350,9 +351,10 @@ def test_weights_that_are_pickled_are_never_loaded(small_svd, tmp_path):
             return os.system, (f"touch {canary}",)
 
     shutil.copytree(small_svd, model)
-    for part in ("unet", "vae"):
-        (model / part / "diffusion_pytorch_model.safetensors").unlink()
-        torch.save({"weight": Evil()}, model / part / "diffusion_pytorch_model.bin")
+    (weights,) = (model / part).glob("*.safetensors")
+    weights.unlink()
+    name = "pytorch_model.bin" if part == "image_encoder" else "diffusion_pytorch_model.bin"
+    torch.save({"weight": Evil()}, model / part / name)
     with pytest.raises((OSError, ModelError)):
         Recapture.from_pretrained(model, device="cpu", store=tmp_path / "store").models.video(2)
     assert not canary.exists()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ skimage_data = pytest.importorskip("skimage.data")
 from diffusers import StableVideoDiffusionPipeline  # noqa: E402
 
 from recapture.engine.depth.network import DepthNet  # noqa: E402
+from recapture.engine.multiview import find_multiview_model  # noqa: E402
 from recapture.priors.evaluate import depth_errors, prior_of, to_tensor, vae_rows  # noqa: E402
 from recapture.priors.textures import procedural_texture  # noqa: E402
 
@@ -54,6 +56,7 @@ def data(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     for index in range(2):
         rgb, depth = room(index)
+        depth[:40] = np.inf  # a room without its ceiling
         np.save(folder / f"{index:04d}.rgb.npy", np.stack([rgb] * 5))
         np.save(folder / f"{index:04d}.depth.npy", np.stack([depth] * 5).astype(np.float16))
         (folder / f"{index:04d}.json").write_text(json.dumps({"fps": 12, "kind": "indoor"}))
@@ -125,6 +128,29 @@ def test_a_guided_unet_begins_as_the_plain_one_and_learns_from_pairs(
     assert all(pair["anchor"].shape == pair["latents"].shape for pair in pairs)
     assert 0 < pairs[0]["mask"].float().mean() < 1  # the truck uncovers something, standing still nothing
     assert pairs[1]["mask"].all()
+
+    # The multiview model learns from the same clips.
+    call(
+        monkeypatch,
+        "two_views",
+        "--data",
+        data,
+        "--model",
+        WEIGHTS / "tiny",
+        "--out",
+        tmp_path / "two_views",
+        "--threads",
+        1,
+    )
+    shutil.copytree(tmp_path / "two_views" / "train", tmp_path / "two_views" / "held_out")
+    learn = ["--pairs", tmp_path / "two_views", "--model", WEIGHTS / "tiny", "--run", tmp_path / "multiview"]
+    learn += ["--batch", 1, "--save-every", 1, "--threads", 1]
+    call(monkeypatch, "train_multiview", *learn, "--steps", 1)
+    call(monkeypatch, "train_multiview", *learn, "--steps", 2)
+    assert steps_of(tmp_path / "multiview") == 2
+    shutil.copytree(WEIGHTS / "tiny", tmp_path / "tiny")
+    call(monkeypatch, "train_multiview", *learn, "--export", tmp_path / "exported")
+    assert find_multiview_model(str(tmp_path / "exported")).licence == "Apache-2.0"
 
     run = tmp_path / "guided"
     options = ["--latents", tmp_path, "--scaling", 0.5, "--run", run, "--guided", "--frames", 2, "--images-until", 1]

@@ -11,6 +11,7 @@ import torch
 
 from ...engine.cameras import parse_camera
 from ...engine.config import RunConfig, override
+from ...engine.multiview import find_multiview_model
 from ...engine.pipeline import Recapture
 from ...engine.stages import STAGES
 from ...engine.store import canonical_json
@@ -60,6 +61,7 @@ def pipeline_digest(engine: Recapture, *, warm_start: bool) -> str:
     parts = {
         "stages": {stage.name: stage.version for stage in STAGES},
         "weights": [models.unet_digest, models.encoder_digest],
+        "multiview": find_multiview_model("embedded").digest,
         "depth": models.depth_source(config.depth.model).digest,
         "config": {**config.to_json(), "model": ""},  # a model's name is not its weights
         "warm_start": warm_start,

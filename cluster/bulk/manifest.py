@@ -310,6 +310,12 @@ def _check_options(text: str) -> str:
         raise InputError('it is no object of objects, such as {"tune": {"rank": 8}}')
     if unknown := set(sections) - set(known):
         raise InputError(f"there is no section {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    # What a model's name leads to is loaded by the workers: no folder outside the roots, and no adapter's code.
+    depth, multiview = (sections.get(part, {}).get(key) for part, key in (("depth", "model"), ("anchor", "multiview")))
+    if multiview not in (None, "embedded"):
+        raise InputError("a row may name the embedded multiview model, no other")
+    if isinstance(depth, str) and (depth.startswith(("/", ".", "~")) or ".." in depth):
+        raise InputError("a row may name the embedded depth model or a hub repository, no folder")
     override(RunConfig(), options_of(text))
     return canonical_json(sections).decode()
 

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from ..cameras import parse_camera
 from ..config import RunConfig, override
-from ..multiview import find_multiview_model
+from ..multiview import multiview_source
 from ..pipeline import Recapture, Result
 from ..stages import STAGES
 from ..store import canonical_json
@@ -186,11 +186,8 @@ class _ShotAtWork:
             value |= {"config": config.to_json(), "stages": {stage.name: stage.version for stage in STAGES}}
             value["depth_weights"] = models.depth_source(config.depth.model).digest
             value["device"] = models.device.type
-            options = config.anchor
-            if options.route != "points":
-                value["multiview"] = find_multiview_model(
-                    options.multiview, allow_noncommercial=options.allow_noncommercial
-                ).digest
+            if (source := multiview_source(config.anchor)) is not None:
+                value["multiview"] = source.digest
             if job.row.until != "anchor":
                 value["weights"] = [models.unet_digest, models.encoder_digest]
         return hashlib.sha256(canonical_json(value)).hexdigest()[:32]

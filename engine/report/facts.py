@@ -1,6 +1,5 @@
 """Everything a report says, as JSON values: `report.json` is this, and the page shows nothing else but pictures."""
 
-import json
 import math
 import os
 import platform
@@ -15,9 +14,11 @@ import numpy as np
 import torch
 
 from ..anchor import to_tensor, to_uint8
+from ..cameras.rigid import rotation_angle_deg
 from ..condition import working_anchor
 from ..deliver import to_clip_size
 from ..measure import frame_changes, psnr_of_error, seam_ratios, worst_boundaries
+from ..models import weight_count
 from ..multiview import chosen_route
 from ..run import Run
 from .command import command_of
@@ -71,7 +72,7 @@ def gather(result: "Result") -> dict[str, Any]:
         "camera": {"text": run.camera.text, **_motion(result)},
         "intrinsics": {**lens, "source_says": _LENS[lens["source"]]},
         "depth": depth,
-        "models": [_video_model(run, parameters), _depth_model(run), *_multiview_model(run)],
+        "models": [_video_model(run, parameters), _depth_model(run), *_multiview_model(result)],
         "anchor": _route(result),
         "seed": run.config.seed,
         "versions": versions(),
@@ -105,10 +106,10 @@ def measures(result: "Result") -> dict[str, Any]:
     seams = [before.stop for before in windows[:-1]]  # where each window's own frames begin
 
     def at_clip_size(t: int) -> np.ndarray:
-        return to_uint8(to_clip_size(to_tensor(result.generated[t : t + 1]), result.mask.shape[1:]))[0]
+        return to_uint8(to_clip_size(to_tensor(result.generated[t : t + 1]), result.evidence.shape[1:]))[0]
 
     joined = result.run.config.deliver.composite == "on"
-    worst = worst_boundaries(at_clip_size, result.anchor, result.mask) if joined else []
+    worst = worst_boundaries(at_clip_size, result.anchor, result.evidence) if joined else []
     return {
         "generated_psnr_visible_db": visible_psnr(result),
         "frame_change": changes,
@@ -123,11 +124,11 @@ def measures(result: "Result") -> dict[str, Any]:
 
 
 def visible_psnr(result: "Result") -> float:
-    """PSNR in dB of the generated frames against the anchor, over what it shows, at the working size."""
+    """PSNR in dB of the generated frames against the footage in the anchor, at the working size."""
     size = result.generated.shape[1:3]
     total, count = 0.0, 0
     for t in range(len(result.generated)):
-        picture, valid = working_anchor(result.anchor[t : t + 1], result.mask[t : t + 1], size)
+        picture, valid = working_anchor(result.anchor[t : t + 1], result.evidence[t : t + 1] > 0, size)
         error = result.generated[t].astype(np.float32) - to_uint8(picture)[0]
         error = error[valid[0].numpy()]
         total, count = total + float(np.square(error).sum(dtype=np.float64)), count + error.size
@@ -166,19 +167,8 @@ def spoken_count(count: int) -> str:
 
 
 def parameter_count(folder: Path) -> int | None:
-    """Parameters of a model directory by the headers of its safetensors files, None where it has none.
-
-    Loading a network for it would cost more than the whole report.
-    """
-    total = 0
-    for part in ("unet", "vae", "image_encoder"):
-        files = sorted((folder / part).glob("*.safetensors"))
-        # Repositories hold half-precision twins beside the full files: one of the two is counted.
-        for path in [f for f in files if ".fp16" not in f.name] or files:
-            with path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            total += sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
-    return total or None
+    """Parameters of a model directory, None where it has no safetensors files."""
+    return sum(weight_count(folder / part) for part in ("unet", "vae", "image_encoder")) or None
 
 
 def versions() -> dict[str, str]:
@@ -232,18 +222,19 @@ def _route(result: "Result") -> dict[str, str]:
     return {"route": result.entries["anchor"].json("coverage")["route"], "why": why}
 
 
-def _multiview_model(run: Run) -> list[dict[str, Any]]:
-    source = run.multiview_source
-    if source is None:
+def _multiview_model(result: "Result") -> list[dict[str, Any]]:
+    source = result.run.multiview_source
+    if source is None or result.entries["anchor"].json("coverage")["route"] != "multiview":
         return []
-    about = {"name": source.name, "source": "--multiview", "licence": source.licence, "parameters": None}
+    count = None if source.folder is None else parameter_count(source.folder)
+    about = {"name": source.name, "source": "--multiview", "licence": source.licence, "parameters": count}
     return [{"role": "multiview", **about, "digests": {"weights": source.digest}}]
 
 
 def _motion(result: "Result") -> dict[str, float]:
     """How far the path leaves the source camera, at most."""
     path = result.camera
-    turn = np.degrees(np.arccos(np.clip((np.trace(path.c2w[:, :3, :3], axis1=1, axis2=2) - 1) / 2, -1, 1)))
+    turn = rotation_angle_deg(path.c2w[:, :3, :3])
     away = np.linalg.norm(path.c2w[:, :3, 3], axis=1) / result.entries["depth"].json("summary")["median"]
     return {"largest_turn_deg": float(turn.max()), "largest_move_median_depths": float(away.max())}
 

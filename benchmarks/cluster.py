@@ -37,10 +37,11 @@ _STEPS = 6
 """Tuning steps a call."""
 
 
-def rows(quick: bool) -> list[Row]:
-    """Rows of everything; `quick` is fewer frames and repetitions."""
+def rows(part: str, quick: bool) -> list[Row]:
+    """Rows of `tuning`, `start` or `frames`; `quick` is fewer frames and repetitions."""
+    measure = {"tuning": _tuning_rows, "start": _start_rows, "frames": _frame_rows}[part]
     with tempfile.TemporaryDirectory(prefix="recapture-bench-") as folder, one_thread():
-        return [*_tuning_rows(Path(folder), quick), *_start_rows(quick), *_frame_rows(Path(folder), quick)]
+        return measure(Path(folder), quick)
 
 
 def _frame_rows(folder: Path, quick: bool) -> list[Row]:
@@ -102,7 +103,7 @@ def _works(result: Result) -> list[FrameWork]:
     ]
 
 
-def _start_rows(quick: bool) -> list[Row]:
+def _start_rows(folder: Path, quick: bool) -> list[Row]:
     """Seconds before the first work: Ray alone, and with a worker that has found its model."""
 
     def started() -> None:

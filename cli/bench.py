@@ -49,19 +49,33 @@ def kernels(
     _print(rows)
 
 
+CLUSTER_PARTS = ("tuning", "start", "frames")
+
+
 @bench.command()
-def cluster(quick: Quick = False, out: Out = None, as_json: Json = False) -> None:
+def cluster(
+    part: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(CLUSTER_PARTS)}; repeat it.", show_default="all")
+    ] = None,
+    quick: Quick = False,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
     """Time frame work on Ray's workers against this process, Ray's start, and the tuning loop against a bare one."""
     from ..engine.errors import InputError
 
+    chosen = _chosen(part, CLUSTER_PARTS)
     try:
         module = import_module("recapture.benchmarks.cluster")
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
         raise InputError("Ray is not installed: pip install 'recapture[cluster]'") from None
-    rows = module.rows(quick)
-    _append(rows, out)
+    rows: list[dict[str, Any]] = []
+    for name in chosen:
+        typer.echo(f"timing {name}", err=True)
+        rows += (found := module.rows(name, quick))
+        _append(found, out)
     if as_json:
         emit(rows)
         return

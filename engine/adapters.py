@@ -101,22 +101,27 @@ def train_only(unet: nn.Module, adapters: Iterable[AdapterName]) -> None:
 
 def enable(unet: nn.Module, adapters: Iterable[AdapterName]) -> None:
     """Switch on exactly these adapters; the others are skipped in the forward pass."""
-    chosen = set(adapters)
-    for layer in _tuner_layers(unet):
-        # peft's `enable_adapters` would also rewrite requires_grad, which is ours to keep.
-        layer._disable_adapters = not any(name in chosen for name in layer.lora_A)
+    _switch(_tuner_layers(unet), adapters)
 
 
 @contextmanager
 def enabled(unet: nn.Module, adapters: Iterable[AdapterName]) -> Iterator[None]:
     """Within the context exactly these adapters are on."""
-    before = [layer._disable_adapters for layer in _tuner_layers(unet)]
-    enable(unet, adapters)
+    layers = _tuner_layers(unet)  # once: to look through a UNet's modules takes 2 % of a small model's step
+    before = [layer._disable_adapters for layer in layers]
+    _switch(layers, adapters)
     try:
         yield
     finally:
-        for layer, disabled in zip(_tuner_layers(unet), before, strict=True):
+        for layer, disabled in zip(layers, before, strict=True):
             layer._disable_adapters = disabled
+
+
+def _switch(layers: "list[LoraLayer]", adapters: Iterable[AdapterName]) -> None:
+    chosen = set(adapters)
+    for layer in layers:
+        # peft's `enable_adapters` would also rewrite requires_grad, which is ours to keep.
+        layer._disable_adapters = not any(name in chosen for name in layer.lora_A)
 
 
 def switched_as_now(module: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -86,7 +86,7 @@ def time_plan(run: Run, frames: int) -> dict[str, float]:
     windows = len(windows_of(run, frames))
     guided = 1 if options.sample.guidance == (1.0, 1.0) else 2
     return {
-        "source": 2 * encode * options.condition.augmentations,
+        "source": 2 * encode * options.condition.augmentations * (options.tune.spatial_steps > 0),
         "condition": 2 * encode * frames,
         "spatial": 3 * single * options.tune.spatial_batch * options.tune.spatial_steps,
         "temporal": 3 * forward * options.tune.temporal_batch * options.tune.temporal_steps,

@@ -210,10 +210,17 @@ def _condition_options(run: Run) -> dict[str, Any]:
     return {**asdict(run.config.condition), "size": list(run.size), "seed": run.config.seed}
 
 
-@stage("frames", config=_condition_options, weights=lambda run: run.models.encoder_digest, per_clip=True, by_frame=True)
+def _source_options(run: Run) -> dict[str, Any]:
+    return {"bank": "empty"} if run.config.tune.spatial_steps == 0 else _condition_options(run)
+
+
+@stage("frames", config=_source_options, weights=lambda run: run.models.encoder_digest, per_clip=True, by_frame=True)
 def source(run: Run, inputs: Inputs, out: Writer) -> None:
-    """Encode augmented source frames."""
+    """Encode augmented source frames, which the spatial adapter learns from; none where it is not tuned."""
     options = run.config.condition
+    if run.config.tune.spatial_steps == 0:
+        out.json("bank", {"frame": [], "of": inputs["frames"].digest})  # still tells clips apart: see `record_of`
+        return
     work = EncodeSource(frames=inputs["frames"], batch=options.micro_batch)
     encoded = _gathered(run, work, options.augmentations, out, "source")
     for name in ("latents", "prompts", "tokens"):
@@ -307,10 +314,10 @@ def temporal(run: Run, inputs: Inputs, out: Writer) -> None:
     passes: dict[adapters.AdapterName, Callable[[int], Tensor]] = {
         "temporal": lambda step: tuner.temporal_loss(told, step)
     }
-    if options.schedule == "joint":
+    if options.schedule == "joint" and options.spatial_steps:
         bank = source_bank(run, inputs)
         passes = {"spatial": lambda step: tuner.spatial_loss(bank, step), **passes}
-    else:
+    elif options.schedule != "joint":
         load_adapters(run, inputs)
     steps, neighbour = options.temporal_steps, run.neighbour
     if steps and not told.mask.any():

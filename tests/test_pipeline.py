@@ -131,6 +131,15 @@ def test_an_interrupted_tuning_resumes_to_the_same_bits(small_svd, film, tmp_pat
     assert resumed.entries["temporal"].json(tuning) == whole.entries["temporal"].json(tuning)
 
 
+@pytest.mark.parametrize("schedule", ["decoupled", "joint"])
+def test_what_is_not_tuned_is_not_prepared(film, schedule):
+    untuned = {**OPTIONS, "tune": {**OPTIONS["tune"], "spatial_steps": 0, "temporal_steps": 0, "schedule": schedule}}
+    draft = film(options=untuned)
+    assert draft.entries["source"].json("bank")["frame"] == []
+    assert draft.frames.shape == draft.source.shape
+    assert not {"frames", "depth", "anchor", "condition"} - reused(film())  # and the source's frames are encoded now
+
+
 def test_joint_tunes_the_spatial_adapter_alike(film):
     """The temporal pass never moves the spatial adapter, so both schedules end at the same one."""
     steps = {"rank": 2, "spatial_steps": 3, "temporal_steps": 3}

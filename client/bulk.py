@@ -180,12 +180,10 @@ class _Rows:
 
     def _upload(self, path: Path) -> Upload:
         """Send a clip, or wait for the row that is sending it."""
+        mine: Future[Upload] = Future()
         with self._lock:
-            sending = self._sending.get(path)
-            mine = Future[Upload]() if sending is None else None
-            if mine is not None:
-                self._sending[path] = mine
-        if mine is None:
+            sending = self._sending.setdefault(path, mine)
+        if sending is not mine:
             return sending.result()
         try:
             mine.set_result(self._client.uploads.create(path, once=True))

@@ -1,5 +1,6 @@
 """Bulk runs of the client against the real service: rows that share a clip, outages, renders that did not end well."""
 
+import asyncio
 import json
 import signal
 import threading
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from recapture.client import Client, ConnectionFailed, Render
+from recapture.client import AsyncClient, Client, ConnectionFailed, Render, Upload
 from recapture.client.errors import AuthenticationError, NotFound
 from recapture.serve.settings import Settings
 
@@ -66,6 +67,14 @@ def test_who_sends_the_same_clip_at_once_waits_for_the_other(clip, tmp_path, mon
     with Server(Settings(data=tmp_path / "data")) as server, server.client() as client:
         with ThreadPoolExecutor(6) as pool:
             uploads = list(pool.map(lambda _: client.uploads.create(clip, once=True), range(6)))
+        assert {upload.status for upload in uploads} == {"ready"}
+        assert len({upload.id for upload in uploads}) == 1
+
+        async def together() -> list[Upload]:
+            async with AsyncClient(server.url, api_key=server.key("other")) as other:
+                return await asyncio.gather(*(other.uploads.create(clip, once=True) for _ in range(6)))
+
+        uploads = asyncio.run(together())
         assert {upload.status for upload in uploads} == {"ready"}
         assert len({upload.id for upload in uploads}) == 1
 

@@ -117,6 +117,9 @@ def bulk(
         rows = client.bulk.run(
             manifest, results, in_flight=in_flight,
             on_row=lambda row, done, total: typer.echo(f"{done}/{total}  {row.clip_id}  {row.status}", err=True),
+            on_pause=lambda clip_id, why, pause_s: typer.echo(
+                f"{clip_id}: {why}; again in {pause_s:.0f} s", err=True
+            ),
         )  # fmt: skip
     failed = [row for row in rows if row.status != "completed"]
     if as_json:

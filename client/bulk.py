@@ -9,7 +9,8 @@ A manifest is CSV, JSON lines or Parquet with a row a render:
     start_s, end_s, seed, options (a JSON object), priority: may be left out; higher priorities go first
 
 Each row's calls carry one idempotency key made from the row, so a driver that is killed and started again finds the
-renders that it had asked for; the journal beside the results says which rows are done.
+renders that it had asked for; the journal beside the results says which rows are done. A render that had ended otherwise
+than completed is asked for once more. While the service does not answer, or is full, rows wait.
 """
 
 import contextlib
@@ -18,22 +19,31 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from .errors import APIError, ClientError, RenderFailed, UploadFailed, WaitTimeout
-from .schema import CameraFile, Options, Render, Seed
+from .errors import APIError, ClientError, ConnectionFailed, NotFound, RenderFailed, UploadFailed, WaitTimeout
+from .retries import RETRIED, backoff_s
+from .schema import CameraFile, Options, Render, Seed, Upload
 
 if TYPE_CHECKING:
     from .synchronous import Client
 
 MOST_ROWS = 1_000_000
 SCHEMA_VERSION = 1
+LONGEST_PAUSE_S = 60.0
+PATIENCE_S = 86_400.0
+"""How long a service may be away, or full, until that is the result of a row that waits for it."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class Row(BaseModel):
@@ -91,6 +101,7 @@ class Bulk:
         *,
         in_flight: int = 4,
         on_row: Callable[[RowResult, int, int], None] = lambda result, done, total: None,
+        on_pause: Callable[[str, str, float], None] = lambda clip_id, why, pause_s: None,
     ) -> list[RowResult]:
         """Render every row; return and write what became of each, in the manifest's order.
 
@@ -98,9 +109,11 @@ class Bulk:
             results: table to write: `.parquet` (needs pyarrow) or `.jsonl`. Its journal lies beside it.
             in_flight: rows under way at once.
             on_row: called with a result, and how many of how many rows are through.
+            on_pause: called, in the row's own thread, when a row waits for a service that does not answer or is full:
+                its name, why, and after how many seconds it is tried again.
 
         Raises:
-            ClientError: the manifest cannot be used; nothing was sent.
+            ClientError: the manifest cannot be used, or the service not be asked for its models; nothing was sent.
         """
         rows, target = read_manifest(Path(manifest)), Path(results)
         if target.suffix not in (".parquet", ".jsonl"):
@@ -108,8 +121,11 @@ class Bulk:
         journal = Journal(target.with_name(target.name + ".journal"))
         done = {row.clip_id: known for row in rows if (known := journal.known(row)) is not None}
         waiting = sorted((row for row in rows if row.clip_id not in done), key=lambda row: -row.priority)
+        if waiting:
+            self._client.models()  # a wrong address or key is the run's fault, and no row's
         pool, stop = ThreadPoolExecutor(in_flight), threading.Event()
-        under_way = [pool.submit(self._row, row, stop) for row in waiting]
+        work = _Rows(self._client, stop, on_pause)
+        under_way = [pool.submit(work.result, row) for row in waiting]
         try:
             for future in as_completed(under_way):
                 result = future.result()
@@ -123,19 +139,35 @@ class Bulk:
         write_results(ordered, target)
         return ordered
 
-    def _row(self, row: Row, stop: threading.Event) -> RowResult:
+
+class _Rows:
+    """The rows of one run, each in a thread of its own."""
+
+    def __init__(self, client: "Client", stop: threading.Event, on_pause: Callable[[str, str, float], None]) -> None:
+        self._client, self._stop, self._on_pause = client, stop, on_pause
+        self._sending: dict[Path, Future[Upload]] = {}
+        self._lock = threading.Lock()
+
+    def result(self, row: Row) -> RowResult:
+        """Take a row through the service."""
         client = self._client
         try:
-            upload = client.uploads.create(_local(row.input_uri), once=True)
+            upload = self._patiently(row, self._upload, _local(row.input_uri))
             options = _cut(row, upload.clip.fps if upload.clip else 0.0)
-            render = client.renders.create(
-                upload, _camera(row.camera), options=options, seed=row.seed, idempotency_key=row.key
-            )
-            while not render.done and not stop.is_set():
+            create = partial(
+                client.renders.create, upload, _camera(row.camera), options=options, seed=row.seed,
+                idempotency_key=row.key,
+            )  # fmt: skip
+            render = self._patiently(row, create)
+            if render.done and render.status != "completed":  # in an earlier run; deleted, it leaves its key free
+                with contextlib.suppress(NotFound):
+                    self._patiently(row, client.renders.delete, render)
+                render = self._patiently(row, create)
+            while not render.done and not self._stop.is_set():
                 with contextlib.suppress(WaitTimeout):
-                    render = client.renders.wait(render, timeout_s=2.0)
+                    render = self._patiently(row, client.renders.wait, render, timeout_s=2.0)
             if render.done:
-                client.renders.download(render, _local(row.output_uri))
+                self._patiently(row, client.renders.download, render, _local(row.output_uri))
             return _result(row, render)
         except RenderFailed as failure:
             return _result(row, failure.render)
@@ -145,6 +177,49 @@ class Bulk:
             return _refused(row, failure.code, failure.message)
         except (ClientError, OSError, ValidationError) as failure:
             return _refused(row, "client", str(failure).splitlines()[0])
+
+    def _upload(self, path: Path) -> Upload:
+        """Send a clip, or wait for the row that is sending it."""
+        mine: Future[Upload] = Future()
+        with self._lock:
+            sending = self._sending.setdefault(path, mine)
+        if sending is not mine:
+            return sending.result()
+        try:
+            mine.set_result(self._client.uploads.create(path, once=True))
+        except BaseException as failure:
+            mine.set_exception(failure)
+        finally:
+            # A later row asks the service again, which may have removed the upload meanwhile.
+            with self._lock:
+                del self._sending[path]
+        return mine.result()
+
+    def _patiently(self, row: Row, call: Callable[_P, _T], *args: _P.args, **options: _P.kwargs) -> _T:
+        """The call's result; while there is no answer, or one that says to come back, it is made again and again."""
+        tries, until = 0, time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return call(*args, **options)
+            except (ConnectionFailed, APIError) as failure:
+                if not _passes(failure) or time.monotonic() >= until:
+                    raise
+                asked_s = (failure.retry_after_s or 0.0) if isinstance(failure, APIError) else 0.0
+                pause_s = max(backoff_s(tries, longest_s=LONGEST_PAUSE_S), min(asked_s, LONGEST_PAUSE_S))
+                self._on_pause(row.clip_id, failure.message, pause_s)
+                if self._stop.wait(pause_s):
+                    raise
+                tries += 1
+
+
+def _passes(failure: ConnectionFailed | APIError) -> bool:
+    """Whether it is of the moment, and not of what was asked for."""
+    return (
+        isinstance(failure, ConnectionFailed)
+        or failure.status in RETRIED
+        or failure.status >= 500
+        or failure.code == "upload_conflict"
+    )
 
 
 class Journal:

@@ -42,4 +42,4 @@ def settings(base_url: str | None, api_key: str | None) -> tuple[str, Headers]:
 
 def next_poll_s(polls: int) -> float:
     """Seconds between two looks at a render that is waited for: short at first, for renders that are."""
-    return min(5.0, 0.2 * 1.3**polls)
+    return min(5.0, 0.2 * 1.3 ** min(polls, 13))  # bounded: a float ends after 2706 polls, four hours

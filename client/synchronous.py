@@ -23,7 +23,7 @@ from .errors import (
     error_of,
 )
 from .files import ClipFile, PartFile
-from .retries import MAX_RETRIES, pause_s
+from .retries import MAX_RETRIES, part_pause_s, pause_s
 from .schema import (
     Camera,
     ClipOptions,
@@ -175,13 +175,16 @@ class Uploads:
         upload = self._client.send(calls.create_upload(clip.request, f"clip-{clip.sha256}" if once else None))
         lost = 0
         while upload.status == "pending":
+            offset = upload.offset
             try:
-                upload = self._client.send(calls.send_part(upload, upload.offset, clip.part(upload.offset)))
+                upload = self._client.send(calls.send_part(upload, offset, clip.part(offset)))
             except (ConnectionFailed, APIError) as failure:
-                lost += 1
-                if lost > self._client.max_retries or isinstance(failure, NotFound):
+                pause = part_pause_s(failure, lost, self._client.max_retries)
+                if pause is None:
                     raise
+                time.sleep(pause)
                 upload = self.retrieve(upload)
+            lost = 0 if upload.offset > offset else lost + 1
         if upload.status == "failed":
             raise UploadFailed(upload)
         return upload

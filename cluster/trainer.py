@@ -12,12 +12,13 @@ from typing import Any
 
 import ray.train
 import torch
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from ..engine.config import RunConfig as EngineConfig
-from ..engine.errors import ClusterError, InputError
+from ..engine.errors import ClusterError, InputError, RecaptureError
 from ..engine.pipeline import Recapture
 from ..engine.run import Run
 from ..engine.stage import Inputs, Stage, perform
@@ -25,6 +26,9 @@ from ..engine.stages import STAGES
 from ..engine.store import Store
 from .session import require
 from .zero import Settings, Zero
+
+_NO_MEMORY = "can't allocate memory"
+"""How torch's CPU allocator says it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,7 @@ class Tuning:
 
         Raises:
             InputError: the cluster has fewer devices.
+            RecaptureError: the stage's own, of whichever process had it; memory that is out is raised as it came.
             ClusterError: the processes died more often than `retries`.
         """
         require(gpus=self.devices * self.gpu, cpus=self.devices)
@@ -85,10 +90,8 @@ class Tuning:
         try:
             with store.scratch("train") as folder:
                 self._launch(order, stage.name, folder)
-        except WorkerGroupError as error:
-            raise next(iter(error.worker_failures.values())) from None
-        except TrainingFailedError as error:
-            raise ClusterError(f"tuning on {self.devices} devices failed: {error}") from None
+        except (TrainingFailedError, RayError) as error:
+            raise failure_of(error, self.devices) from error
 
     def _launch(self, order: dict[str, Any], name: str, folder: Path) -> None:
         """Run `_train` in all processes; `folder` is for what Ray Train keeps of it."""
@@ -107,6 +110,25 @@ class Tuning:
                 failure_config=FailureConfig(max_failures=self.retries),
             ),
         ).fit()
+
+
+def failure_of(error: Exception, devices: int) -> Exception:
+    """What to raise for a tuning that failed for good.
+
+    When one process fails, the others lose their peer: of all their errors only one says why.
+    """
+    failures = dict(sorted(error.worker_failures.items())) if isinstance(error, WorkerGroupError) else {}
+    for failure in failures.values():
+        if isinstance(failure, RecaptureError | MemoryError | torch.OutOfMemoryError) or _NO_MEMORY in str(failure):
+            return failure
+    said = "; ".join(f"process {rank}: {_line(failure)}" for rank, failure in failures.items()) or _line(error)
+    return ClusterError(f"tuning on {devices} devices failed: {said}; `ray logs` on their machines says more")
+
+
+def _line(error: Exception) -> str:
+    """What an error says, in a line."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def _train(order: dict[str, Any]) -> None:

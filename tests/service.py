@@ -24,13 +24,14 @@ QUICK = Options(rank=2, spatial_steps=1, temporal_steps=2, sample_steps=1, sdedi
 
 
 class Server:
-    """The app behind uvicorn, in a thread of this process, on a port of its own."""
+    """The app behind uvicorn, in a thread of this process, on a port of its own or where an earlier one was."""
 
-    def __init__(self, settings: Settings, **more: Any) -> None:
+    def __init__(self, settings: Settings, *, port: int = 0, **more: Any) -> None:
         self.settings = settings
         self.api = create_api(settings, **more)
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        self.socket = socket.create_server(("127.0.0.1", port))
+        self.port = self.socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         config = uvicorn.Config(self.api, log_level="warning", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self.socket],), daemon=True)

@@ -1,5 +1,6 @@
 """Bulk's state machines, without Ray: which row is whose, who may compute what, who owns an output."""
 
+import errno
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -9,12 +10,20 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from pyarrow import fs
 
+from recapture.cluster.bulk import places
+from recapture.cluster.bulk.driver import Policy
 from recapture.cluster.bulk.leases import Leases
+from recapture.cluster.bulk.operate import Resume
 from recapture.cluster.bulk.ownership import Ownership, OwnershipError, read_owner
-from recapture.cluster.bulk.places import open_place
+from recapture.cluster.bulk.places import Place, open_place
 from recapture.cluster.bulk.references import STALE_S, References, live_keys
 from recapture.cluster.bulk.schedule import Schedule
+from recapture.engine.errors import OutputError
+
+from .bulk_rows import Bulk, make_bulk
+from .faulty_filesystem import Faulty
 
 WORKERS = ["a", "b", "c"]
 
@@ -262,3 +271,54 @@ def test_live_runs_are_told_from_dead_ones(out):
     assert live_keys(out, now=1e12 + STALE_S) == set()
     here.drop()
     assert live_keys(out) == {"k3"}
+
+
+class SilentOwner(Faulty):
+    """Does not answer the next `left` questions after the owner."""
+
+    left = 0
+
+    def open_input_stream(self, path):
+        if path.endswith("owner.json") and self.left:
+            self.left -= 1
+            raise OSError(errno.ETIMEDOUT, "the store did not answer in time")
+        return super().open_input_stream(path)
+
+
+@pytest.fixture
+def silent_owner(tmp_path, monkeypatch) -> tuple[Bulk, SilentOwner]:
+    monkeypatch.setattr(places, "_PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "store").mkdir()
+    handler = SilentOwner(fs.SubTreeFileSystem(str(tmp_path / "store"), fs.LocalFileSystem()), lambda count: None)
+    bulk = make_bulk(tmp_path)
+    bulk.place = Place(fs.PyFileSystem(handler), "bucket", "faulty://bucket")
+    bulk.policy = Policy(workers=1, shard_rows=1, beat_s=0.0)
+    return bulk, handler
+
+
+def test_a_store_that_is_silent_for_a_while_ends_no_run(silent_owner):
+    bulk, handler = silent_owner
+    silences = iter([8])  # two looks of four tries, after the first row
+
+    def silence(outcome, attempts):
+        handler.left = next(silences, 0)
+
+    assert bulk.run(on_outcome=silence).rows == {"ok": 6}
+    assert len(bulk.results()) == 6
+
+
+def test_a_store_that_stays_silent_ends_the_run_by_name_and_finished_rows_are_written(silent_owner):
+    bulk, handler = silent_owner
+    finished = []
+
+    def silence(outcome, attempts):
+        finished.append(outcome)
+        handler.left = 10**9
+
+    with pytest.raises(OutputError, match=r"cannot read faulty://bucket/owner\.json: the store did not answer"):
+        bulk.run(on_outcome=silence)
+    handler.left = 0
+    assert 0 < len(finished) == len(bulk.results()) < 6
+    assert bulk.run(resume=Resume(takeover=True)).rows == {"ok": 6}
+    assert len(bulk.pool.rendered) == 6 - len(finished)

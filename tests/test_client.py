@@ -13,6 +13,7 @@ import pytest
 
 import recapture.client as client_package
 from recapture.client import APIError, Client, ClientError, ConnectionFailed, DownloadDamaged, Render
+from recapture.client.connection import next_poll_s
 from recapture.client.errors import Conflict, RateLimited
 from recapture.client.retries import LONGEST_RETRY_AFTER_S, pause_s
 
@@ -155,8 +156,14 @@ def test_pauses_double_to_eight_seconds_and_are_drawn():
     lost = ConnectionFailed("x")
     assert [pause_s(lost, n, 9, draw=lambda: 1.0) for n in range(7)] == [0.5, 1, 2, 4, 8, 8, 8]
     assert [pause_s(lost, n, 9, draw=lambda: 0.0) for n in range(2)] == [0.25, 0.5]
+    assert pause_s(lost, 5000, 9999, draw=lambda: 1.0) == 8
     assert pause_s(lost, 2) is None
     assert pause_s(ClientError("x"), 0) is None
+
+
+def test_polls_slow_down_to_five_seconds_however_long_it_takes():
+    assert next_poll_s(0) == 0.2
+    assert 4 < next_poll_s(12) < next_poll_s(13) == next_poll_s(10**6) == 5
 
 
 def test_no_answer_at_all():

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from recapture.cluster.session import connect
-from recapture.cluster.trainer import Tuning
+from recapture.cluster.trainer import Tuning, failure_of
 from recapture.cluster.workers import workers
 from recapture.cluster.zero import read_settings
 from recapture.engine.config import override
-from recapture.engine.errors import InputError
+from recapture.engine.errors import ClusterError, InputError, ResourceError
 from recapture.engine.pipeline import Recapture, Result
 from recapture.engine.store import Store
 
@@ -99,6 +101,31 @@ def test_a_killed_process_resumes_to_the_same_bits(cluster, small_svd, clip, tmp
     killer.join()
     assert killed.entries["temporal"].json("tuning") == whole.entries["temporal"].json("tuning")
     assert killed.entries["temporal"].digest == whole.entries["temporal"].digest
+
+
+@pytest.mark.chaos
+def test_processes_that_die_too_often_are_a_cluster_error(cluster, small_svd, clip, tmp_path):
+    options = {"spatial_steps": 0, "temporal_steps": 30, "temporal_batch": 2, "checkpoint_every": 5}
+    killer = threading.Thread(target=kill_after_checkpoint, args=(tmp_path / ".checkpoints",))
+    killer.start()
+    with pytest.raises(ClusterError, match=r"tuning on 2 devices failed: process \d: "):
+        tuned(small_svd, clip, tmp_path, on(2, retries=0), **options)
+    killer.join()
+
+
+@pytest.mark.ci
+def test_of_all_processes_errors_the_one_that_says_why_is_raised():
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242\nmore")
+    own = ResourceError("not enough memory", param="--memory")
+    full = torch.OutOfMemoryError("CUDA out of memory")  # the pipeline names the knob
+    for told in (own, full, MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")):
+        assert failure_of(WorkerGroupError("2 failed", {0: lost, 1: told}), 2) is told
+    gone = failure_of(WorkerGroupError("2 failed", {1: RuntimeError(), 0: lost}), 2)
+    assert isinstance(gone, ClusterError)
+    assert ": process 0: [gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242; " in str(gone)
+    assert "; process 1: RuntimeError; " in str(gone)
+    for empty in (WorkerGroupError("a hang", {}), ControllerError(RuntimeError("a hang"))):
+        assert isinstance(failure_of(empty, 2), ClusterError)
 
 
 def kill_after_checkpoint(checkpoints: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from recapture.client import Client
 from recapture.engine.cameras import SourceView, parse_expression, presets
 from recapture.engine.errors import CameraError
+from recapture.serve.database import Database
+from recapture.serve.keys import list_keys, revoke_key
 from recapture.serve.settings import Settings
 
 from .service import Server, worker_thread
@@ -291,6 +294,44 @@ def test_a_clip_is_filmed_again_from_the_page(page, model, request, tmp_path):
         serious = [entry["message"] for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"]
         # The wrong key and the wrong path: the browser notes answers that are no success.
         assert [entry for entry in serious if "401" not in entry and "422" not in entry] == []
+
+
+def test_many_unfinished_renders_are_kept_up_with(page, tmp_path):
+    clip = write_clip(tmp_path / "walk.mp4")
+    with Server(Settings(data=tmp_path / "data")) as server, server.client() as client:
+        upload = client.uploads.create(clip)
+        renders = [client.renders.create(upload, f"truck({i / 100})") for i in range(1, 11)]  # and no worker takes them
+        find, until = page.find, page.until
+        line = {render.id: f"#{render.id}" for render in renders}
+        page.browser.get(server.url)
+        find("#key").send_keys(server.key())
+        find("#login").submit()
+        until(lambda: len(page.browser.find_elements(By.CSS_SELECTOR, "#renders > li")) == 10, 30)
+
+        # The page may still ask for something, with more of them than a browser has connections to one host.
+        for render in (renders[9], renders[3]):  # the newest, and one in the middle
+            cancel = find(f"{line[render.id]} .acts button:last-child")
+            assert cancel.text == "Cancel"
+            cancel.send_keys(Keys.ENTER)  # it has the focus when its line changes
+            until(lambda css=line[render.id]: find(css).get_attribute("data-status") == "cancelled", 20)
+            assert find(f"{line[render.id]} .acts button:last-child").text == "Remove"
+        # What happens elsewhere to one that is followed, and to ones that are not.
+        client.renders.cancel(renders[8])
+        client.renders.cancel(renders[0])
+        for render in (renders[8], renders[0]):
+            until(lambda css=line[render.id]: find(css).get_attribute("data-status") == "cancelled", 20)
+        client.renders.delete(renders[7])
+        client.renders.delete(renders[1])
+        until(lambda: len(page.browser.find_elements(By.CSS_SELECTOR, "#renders > li")) == 8, 20)
+
+        database = Database(server.settings.database_url)
+        for name in [key.id for key in list_keys(database)]:
+            revoke_key(database, name)
+        database.close()
+        until(lambda: "valid API key" in find("#said").text, 20)
+        page.browser.get_log("browser")
+        time.sleep(6)  # longer than between two looks
+        assert [entry["message"] for entry in page.browser.get_log("browser") if "401" in entry["message"]] == []
 
 
 def wiped(page: Page, share: int) -> np.ndarray:

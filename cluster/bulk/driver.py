@@ -5,6 +5,7 @@ shard is written; one that was filmed but not yet written down is known by the m
 takes it from there.
 """
 
+import contextlib
 import json
 import time
 from collections import Counter
@@ -351,10 +352,13 @@ class Driver:
     def _write_shard(self) -> None:
         if self._rows:
             self._ownership.check()
-            self._shard += 1  # also where writing fails: what it left under that name is no shard
-            self._results.write(self._ownership.owner.fence, self._shard - 1, self._rows)
-            self._rows = []
+            self._write_rows()
         self._shard_at = time.monotonic()
+
+    def _write_rows(self) -> None:
+        self._shard += 1  # also where writing fails: what it left under that name is no shard
+        self._results.write(self._ownership.owner.fence, self._shard - 1, self._rows)
+        self._rows = []
 
     def _beat(self) -> None:
         self._ownership.sign()
@@ -375,13 +379,16 @@ class Driver:
     def _end(self, state: str) -> None:
         """Write down what is finished, and let go of everything; what matters first, for a killer may be counting."""
         try:
-            self._ownership.check()
-            self._write_shard()
+            with contextlib.suppress(OutputError):  # no answer; and of a driver that was taken over no shard counts
+                self._ownership.check()
+            while self._rows:
+                self._insist(self._write_rows)
             self._say(state)
         finally:
             try:
                 if self._references is not None:
-                    self._references.drop()
+                    with contextlib.suppress(OSError):  # they go stale by themselves
+                        self._references.drop()
                 self._ownership.release()
             finally:
                 self._pool.close()

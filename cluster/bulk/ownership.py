@@ -6,6 +6,7 @@ A driver that was taken over notices at its next signature, and whatever it wrot
 seals the shards of those before it (see `results.py`).
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ...engine.errors import RecaptureError
+from ...engine.errors import OutputError, RecaptureError
 from .places import Place
 
 BEAT_S = 5.0
@@ -90,6 +91,7 @@ class Ownership:
 
         Raises:
             OwnershipError: another driver is alive on it.
+            OutputError: the output does not answer.
         """
         place = out / "owner.json"
         before = read_owner(out)
@@ -125,14 +127,15 @@ class Ownership:
 
         Raises:
             OwnershipError: another has taken over.
+            OutputError: the output does not answer.
         """
         self.check()
         self.owner = replace(self.owner, beats=self.owner.beats + 1)
         self._place.write(_text(self.owner))
 
     def check(self) -> None:
-        """Raises OwnershipError when another driver has taken over."""
-        now = _parse(self._place.read())
+        """Raises OwnershipError when another driver has taken over, OutputError when the output does not answer."""
+        now = _read(self._place)
         if now is not None and now.driver != self.owner.driver and now.fence >= self.owner.fence:
             raise OwnershipError(
                 f"the driver on {now.host} (process {now.pid}) has taken over {str(self._place).rpartition('/')[0]}",
@@ -141,17 +144,25 @@ class Ownership:
             )
 
     def release(self) -> None:
-        """Say that this driver has ended; does nothing where another has taken over."""
-        try:
+        """Say that this driver has ended, unless another has taken over.
+
+        Where the output does not answer nothing is said: the next driver then watches it for a while.
+        """
+        with contextlib.suppress(OwnershipError, OutputError):
             self.check()
-        except OwnershipError:
-            return
-        self._place.write(_text(replace(self.owner, released=True)))
+            self._place.write(_text(replace(self.owner, released=True)))
 
 
 def read_owner(out: Place) -> Owner | None:
-    """The present or last owner of an output, None where there is none."""
-    return _parse((out / "owner.json").read())
+    """The present or last owner of an output, None where there is none; raises OutputError as `check`."""
+    return _read(out / "owner.json")
+
+
+def _read(place: Place) -> Owner | None:
+    try:
+        return _parse(place.read())
+    except OSError as error:
+        raise OutputError(f"cannot read {place}: {error.strerror or error}", param="--out") from error
 
 
 def _text(owner: Owner) -> bytes:

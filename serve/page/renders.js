@@ -1,8 +1,12 @@
 // The list of one's renders: each followed while it is made, opened, sampled again, removed.
 
-import { ended, sentence } from "./service.js";
+import { ended, hopeless, sentence } from "./service.js";
 
 const $ = (id) => document.getElementById(id);
+/** Renders that are followed by a stream each: a browser opens six connections to a host, and the page wants some itself. */
+const STREAMS = 2;
+/** Between two looks at the other unfinished ones. */
+const LOOK_EVERY_MS = 5000;
 /** Stages as the service names them, by what they are for. */
 const STEPS = [
   ["Depth", ["frames", "depth", "background", "intrinsics"]],
@@ -21,6 +25,8 @@ export class Renders {
    */
   constructor(service, { trying, onOpen, onReuse }) {
     Object.assign(this, { service, trying, onOpen, onReuse });
+    /** By id, what is to be kept up with: its line, when it was made, and what aborts its stream if it has one. */
+    this.unfinished = new Map();
     $("more").onclick = () => trying(() => this.load());
   }
 
@@ -33,19 +39,86 @@ export class Renders {
     $("more").hidden = !page.has_more;
   }
 
-  /** A render in the list, followed until it has ended. */
+  /** A render in the list, kept up with until it has ended. */
   add(render, where = "prepend") {
     const line = document.createElement("li");
     line.id = render.id;
     $("renders")[where](line);
     this._show(line, render);
-    if (!ended(render)) this.service.follow(render.id, (now) => this._show(line, now));
+    if (ended(render)) return;
+    this.unfinished.set(render.id, { line, made: render.created_at, stream: null });
+    this._keepUp();
+  }
+
+  /** The newest unfinished ones have streams; the others are looked at now and then. */
+  _keepUp() {
+    const newest = [...this.unfinished].sort(([, a], [, b]) => b.made - a.made);
+    for (const [i, [id, one]] of newest.entries()) {
+      if (i < STREAMS) {
+        if (!one.stream) this.trying(() => this._follow(id, one));
+      } else if (one.stream) {
+        one.stream.abort();
+        one.stream = null;
+      }
+    }
+    if (newest.length > STREAMS) this.look ??= setTimeout(() => this.trying(() => this._lookAtOthers()), LOOK_EVERY_MS);
+  }
+
+  async _follow(id, one) {
+    const stream = (one.stream = new AbortController());
+    try {
+      await this.service.follow(id, (now) => this._now(now), stream.signal);
+    } catch (error) {
+      this._lost(id, error);
+    }
+  }
+
+  async _lookAtOthers() {
+    const listed = new Map();
+    for (const [id, one] of [...this.unfinished]) {
+      if (one.stream) continue;
+      try {
+        if (!listed.size) {
+          for (const each of (await this.service.json("GET", "/v1/renders?limit=100")).data) listed.set(each.id, each);
+        }
+        this._now(listed.get(id) ?? (await this.service.json("GET", `/v1/renders/${id}`)));
+      } catch (error) {
+        if (hopeless(error)) this._lost(id, error);
+      }
+    }
+    this.look = null;
+    this._keepUp();
+  }
+
+  /** What is known of a render now. */
+  _now(render) {
+    const one = this.unfinished.get(render.id);
+    if (!one) return;
+    this._show(one.line, render);
+    if (!ended(render)) return;
+    this.unfinished.delete(render.id);
+    this._keepUp();
+  }
+
+  /** It cannot be kept up with: one that was removed elsewhere leaves the list. Throws what else it may be. */
+  _lost(id, error) {
+    const one = this.unfinished.get(id);
+    if (!one || error.name === "AbortError") return;
+    this.unfinished.delete(id);
+    if (error.status !== 404) throw error;
+    this._drop(one.line);
+    this._keepUp();
+  }
+
+  _drop(line) {
+    line.remove();
+    $("none").hidden = $("renders").children.length > 0;
   }
 
   _show(line, render) {
     $("none").hidden = true;
     line.dataset.status = render.status;
-    const busy = line.contains(document.activeElement) && line.dataset.status === render.status;
+    const busy = !ended(render) && line.contains(document.activeElement); // until then its buttons are the same
     const state = make("span", { className: "state", textContent: render.status.replaceAll("_", " ") });
     const path = make("code", { textContent: render.camera });
     const about = make("p", { className: "soft", textContent: this._about(render) });
@@ -90,11 +163,10 @@ export class Renders {
     if (ended(render)) {
       act("Remove", async () => {
         await this.service.send("DELETE", `/v1/renders/${render.id}`);
-        line.remove();
-        $("none").hidden = $("renders").children.length > 0;
+        this._drop(line);
       });
     } else {
-      act("Cancel", () => this.service.send("POST", `/v1/renders/${render.id}/cancel`));
+      act("Cancel", async () => this._now(await this.service.json("POST", `/v1/renders/${render.id}/cancel`)));
     }
     return acts;
   }

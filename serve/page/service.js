@@ -25,7 +25,7 @@ export class Service {
     if (answer.ok) return answer;
     const refused = await answer.json().catch(() => null);
     const error = new Error(sentence(refused?.error?.message ?? `The service answered ${answer.status}`));
-    throw Object.assign(error, { code: refused?.error?.code, param: refused?.error?.param });
+    throw Object.assign(error, { status: answer.status, code: refused?.error?.code, param: refused?.error?.param });
   }
 
   async json(method, path, options) {
@@ -73,13 +73,14 @@ export class Service {
     return upload;
   }
 
-  // EventSource cannot send a key, so the stream is read by hand; a broken one is taken up behind what was seen.
-  async follow(id, onRender) {
+  // EventSource cannot send a key, so the stream is read by hand; a broken one is taken up behind what was seen. Ends with
+  // the render, or throws what trying again cannot help: the key is no longer valid, the render not there, `signal` aborted.
+  async follow(id, onRender, signal) {
     let last = 0;
     for (;;) {
       try {
         const headers = last ? { "Last-Event-ID": String(last) } : {};
-        const answer = await this.send("GET", `/v1/renders/${id}/events`, { headers });
+        const answer = await this.send("GET", `/v1/renders/${id}/events`, { headers, signal });
         const lines = answer.body.pipeThrough(new TextDecoderStream()).getReader();
         let waiting = "";
         for (;;) {
@@ -96,8 +97,8 @@ export class Service {
             if (ended(render)) return;
           }
         }
-      } catch {
-        // taken up below
+      } catch (error) {
+        if (hopeless(error)) throw error;
       }
       await new Promise((resolve) => setTimeout(resolve, 1000));
     }
@@ -109,6 +110,10 @@ export class Service {
 }
 
 const bytes = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+
+/** Whether the same request will fail again: it was aborted or refused, not lost on its way or sent too early. */
+export const hopeless = (error) =>
+  error.name === "AbortError" || (error.status >= 400 && error.status < 500 && ![408, 429].includes(error.status));
 
 export const ended = (render) => !["queued", "in_progress"].includes(render.status);
 

@@ -22,6 +22,10 @@ from .webhooks import leave_message
 _COLUMNS = [field.name for field in fields(Job)]
 
 
+UNCLAIMED_S = 60.0
+"""Who waits for a preview or an estimate has fetched it within this."""
+
+
 class IdempotencyConflict(RecaptureError):
     """The key was used for another request."""
 
@@ -214,6 +218,20 @@ class Jobs:
         with self.database.writing() as connection:
             connection.execute(db.idempotency.delete().where(db.idempotency.c.subject == job))
             connection.execute(db.jobs.delete().where(db.jobs.c.id == job))
+
+    def withdraw(self, job: str) -> None:
+        """Forget a job that no worker has taken; one that was stays. Not for jobs with an idempotency key."""
+        with self.database.writing() as connection:
+            connection.execute(db.jobs.delete().where(db.jobs.c.id == job, db.jobs.c.status == "queued"))
+
+    def remove_unclaimed(self) -> int:
+        """Forget previews and estimates that have ended and were fetched by nobody; returns how many."""
+        table = db.jobs.c
+        left = sa.and_(
+            table.kind != "render", table.status.in_(FINAL), table.completed_at < self.clock() - UNCLAIMED_S
+        )  # fmt: skip
+        with self.database.writing() as connection:
+            return connection.execute(db.jobs.delete().where(left)).rowcount
 
     def counts(self) -> dict[tuple[str, str], int]:
         """How many jobs there are by kind and status."""

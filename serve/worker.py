@@ -23,6 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
 from ..engine import adapters
@@ -55,6 +56,8 @@ from .workers import Workers
 _IDLE_S, _AWAKE_S, _AWAKE_FOR_S = 0.2, 0.02, 20.0
 """Between two looks at the queue; more often for a while after a job, when a person may be dragging a slider."""
 _BEAT_S = 2.0
+_AWAY_S = 1.0
+"""After a failed query, before the next."""
 
 log = get_logger("worker")
 
@@ -100,15 +103,19 @@ class Worker:
         awake_until = 0.0
         try:
             while not self.stop.is_set():
-                self._beat()
-                self._called.clear()
-                job = self._take()
-                if job is None:
-                    self.jobs.expire_overdue()
-                    self._called.wait(_AWAKE_S if time.monotonic() < awake_until else _IDLE_S)
-                    continue
-                self.work(job)
-                awake_until = time.monotonic() + _AWAKE_FOR_S
+                try:
+                    self._beat()
+                    self._called.clear()
+                    job = self._take()
+                    if job is None:
+                        self.jobs.expire_overdue()
+                        self._called.wait(_AWAKE_S if time.monotonic() < awake_until else _IDLE_S)
+                        continue
+                    self.work(job)
+                    awake_until = time.monotonic() + _AWAKE_FOR_S
+                except SQLAlchemyError:
+                    log.exception("database_away", worker=self.name)
+                    self.stop.wait(_AWAY_S)
         finally:
             self.workers.leave(self.name)
             log.info("worker_ended", worker=self.name)
@@ -151,6 +158,8 @@ class Worker:
             told.info("job_given_back")
         except (Lost, Refused):
             told.info("job_lost")
+        except SQLAlchemyError:  # no fault of the job's: its lease runs out, and whoever takes it then goes on
+            told.exception("job_left")
         except RecaptureError as error:
             self._fail(lease, error.code, error.message, error.param)
             told.info("job_failed", code=error.code)
@@ -160,7 +169,7 @@ class Worker:
 
     def _render(self, job: Job, lease: Lease) -> None:
         folder = self.settings.render_path(job.id) / str(job.fence)
-        shutil.rmtree(folder, ignore_errors=True)
+        self._sweep(folder)
         published = False
         try:
             with Store(self.settings.store_path(job.tenant)) as store:
@@ -180,11 +189,21 @@ class Worker:
                     "adapters": [str(path.relative_to(store.root)) for path in tuned_adapters(result.entries).values()],
                 }
                 warnings = list(result.run.warnings)
-            self.jobs.complete(lease.claim, answer, warnings=warnings, compute_s=lease.spent_s())
-            published = True
+            published = True  # from here on as far as anybody knows: a connection may be lost behind the commit
+            try:
+                self.jobs.complete(lease.claim, answer, warnings=warnings, compute_s=lease.spent_s())
+            except Refused:
+                published = False
+                raise
         finally:
             if not published:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _sweep(self, folder: Path) -> None:
+        """Remove what earlier attempts left that were killed, or did not learn whether they had published."""
+        for left in folder.parent.glob("*"):
+            if int(left.name) <= int(folder.name):  # a later one's may be published: this attempt may be the dead one
+                shutil.rmtree(left, ignore_errors=True)
 
     def _add_sound(self, video: Path, source: Path, *, start_s: float, limits: Limits) -> list[str]:
         return add_sound(video, source, start_s=start_s, settings=self.settings)  # the child has the same limits

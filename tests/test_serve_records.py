@@ -1,5 +1,6 @@
 """The rules of a job: first as a value, then the same on both databases."""
 
+import os
 import secrets
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from recapture.serve.database import Database, ensure_tenant
 from recapture.serve.jobs import IdempotencyConflict, Jobs, QueueFull, Quota, UploadGone
 from recapture.serve.records import FINAL, MOST_ATTEMPTS, Claim, Job, Refused
 from recapture.serve.settings import Settings
-from recapture.serve.uploads import Uploads
+from recapture.serve.uploads import UNFINISHED_S, Uploads
 
 from .databases import postgres_binaries, postgres_server
 
@@ -380,6 +381,32 @@ def test_uploads_that_nobody_uses_are_removed(database, tmp_path):
     with pytest.raises(UploadGone):
         rendered(idle, days_old=0)
     assert uploads.remove_unused() == 0
+
+
+def test_a_failed_upload_stands_in_nobodys_way(database, tmp_path):
+    settings = Settings(data=tmp_path / "data", max_tenant_bytes=10)
+    uploads, clip = Uploads(database, settings), UploadCreate(bytes=6, sha256="0" * 64, filename=None)
+    first = uploads.create("a", clip, key="clip")
+    assert uploads.create("a", clip, key="clip").id == first.id
+    settings.upload_path(first.id).write_bytes(b"wrong!")
+    assert uploads.finish(first).status == "failed"
+    second = uploads.create("a", clip, key="clip")  # neither its key nor its bytes are taken
+    assert (second.status, second.id == first.id) == ("pending", False)
+    assert uploads.create("a", clip, key="clip").id == second.id
+    assert uploads.get("a", first.id).error["code"] == "sha256_mismatch"
+    with pytest.raises(QueueFull):
+        uploads.create("a", clip, key="another")
+    # A day later: what failed is gone, and so is what never came; not what still comes, nor what is ready.
+    assert uploads.remove_unfinished() == 0
+    coming = uploads.create("b", clip, key="coming")
+    with database.writing() as connection:
+        connection.execute(db.uploads.update().values(created_at=time.time() - UNFINISHED_S - 1))
+    assert uploads.remove_unfinished() == 1
+    old = time.time() - UNFINISHED_S - 1
+    os.utime(settings.upload_path(second.id), (old, old))
+    assert uploads.remove_unfinished() == 1
+    assert [uploads.get(r.tenant, r.id) is None for r in (first, second, coming)] == [True, True, False]
+    assert uploads.create("a", clip, key="clip").status == "pending"
 
 
 def test_a_newer_database_is_refused(tmp_path):

@@ -22,7 +22,6 @@ from .jobs import IdempotencyConflict, QueueFull, by_key, remember
 from .options import digest_of
 from .settings import Settings
 
-
 UNFINISHED_S = 86_400.0
 """So long may an upload be silent before it is given up; and a failed one says for so long what was wrong."""
 

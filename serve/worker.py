@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
+from ..cluster.bulk.scratch import Scratch
 from ..engine import adapters
 from ..engine.bundle import write_bundle
 from ..engine.cameras import CameraSpec, parse_camera, parse_expression
@@ -40,7 +42,7 @@ from ..engine.store import Store, stage_key
 from ..engine.store.durable import sync
 from ..engine.video import ClipInfo, Limits
 from .content import CONTENT
-from .decoding import add_sound, decode_into_store
+from .decoding import Check, add_sound, decode_into_store
 from .inputs import Inputs
 from .jobs import Jobs, load_job
 from .lease import Lease, Lost, Stopped
@@ -101,6 +103,7 @@ class Worker:
             self.models.video(RunConfig().tune.rank)  # warm before the first job comes
         log.info("worker_ready", worker=self.name, kinds=self.kinds, model=entry.name, device=str(self.models.device))
         awake_until = 0.0
+        scratch = Scratch()
         try:
             while not self.stop.is_set():
                 try:
@@ -117,6 +120,7 @@ class Worker:
                     log.exception("database_away", worker=self.name)
                     self.stop.wait(_AWAY_S)
         finally:
+            scratch.close()
             self.workers.leave(self.name)
             log.info("worker_ended", worker=self.name)
 
@@ -175,7 +179,7 @@ class Worker:
             with Store(self.settings.store_path(job.tenant)) as store:
                 result = self._film(job, lease, store, RunConfig.from_json(job.request["config"]))
                 lease.check()
-                write_bundle(result, folder, add_sound=self._add_sound)
+                write_bundle(result, folder, add_sound=partial(self._add_sound, check=lease.check))
                 answer = {
                     "folder": str(job.fence),
                     "content": seal(folder),
@@ -205,8 +209,9 @@ class Worker:
             if int(left.name) <= int(folder.name):  # a later one's may be published: this attempt may be the dead one
                 shutil.rmtree(left, ignore_errors=True)
 
-    def _add_sound(self, video: Path, source: Path, *, start_s: float, limits: Limits) -> list[str]:
-        return add_sound(video, source, start_s=start_s, settings=self.settings)  # the child has the same limits
+    def _add_sound(self, video: Path, source: Path, *, start_s: float, limits: Limits, check: Check) -> list[str]:
+        # The child has the same limits.
+        return add_sound(video, source, start_s=start_s, settings=self.settings, check=check)
 
     def _preview(self, job: Job, lease: Lease) -> None:
         request = job.request
@@ -219,7 +224,7 @@ class Worker:
         sha256 = request["sha256"]
         if sha256 is None:
             with Store(self.settings.store_path(job.tenant)) as store:
-                sha256 = self.inputs.clip(job, store).sha256
+                sha256 = self.inputs.clip(job, store, lease.check).sha256
         key = clip_key(job.tenant, sha256, request["sections"])
         clip = self.previewer.clip(key, prepare)
         if "scene" in request:
@@ -248,12 +253,13 @@ class Worker:
         until: str = "deliver",
     ) -> Result:
         """Run the engine, after a child process has decoded the clip into the store for it."""
-        clip = self.inputs.clip(job, store)
+        if job.attempt > 1:
+            store.gc()  # what the worker before had half written, if it was killed
+        clip = self.inputs.clip(job, store, lease.check)
         lease.check()
         key = frames_key(clip.sha256, config)
         if store.get(FRAMES.name, key) is None:
-            where = self.settings.store_path(job.tenant)
-            decode_into_store(clip.path, clip.info, config.decode, where, key, self.settings)
+            decode_into_store(clip.path, clip.info, config.decode, store, key, self.settings, lease.check)
             if store.get(FRAMES.name, key) is None:  # or the engine would open the file in this process
                 raise RecaptureError("the clip's frames were decoded and are not in the store", code="internal")
         engine = Recapture(self.models, store=store)

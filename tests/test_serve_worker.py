@@ -1,5 +1,7 @@
 """A worker beside what goes wrong: callers that give up, a database that is away, children and workers that die."""
 
+import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,12 +14,14 @@ from sqlalchemy.exc import OperationalError
 from recapture.client import Client
 from recapture.client.errors import ServerError
 from recapture.engine.store import Store
+from recapture.serve import decoding
 from recapture.serve.lease import Lease
 from recapture.serve.settings import Settings
 from recapture.serve.worker import Worker
 
 from .service import QUICK, Server, worker_thread
 from .test_pipeline import write_clip
+from .video_clips import write_clip as write_video
 
 
 @pytest.fixture
@@ -46,6 +50,45 @@ def test_the_depth_of_a_preview_is_kept_also_when_its_caller_may_wait_no_longer(
         while "depth" not in stages(settings):  # nobody asks meanwhile
             assert time.monotonic() < until
             time.sleep(0.1)
+
+
+def decoders(data: Path) -> str:
+    return subprocess.run(["pgrep", "-f", f"decode_child.*{data}"], capture_output=True, text=True).stdout
+
+
+def test_a_cancelled_decoder_is_killed_and_leaves_nothing(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "_LOOK_EVERY_S", 0.02)
+    long = write_video(tmp_path / "long.mp4", 200, (640, 360))
+    with Server(settings) as server, server.client() as client:
+        asked = client.renders.create(client.uploads.create(long), "static", options=QUICK)
+        worker = Worker(settings, ["render"])
+        thread = threading.Thread(target=worker.work, args=[worker.jobs.take(worker.name, ["render"], lease_s=60)])
+        thread.start()
+        scratch, until = settings.store_path("studio") / ".scratch", time.monotonic() + 60
+        while not list(scratch.glob("frames-*/*")):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert decoders(settings.data)
+        client.renders.cancel(asked)
+        thread.join(20)
+        assert not thread.is_alive()
+        assert decoders(settings.data) == ""
+        assert list(scratch.iterdir()) == []
+        assert "frames" not in stages(settings)  # it had not come to its end
+
+
+def test_a_worker_removes_what_a_killed_one_left_in_the_temporary_folder(settings, tmp_path, monkeypatch):
+    temporary = tmp_path / "tmp"
+    left = temporary / "recapture-bulk-dead" / "recapture-clip"
+    left.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with worker_thread(settings, "preview"):
+        until = time.monotonic() + 60
+        while left.exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        assert Path(tempfile.gettempdir()).parent == temporary  # what this one writes lies in a folder that it owns
+    assert list(temporary.iterdir()) == []
 
 
 def submitted(client: Client, clip: Path) -> str:

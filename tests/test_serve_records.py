@@ -5,9 +5,11 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -241,7 +243,7 @@ def database(request, tmp_path):
 
 def empty(database: Database) -> None:
     with database.writing() as connection:
-        for table in ("idempotency", "jobs", "uploads"):
+        for table in ("idempotency", "jobs", "turns", "uploads"):
             connection.exec_driver_sql(f"DELETE FROM {table}")
         for tenant in ("a", "b"):
             ensure_tenant(connection, tenant)
@@ -312,6 +314,36 @@ def test_tenants_take_turns(database):
         order.append(job.tenant)
         jobs.complete(job.claim, {}, warnings=[])
     assert order == ["a", "b", "a", "a"]
+
+
+def work_of_a_poll(path: Path, ended: int) -> int:
+    """Instructions of SQLite's machine for a poll of a worker, beside so many jobs that have ended."""
+    database, steps = Database(f"sqlite:///{path}"), []
+    with database.writing() as connection:
+        for tenant in ("a", "b"):
+            ensure_tenant(connection, tenant)
+        row = {
+            "kind": "render", "fingerprint": "f" * 64, "request": {}, "status": "completed", "revision": 3, "attempt": 1,
+            "fence": 1, "progress": 1.0, "compute_s": 0.0, "warnings": [], "deadline_at": 9.0,
+        }  # fmt: skip
+        ids = [{"id": f"rnd_{n}", "tenant": "ab"[n % 2], "created_at": n, "started_at": n} for n in range(ended)]
+        connection.execute(db.jobs.insert(), [{**row, **more} for more in ids])
+    jobs = Jobs(database)
+    for tenant in "aabb":
+        submit(jobs, tenant)
+    sa.event.listen(
+        database.engine, "checkout", lambda raw, *_: raw.set_progress_handler(lambda: steps.append(1), 1)
+    )  # fmt: skip
+    assert jobs.expire_overdue() == 0
+    assert jobs.take("w", ["preview", "estimate"], lease_s=60) is None
+    assert jobs.take("w", ["render"], lease_s=60).status == "in_progress"
+    database.close()
+    return len(steps)
+
+
+def test_a_poll_does_not_read_the_jobs_that_have_ended(tmp_path):
+    few, many = (work_of_a_poll(tmp_path / f"{ended}.db", ended) for ended in (10, 2000))
+    assert many < 2 * few
 
 
 def test_a_resample_is_left_to_the_worker_that_it_was_offered_to_for_a_while(database):

@@ -130,6 +130,8 @@ webhook_secrets = Table(
     Column("ends_at", Float),
 )
 
+WHY_CHARACTERS = 300
+
 webhooks = Table(
     "webhooks",
     METADATA,
@@ -141,7 +143,7 @@ webhooks = Table(
     Column("status", String(16), nullable=False),
     Column("tries", Integer, nullable=False),
     Column("next_at", Float, nullable=False),
-    Column("error", String(300)),
+    Column("error", String(WHY_CHARACTERS)),
     Column("created_at", Float, nullable=False),
     Index("webhooks_due", "status", "next_at"),
 )

@@ -119,14 +119,18 @@ class Jobs:
     def page(
         self, tenant: str, kind: str, *, limit: int, after: str | None = None, status: str | None = None
     ) -> list[Job]:
-        """The newest first, those after the job named."""
+        """The newest first, those after the job named.
+
+        Raises:
+            InputError: there is no such job to go on after.
+        """
         table = db.jobs.c
         query = sa.select(db.jobs).where(table.tenant == tenant, table.kind == kind)
         if status is not None:
             query = query.where(table.status == status)
         if after is not None:
             if (last := self.get(tenant, after, kind)) is None:
-                return []
+                raise InputError(f"there is no {kind} {after} to go on after; it may have been deleted", param="after")
             older = sa.or_(
                 table.created_at < last.created_at, sa.and_(table.created_at == last.created_at, table.id < last.id)
             )

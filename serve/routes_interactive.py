@@ -81,7 +81,7 @@ async def _done(service: State, tenant: str, kind: str, request: dict[str, Any],
     if job.result is not None:
         return job.result
     error = job.error or {"code": "internal", "message": f"the {kind} was {job.status}", "param": None}
-    kind_of_error = RecaptureError if error["code"] in ("internal", "worker_lost") else InputError
+    kind_of_error = InputError if error.get("refused") else RecaptureError
     raise kind_of_error(error["message"], param=error["param"], code=error["code"])
 
 

@@ -48,7 +48,7 @@ from .jobs import Jobs, load_job
 from .lease import Lease, Lost, Stopped
 from .logs import get_logger, set_up_logs
 from .options import digest_of
-from .preview import Previewer, clip_key
+from .preview import OpenClip, Previewer, clip_key
 from .problems import request_field
 from .records import Job, Refused
 from .settings import Settings
@@ -165,11 +165,12 @@ class Worker:
         except SQLAlchemyError:  # no fault of the job's: its lease runs out, and whoever takes it then goes on
             told.exception("job_left")
         except RecaptureError as error:
-            self._fail(lease, error.code, error.message, error.param)
+            self._fail(lease, error)
             told.info("job_failed", code=error.code)
         except Exception:
             told.exception("job_broke")
-            self._fail(lease, "internal", "the render failed inside the service; its log has the reason", None)
+            message = f"the {job.kind} failed inside the service; its log has the reason"
+            self._fail(lease, RecaptureError(message, code="internal"))
 
     def _render(self, job: Job, lease: Lease) -> None:
         folder = self.settings.render_path(job.id) / str(job.fence)
@@ -216,10 +217,10 @@ class Worker:
     def _preview(self, job: Job, lease: Lease) -> None:
         request = job.request
 
-        def prepare() -> Result:
-            store = Store(self.settings.store_path(job.tenant))  # kept open with the clip
+        def prepare() -> OpenClip:
+            store = Store(self.settings.store_path(job.tenant))
             config = override(RunConfig(model=self.settings.model), request["sections"])
-            return self._film(job, lease, store, config, camera="static", until="intrinsics")
+            return OpenClip(self._film(job, lease, store, config, camera="static", until="intrinsics"), store)
 
         sha256 = request["sha256"]
         if sha256 is None:
@@ -290,9 +291,11 @@ class Worker:
                 param="options",
             )
 
-    def _fail(self, lease: Lease, code: str, message: str, param: str | None) -> None:
-        error = {"code": code, "message": message, "param": request_field(param)}
-        self._unless_lost(lambda: self.jobs.fail(lease.claim, error, compute_s=lease.spent_s()))
+    def _fail(self, lease: Lease, error: RecaptureError) -> None:
+        kept = {"code": error.code, "message": error.message, "param": request_field(error.param)}
+        if lease.job.kind != "render":  # its caller still waits, and gets it with a status
+            kept["refused"] = isinstance(error, InputError)
+        self._unless_lost(lambda: self.jobs.fail(lease.claim, kept, compute_s=lease.spent_s()))
 
     def _unless_lost(self, change: Callable[[], object]) -> None:
         with contextlib.suppress(Refused):  # it ended otherwise meanwhile, and stays so

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -269,6 +270,46 @@ def test_work_under_way_outlives_the_wait_for_it_but_not_its_caller(clip, tmp_pa
                 assert time.monotonic() < until
                 time.sleep(0.02)
             assert jobs.counts() == {}
+
+
+def test_files_of_a_render_are_refused_in_the_envelope(clip, tmp_path):
+    settings = Settings(data=tmp_path / "data")
+    with Server(settings) as server, server.client() as client, httpx2.Client(headers=client._headers) as http:
+        jobs = server.api.state.service.jobs
+        render = client.renders.create(client.uploads.create(clip), "static").id
+        job = jobs.take("w", ["render"], lease_s=60)
+        folder = settings.render_path(render) / "1"
+        folder.mkdir(parents=True)
+        (folder / CONTENT["video"][0]).write_bytes(b"0123456789")
+        about = {"bytes": 10, "sha256": "0" * 64, "content_type": "video/mp4"}
+        jobs.complete(job.claim, {"folder": "1", "content": {"video": about}}, warnings=[])
+        where = f"{server.url}/v1/renders/{render}/content"
+        part = http.get(where, headers={"Range": "bytes=2-4"})
+        assert (part.status_code, part.content) == (206, b"234")
+        for asked, status, code in (
+            ("bytes=10-", 416, "range_not_satisfiable"),
+            ("bytes=4-2", 400, "bad_request"),
+            ("lines=1-2", 400, "bad_request"),
+            ("bytes=", 400, "bad_request"),
+        ):
+            answer = http.get(where, headers={"Range": asked})
+            assert refused(answer, status)["code"] == code
+            assert answer.headers.get("content-range") == ("bytes */10" if status == 416 else None)
+        shutil.rmtree(settings.render_path(render))  # as a DELETE under way does
+        assert refused(http.get(where), 404)["code"] == "not_found"
+
+
+def test_a_database_that_is_away_is_an_answer_too(tmp_path):
+    with Server(Settings(data=tmp_path / "data")) as server, server.client() as client:
+        state = server.api.state.service
+        with state.database.writing() as connection:
+            connection.exec_driver_sql("ALTER TABLE api_keys RENAME TO elsewhere")
+        answer = httpx2.get(f"{server.url}/v1/presets", headers=client._headers)
+        assert refused(answer, 500)["code"] == "internal"
+        until = time.monotonic() + 10  # it is counted after the answer is sent
+        while b'status="500"' not in state.metrics.text():
+            assert time.monotonic() < until
+            time.sleep(0.02)
 
 
 def test_uploads_go_on_where_they_broke_off(http, clip):

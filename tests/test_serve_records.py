@@ -23,12 +23,14 @@ from hypothesis.stateful import (
 )
 
 from recapture.client.schema import UploadCreate
+from recapture.engine.errors import InputError
 from recapture.serve import database as db
 from recapture.serve.database import Database, ensure_tenant
 from recapture.serve.jobs import IdempotencyConflict, Jobs, QueueFull, Quota, UploadGone
 from recapture.serve.records import FINAL, MOST_ATTEMPTS, Claim, Job, Refused
 from recapture.serve.settings import Settings
 from recapture.serve.uploads import UNFINISHED_S, Uploads
+from recapture.serve.workers import Workers
 
 from .databases import postgres_binaries, postgres_server
 
@@ -379,6 +381,10 @@ def test_lists_page_through_everything_once(database):
         after = found[-1]
     assert sorted(found) == sorted(made)
     assert jobs.page("b", "render", limit=3) == []
+    for unknown in ("rnd_" + "0" * 24, jobs.submit("b", "render", {}, "f" * 64)[0].id):  # none, and another's
+        with pytest.raises(InputError) as refused:
+            jobs.page("a", "render", limit=3, after=unknown)
+        assert refused.value.param == "after"
     assert jobs.page("a", "render", limit=9, status="completed") == []
     assert set(FINAL).isdisjoint({job.status for job in jobs.page("a", "render", limit=9)})
 
@@ -439,6 +445,22 @@ def test_a_failed_upload_stands_in_nobodys_way(database, tmp_path):
     assert uploads.remove_unfinished() == 1
     assert [uploads.get(r.tenant, r.id) is None for r in (first, second, coming)] == [True, True, False]
     assert uploads.create("a", clip, key="clip").status == "pending"
+
+
+def test_a_worker_that_slept_is_back_with_its_next_sign_of_life(database):
+    workers, others = Workers(database), Workers(database)
+    workers.register("sleeper", ["render"], {"id": "tiny"}, "cpu")
+    with database.writing() as connection:
+        connection.execute(db.workers.update().values(seen_at=time.time() - 3600))
+    others.register("other", ["render"], {"id": "tiny"}, "cpu")  # which removes those that are long gone
+    assert [worker.id for worker in others.live()] == ["other"]
+    for _ in range(2):
+        workers.beat("sleeper")
+        assert {worker.id for worker in others.live()} == {"sleeper", "other"}
+    workers.leave("sleeper")
+    others.leave("other")
+    workers.beat("sleeper")  # one that left stays away
+    assert others.live() == []
 
 
 def test_a_newer_database_is_refused(tmp_path):

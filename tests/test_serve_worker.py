@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from recapture.client import Client
-from recapture.client.errors import ServerError
+from recapture.client.errors import InvalidRequest, ServerError
 from recapture.engine.store import Store
 from recapture.serve import decoding
 from recapture.serve.lease import Lease
@@ -50,6 +50,25 @@ def test_the_depth_of_a_preview_is_kept_also_when_its_caller_may_wait_no_longer(
         while "depth" not in stages(settings):  # nobody asks meanwhile
             assert time.monotonic() < until
             time.sleep(0.1)
+
+
+def test_a_fault_of_the_service_is_not_called_the_callers(settings, clip):
+    with Server(settings) as server, worker_thread(settings, "preview"), server.client(max_retries=0) as client:
+        upload = client.uploads.create(clip)
+        place = settings.store_path("studio")
+        place.parent.mkdir(parents=True)
+        place.write_bytes(b"no folder")
+        with pytest.raises(ServerError) as failed:
+            client.preview(upload, "static")
+        assert failed.value.code == "store_failed"
+        place.unlink()
+        with pytest.raises(InvalidRequest) as wrong:
+            client.preview(upload, "static", frame=99)
+        assert wrong.value.param == "frame"
+        with Store(place) as store:  # the clip is open: who makes room takes nothing from under it
+            store.gc(max_bytes=0)
+        assert {"frames", "depth"} <= set(stages(settings))
+        assert client.preview(upload, "static").hole_share < 0.05
 
 
 def decoders(data: Path) -> str:

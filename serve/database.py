@@ -90,6 +90,15 @@ jobs = Table(
     Index("jobs_by_tenant", "tenant", "kind", "created_at"),
 )
 
+turns = Table(
+    "turns",
+    METADATA,
+    Column("tenant", ForeignKey("tenants.id"), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("served_at", Float, nullable=False),
+)
+"""When a tenant was given a worker last: what is fair must not be read out of all jobs that ever were."""
+
 idempotency = Table(
     "idempotency",
     METADATA,
@@ -121,6 +130,8 @@ webhook_secrets = Table(
     Column("ends_at", Float),
 )
 
+WHY_CHARACTERS = 300
+
 webhooks = Table(
     "webhooks",
     METADATA,
@@ -132,7 +143,7 @@ webhooks = Table(
     Column("status", String(16), nullable=False),
     Column("tries", Integer, nullable=False),
     Column("next_at", Float, nullable=False),
-    Column("error", String(300)),
+    Column("error", String(WHY_CHARACTERS)),
     Column("created_at", Float, nullable=False),
     Index("webhooks_due", "status", "next_at"),
 )
@@ -154,8 +165,16 @@ def _to_3(connection: Connection) -> None:
     next(index for index in uploads.indexes if index.name == "uploads_by_tenant").create(connection)
 
 
-VERSION = 3
-MIGRATIONS: Mapping[int, Callable[[Connection], None]] = {2: _to_2, 3: _to_3}
+def _to_4(connection: Connection) -> None:
+    """Turns, apart from the jobs."""
+    turns.create(connection)
+    served = sa.select(jobs.c.tenant, jobs.c.kind, sa.func.max(jobs.c.started_at))
+    served = served.where(jobs.c.started_at.is_not(None)).group_by(jobs.c.tenant, jobs.c.kind)
+    connection.execute(turns.insert().from_select(["tenant", "kind", "served_at"], served))
+
+
+VERSION = 4
+MIGRATIONS: Mapping[int, Callable[[Connection], None]] = {2: _to_2, 3: _to_3, 4: _to_4}
 """By the version they lead to; each takes a database from the version before."""
 
 _MIGRATION_LOCK = 0x5245_4341

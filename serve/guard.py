@@ -40,19 +40,18 @@ class Guard:
         if scope["type"] != "http":  # no websockets here
             return
         request = _Request(scope, send, self.metrics)
-        if scope["path"] not in self.open_paths:
-            key = await run_in_threadpool(check_key, self.database, _bearer(Headers(scope=scope)))
-            if key is None:
-                wanted = {"WWW-Authenticate": "Bearer"}
-                refusal = envelope(
-                    request.id, 401, "invalid_api_key", "give a valid API key as `Authorization: Bearer rk_...`",
-                    headers=wanted,
-                )  # fmt: skip
-                await refusal(scope, receive, request.send)
-                request.end()
-                return
-            scope["state"]["key"] = request.key = key
         try:
+            if scope["path"] not in self.open_paths:
+                key = await run_in_threadpool(check_key, self.database, _bearer(Headers(scope=scope)))
+                if key is None:
+                    wanted = {"WWW-Authenticate": "Bearer"}
+                    refusal = envelope(
+                        request.id, 401, "invalid_api_key", "give a valid API key as `Authorization: Bearer rk_...`",
+                        headers=wanted,
+                    )  # fmt: skip
+                    await refusal(scope, receive, request.send)
+                    return
+                scope["state"]["key"] = request.key = key
             await self.app(scope, _capped(scope, receive), request.send)
         except Exception:
             log.exception("request_broke", request_id=request.id)

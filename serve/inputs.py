@@ -16,7 +16,8 @@ from pyarrow import fs
 from ..cluster.bulk.places import Place, Roots, steadily
 from ..engine.errors import InputError, RecaptureError
 from ..engine.store import Store
-from .decoding import probe_upload
+from ..engine.store.durable import disk_errno
+from .decoding import Check, probe_upload
 from .options import digest_of
 from .records import Job
 from .settings import Settings
@@ -69,26 +70,37 @@ class Inputs:
         self._settings, self._uploads = settings, uploads
         self._roots = InputRoots(settings.input_roots)
 
-    def clip(self, job: Job, store: Store) -> SourceClip:
+    def clip(self, job: Job, store: Store, check: Check = lambda: None) -> SourceClip:
         """The job's clip; one by URI is fetched into its tenant's store, unless the same file is there already.
 
         Raises:
-            RecaptureError: it is not there any more, or another than the render had that this one goes on from.
-            InputError: the URI is not allowed any more, or what it names is no clip that can be used.
+            InputError: it is not there any more, or another than the render had that this one goes on from; the URI is
+                not allowed any more, or what it names is no clip that can be used.
+            RecaptureError: the store that holds it does not answer.
         """
         uri = job.request.get("uri")
-        clip = self._uploaded(job) if uri is None else self._fetched(self._roots.find(job.tenant, uri), store)
+        clip = self._uploaded(job) if uri is None else self._fetched(self._roots.find(job.tenant, uri), store, check)
         if job.request["sha256"] not in (None, clip.sha256):
-            raise RecaptureError("the file was changed since it was filmed", param="input", code="input_changed")
+            raise InputError("the file was changed since it was filmed", param="input", code="input_changed")
         return clip
 
     def _uploaded(self, job: Job) -> SourceClip:
         upload = self._uploads.get(job.tenant, job.request["input"])
         if upload is None or upload.status != "ready" or upload.clip is None:
-            raise RecaptureError("the uploaded clip is not there any more", param="input", code="upload_gone")
+            raise InputError("the uploaded clip is not there any more", param="input", code="upload_gone")
         return SourceClip(path=self._settings.upload_path(upload.id), sha256=upload.sha256, info=upload.clip)
 
-    def _fetched(self, place: Place, store: Store) -> SourceClip:
+    def _fetched(self, place: Place, store: Store, check: Check) -> SourceClip:
+        try:
+            return self._copied(place, store, check)
+        except OSError as error:
+            if disk_errno(error) is not None:  # our own disk
+                raise
+            raise RecaptureError(
+                f"{place} cannot be read now ({type(error).__name__})", param="input.uri", code="input_unreadable"
+            ) from error
+
+    def _copied(self, place: Place, store: Store, check: Check) -> SourceClip:
         found = steadily(lambda: place.filesystem.get_file_info(place.path))
         if found.type != fs.FileType.File:
             raise InputError(f"{place} does not exist", param="input.uri", code="input_missing")
@@ -100,8 +112,8 @@ class Inputs:
         if entry is None:
             with store.begin(_STAGE, key) as out:
                 path = out.path / "clip"
-                place.download(path, most)
-                info = probe_upload(path, self._settings)
+                place.download(path, most, param="input.uri")
+                info = probe_upload(path, self._settings, check)
                 with path.open("rb") as file:
                     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                 out.json("about", {"sha256": sha256, "info": info})

@@ -12,14 +12,19 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
+from sqlalchemy.dialects import postgresql, sqlite
 
 from ..engine.errors import InputError, RecaptureError
 from . import database as db
 from .database import Database
-from .records import FINAL, Claim, Job, Refused
+from .records import FINAL, UNENDED, Claim, Job, Refused
 from .webhooks import leave_message
 
 _COLUMNS = [field.name for field in fields(Job)]
+
+
+UNCLAIMED_S = 60.0
+"""Who waits for a preview or an estimate has fetched it within this."""
 
 
 class IdempotencyConflict(RecaptureError):
@@ -114,14 +119,18 @@ class Jobs:
     def page(
         self, tenant: str, kind: str, *, limit: int, after: str | None = None, status: str | None = None
     ) -> list[Job]:
-        """The newest first, those after the job named."""
+        """The newest first, those after the job named.
+
+        Raises:
+            InputError: there is no such job to go on after.
+        """
         table = db.jobs.c
         query = sa.select(db.jobs).where(table.tenant == tenant, table.kind == kind)
         if status is not None:
             query = query.where(table.status == status)
         if after is not None:
             if (last := self.get(tenant, after, kind)) is None:
-                return []
+                raise InputError(f"there is no {kind} {after} to go on after; it may have been deleted", param="after")
             older = sa.or_(
                 table.created_at < last.created_at, sa.and_(table.created_at == last.created_at, table.id < last.id)
             )
@@ -198,7 +207,7 @@ class Jobs:
     def expire_overdue(self) -> int:
         """End what is past its deadline; returns how many."""
         now, table, ended = self.clock(), db.jobs.c, 0
-        query = sa.select(table.id).where(table.status.not_in(FINAL), table.deadline_at <= now)
+        query = sa.select(table.id).where(table.status.in_(UNENDED), table.deadline_at <= now)
         with self.database.reading() as connection:
             overdue = list(connection.execute(query).scalars())
         for job in overdue:
@@ -214,6 +223,20 @@ class Jobs:
         with self.database.writing() as connection:
             connection.execute(db.idempotency.delete().where(db.idempotency.c.subject == job))
             connection.execute(db.jobs.delete().where(db.jobs.c.id == job))
+
+    def withdraw(self, job: str) -> None:
+        """Forget a job that no worker has taken; one that was stays. Not for jobs with an idempotency key."""
+        with self.database.writing() as connection:
+            connection.execute(db.jobs.delete().where(db.jobs.c.id == job, db.jobs.c.status == "queued"))
+
+    def remove_unclaimed(self) -> int:
+        """Forget previews and estimates that have ended and were fetched by nobody; returns how many."""
+        table = db.jobs.c
+        left = sa.and_(
+            table.kind != "render", table.status.in_(FINAL), table.completed_at < self.clock() - UNCLAIMED_S
+        )  # fmt: skip
+        with self.database.writing() as connection:
+            return connection.execute(db.jobs.delete().where(left)).rowcount
 
     def counts(self) -> dict[tuple[str, str], int]:
         """How many jobs there are by kind and status."""
@@ -237,7 +260,7 @@ class Jobs:
             raise QueueFull(f"{waiting} are waiting, more are not accepted; try again later")
         own = connection.execute(sa.select(db.tenants.c.max_active).where(db.tenants.c.id == tenant)).scalar()
         most = self.quota.max_active if own is None else own
-        active = count.where(table.tenant == tenant, table.status.in_(("queued", "in_progress")))
+        active = count.where(table.tenant == tenant, table.status.in_(UNENDED))
         if connection.execute(active).scalar_one() >= most:
             raise QueueFull(f"at most {most} may be queued and running at once; wait for one to end", code="quota_used")
 
@@ -245,25 +268,33 @@ class Jobs:
         self, connection: Connection, kinds: Collection[str], now: float, job: str | None, head_start_s: float
     ) -> Job | None:
         table = db.jobs.c
-        live = sa.case((sa.and_(table.status == "in_progress", table.lease_until > now), 1), else_=0)
-        load = (
-            sa.select(table.tenant, sa.func.sum(live).label("running"), sa.func.max(table.started_at).label("served"))
-            .where(table.kind.in_(kinds))
+        # Each poll of each worker asks this: it reads the jobs that have not ended, by their index, and no others.
+        live = (
+            sa.select(table.tenant, sa.func.count().label("running"))
+            .where(table.status == "in_progress", table.kind.in_(kinds), table.lease_until > now)
             .group_by(table.tenant)
             .subquery()
         )
-        lapsed = sa.and_(table.status == "in_progress", table.lease_until <= now)
+        turns = (
+            sa.select(db.turns.c.tenant, sa.func.max(db.turns.c.served_at).label("served_at"))
+            .where(db.turns.c.kind.in_(kinds))
+            .group_by(db.turns.c.tenant)
+            .subquery()
+        )
+        running = sa.func.coalesce(live.c.running, 0)
         query = (
             sa.select(db.jobs)
-            .join(load, load.c.tenant == table.tenant)
             .join(db.tenants, db.tenants.c.id == table.tenant)
+            .outerjoin(live, live.c.tenant == table.tenant)
+            .outerjoin(turns, turns.c.tenant == table.tenant)
             .where(
                 table.kind.in_(kinds),
-                sa.or_(table.status == "queued", lapsed),
+                table.status.in_(UNENDED),
+                sa.or_(table.status == "queued", table.lease_until <= now),
                 sa.or_(table.deadline_at.is_(None), table.deadline_at > now),
-                load.c.running < sa.func.coalesce(db.tenants.c.max_running, self.quota.max_running),
+                running < sa.func.coalesce(db.tenants.c.max_running, self.quota.max_running),
             )
-            .order_by(load.c.running, sa.func.coalesce(load.c.served, 0), table.created_at, table.id)
+            .order_by(running, sa.func.coalesce(turns.c.served_at, 0), table.created_at, table.id)
             .limit(1)
         )
         if job is not None:
@@ -287,9 +318,16 @@ class Jobs:
                 # The fence too: a lease that is renewed leaves the revision as it is.
                 here = (db.jobs.c.id == job, db.jobs.c.revision == before.revision, db.jobs.c.fence == before.fence)
                 if connection.execute(db.jobs.update().where(*here).values(changes)).rowcount:
+                    if after.fence > before.fence:
+                        self._note_turn(connection, after)
                     if after.final:  # in one transaction: no render ends without its message
                         leave_message(connection, after, self.clock())
                     return after
+
+    def _note_turn(self, connection: Connection, job: Job) -> None:
+        row = {"tenant": job.tenant, "kind": job.kind, "served_at": self.clock()}
+        insert = (sqlite if self.database.is_sqlite else postgresql).insert(db.turns).values(row)
+        connection.execute(insert.on_conflict_do_update(index_elements=["tenant", "kind"], set_=row))
 
 
 _PREFIX = {"render": "rnd", "preview": "prv", "estimate": "est"}

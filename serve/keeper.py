@@ -1,4 +1,4 @@
-"""The keeper: delivers webhooks and removes uploads that nobody uses any more. `python -m recapture.serve.keeper`.
+"""The keeper: delivers webhooks and removes what nobody uses any more. `python -m recapture.serve.keeper`.
 
 A process of its own: what it asks of the outside delays no request and no render. There may be several.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import httpx2
 
+from .jobs import Jobs
 from .logs import get_logger, set_up_logs
 from .outbound import AddressRefused, Outbound
 from .settings import Settings
@@ -44,6 +45,7 @@ class Keeper:
         self.settings, self.stop = settings, stop or threading.Event()
         database = settings.open_database()
         self.messages, self.uploads = Messages(database, clock=clock), Uploads(database, settings)
+        self.jobs = Jobs(database, clock=clock)
         self.outbound = outbound or settings.outbound()
         self._serving: set[str] = set()
 
@@ -112,7 +114,10 @@ class Keeper:
     def _tidy(self) -> None:
         try:
             self.messages.tidy()
-            if removed := self.uploads.remove_unused():
+            self.jobs.expire_overdue()
+            if removed := self.jobs.remove_unclaimed():
+                log.info("jobs_removed", count=removed)
+            if removed := self.uploads.remove_unfinished() + self.uploads.remove_unused():
                 log.info("uploads_removed", count=removed)
         except Exception:
             log.exception("keeper_broke")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from .jobs import Jobs
+from .logs import get_logger
 from .records import Job, Refused
 
 WEIGHTS = {
@@ -15,6 +16,8 @@ WEIGHTS = {
 """Share of a render's work by stage, for a progress that moves evenly enough; the order is the engine's."""
 
 _SAID_EVERY_S = 0.25
+
+log = get_logger("lease")
 
 
 class Lost(Exception):
@@ -83,10 +86,13 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._over.wait(self._lease_s / 3):
-            self.jobs.expire_overdue()
-            self._beat()
-            if not self.jobs.renew(self.claim, lease_s=self._lease_s):
-                return  # `check` tells the work
+            try:
+                self.jobs.expire_overdue()
+                self._beat()
+                if not self.jobs.renew(self.claim, lease_s=self._lease_s):
+                    return  # `check` tells the work
+            except Exception:  # the database is away: the lease runs out by itself if that lasts
+                log.exception("lease_not_renewed", job=self.job.id)
 
 
 def progress_of(stage: str, share: float) -> float:

@@ -24,6 +24,7 @@ from ..engine.errors import InputError
 from ..engine.handover import plate_of, source_view
 from ..engine.pipeline import Result
 from ..engine.report.pictures import spread, tinted_holes
+from ..engine.store import Store
 from ..engine.video import VideoWriter
 
 _CLIPS = 4
@@ -32,10 +33,14 @@ _WEBP_QUALITY = 82
 
 
 class OpenClip:
-    """The stages of a clip that no path changes, and its moments as they were drawn last."""
+    """The stages of a clip that no path changes, and its moments as they were drawn last.
 
-    def __init__(self, result: Result) -> None:
-        self.result = result
+    Args:
+        store: holds the stages; as long as this object lives `gc` leaves them alone.
+    """
+
+    def __init__(self, result: Result, store: Store) -> None:
+        self.result, self._store = result, store
         self._moments: tuple[Any, np.ndarray, np.ndarray] | None = None
 
     def moments(self, times: list[int], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,10 +65,10 @@ class Previewer:
     def __init__(self) -> None:
         self._clips: OrderedDict[str, OpenClip] = OrderedDict()
 
-    def clip(self, key: str, prepare: Callable[[], Result]) -> OpenClip:
+    def clip(self, key: str, prepare: Callable[[], OpenClip]) -> OpenClip:
         """The clip of this key, opened by `prepare` the first time."""
         if key not in self._clips:
-            self._clips[key] = OpenClip(prepare())
+            self._clips[key] = prepare()
             while len(self._clips) > _CLIPS:
                 self._clips.popitem(last=False)
         self._clips.move_to_end(key)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
+UNENDED: frozenset[Status] = frozenset({"queued", "in_progress"})
 FINAL: frozenset[Status] = frozenset({"completed", "failed", "cancelled", "expired"})
 
 MOST_ATTEMPTS = 5

@@ -45,6 +45,10 @@ async def create_estimate(asked: EstimateCreate, http: Request, service: Service
     return Estimate.model_validate(await _done(service, tenant, "estimate", request, http))
 
 
+_WORKED_ON_S = 3600.0
+"""For so long after its caller was told to ask again may a job be worked on; a process that died leaves none for ever."""
+
+
 async def _about_clip(service: State, tenant: str, clip: Input, options: ClipOptions) -> dict[str, Any]:
     """What a preview's job keeps of the clip."""
     where = await run_in_threadpool(clip_request, service, tenant, clip)
@@ -52,21 +56,32 @@ async def _about_clip(service: State, tenant: str, clip: Input, options: ClipOpt
 
 
 async def _done(service: State, tenant: str, kind: str, request: dict[str, Any], http: Request) -> dict[str, Any]:
-    """The result of a short job, which is forgotten as soon as it is known, or nobody waits for it any more.
+    """The result of a short job, which is forgotten as soon as it is known, or its caller has gone away.
+
+    One that is worked on when the time is up ends all the same: its stages are then in the store, and who asks again
+    waits for the rest alone. The keeper removes its record.
 
     Raises:
         Busy: no worker was through with it in time.
         RecaptureError: what the worker says is wrong.
     """
-    job, _ = await run_in_threadpool(service.jobs.submit, tenant, kind, request, digest_of(request))
+    deadline_s = service.settings.interactive_wait_s + _WORKED_ON_S
+    job, _ = await run_in_threadpool(
+        service.jobs.submit, tenant, kind, request, digest_of(request), deadline_s=deadline_s
+    )
+    forget = service.jobs.delete
     try:
         job = await _final(service, job, http)
+    except Busy:
+        if not await http.is_disconnected():
+            forget = service.jobs.withdraw
+        raise
     finally:
-        await run_in_threadpool(service.jobs.delete, job.id)
+        await run_in_threadpool(forget, job.id)
     if job.result is not None:
         return job.result
     error = job.error or {"code": "internal", "message": f"the {kind} was {job.status}", "param": None}
-    kind_of_error = RecaptureError if error["code"] in ("internal", "worker_lost") else InputError
+    kind_of_error = InputError if error.get("refused") else RecaptureError
     raise kind_of_error(error["message"], param=error["param"], code=error["code"])
 
 

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, MalformedRangeHeader, RangeNotSatisfiable, Response, StreamingResponse
 
-from ..client.schema import Input, Render, RenderCreate, RenderPage, Resample, Status, Variant
+from ..client.schema import ErrorBody, Input, Render, RenderCreate, RenderPage, Resample, Status, Variant
 from ..engine.config import RunConfig
 from ..engine.errors import InputError, ModelError
 from .answers import REFUSALS, render_of
@@ -101,8 +102,12 @@ def delete_render(render: str, service: Service, tenant: Tenant) -> None:
 @router.get(
     "/{render}/content",
     response_class=FileResponse,
-    responses={206: {"description": "A part of it."}, 304: {"description": "Unchanged."}, 416: {"description": "No such part."}},
-)  # fmt: skip
+    responses={
+        206: {"description": "A part of it."},
+        304: {"description": "Unchanged."},
+        416: {"model": ErrorBody, "description": "No such part."},
+    },
+)
 def render_content(
     render: str,
     service: Service,
@@ -123,7 +128,24 @@ def render_content(
     if variant == "page":
         headers["Content-Security-Policy"] = _SANDBOX
     path = service.settings.render_path(job.id) / job.result["folder"] / name
-    return FileResponse(path, media_type=kind, headers=headers)
+    try:
+        return _File(path, media_type=kind, headers=headers, stat_result=path.stat())
+    except FileNotFoundError:  # deleted since its record was read
+        raise Missing("there is no such render", param="render") from None
+
+
+class _File(FileResponse):
+    """With its refusals in the envelope."""
+
+    @classmethod
+    def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
+        try:
+            return super()._parse_range_header(http_range, file_size)
+        except MalformedRangeHeader:
+            raise HTTPException(400, "the Range is malformed; give bytes=FIRST-LAST") from None
+        except RangeNotSatisfiable:
+            whole = {"Content-Range": f"bytes */{file_size}"}
+            raise HTTPException(416, f"there is no such part; the file has {file_size} bytes", whole) from None
 
 
 @router.get(

@@ -1,13 +1,16 @@
 """`/v1/uploads`: clips arrive in parts; a broken connection costs the part under way at most."""
 
+import asyncio
 import re
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ..client.schema import Clip, Problem, Upload, UploadCreate
+from ..client.schema import Clip, ErrorBody, Problem, Upload, UploadCreate
 from ..engine.video.clip import ClipInfo
 from .answers import REFUSALS
 from .problems import Missing
@@ -32,6 +35,7 @@ def retrieve_upload(upload: str, service: Service, tenant: Tenant) -> Upload:
 
 @router.patch(
     "/{upload}",
+    responses={408: {"model": ErrorBody, "description": "Nothing arrived for a while; go on at the upload's offset."}},
     openapi_extra={
         "requestBody": {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
     },
@@ -45,17 +49,38 @@ async def append_to_upload(
 ) -> Upload:
     """Send bytes from `Upload-Offset` on; the last of them decides whether the clip can be used."""
     record = await run_in_threadpool(find_upload, service, tenant, upload)
-    with service.uploads.appending(record, offset) as file:
+    appending = service.uploads.appending(record, offset)
+    file = await run_in_threadpool(appending.__enter__)  # opening and syncing a file may take its time
+    try:
         arrived = offset
-        async for chunk in request.stream():
+        async for chunk in _chunks(request, service.settings.upload_silence_s):
             arrived += len(chunk)
             if arrived > record.bytes:
                 raise TooLarge(f"the upload was announced with {record.bytes} bytes", param="bytes")
             await run_in_threadpool(file.write, chunk)
             service.metrics.uploaded.inc(len(chunk))
+    finally:
+        await run_in_threadpool(appending.__exit__, None, None, None)
     if arrived == record.bytes:
-        record = await run_in_threadpool(service.uploads.finish, record)
-    return upload_of(service, record)
+        async with service.deciding:
+            record = await run_in_threadpool(service.uploads.finish, record)
+    return await run_in_threadpool(upload_of, service, record)
+
+
+async def _chunks(request: Request, silence_s: float) -> AsyncIterator[bytes]:
+    """The body as it arrives; a connection that died without a word would hold the upload for ever."""
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(silence_s):
+                chunk = await anext(stream, None)
+        except TimeoutError:
+            raise HTTPException(
+                408, f"nothing arrived for {silence_s:g} s; go on at the upload's `offset`", {"Connection": "close"}
+            ) from None
+        if chunk is None:
+            return
+        yield chunk
 
 
 @router.delete("/{upload}", status_code=204)

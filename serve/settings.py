@@ -45,6 +45,8 @@ class Settings(BaseModel):
     """Between two signs of life on a stream of events."""
     interactive_wait_s: Seconds = 55.0
     """How long a preview or an estimate may take before the caller is told to ask again."""
+    upload_silence_s: Seconds = 30.0
+    """A part of an upload of which nothing arrives for so long is given up; what has arrived stays."""
     max_upload_bytes: int = Field(MOST_UPLOAD_BYTES, ge=1, le=MOST_UPLOAD_BYTES)
     max_tenant_bytes: int = Field(20 << 30, ge=1)
     """Uploads a tenant may have at once."""

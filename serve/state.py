@@ -1,5 +1,6 @@
 """What the routes share, made once an app."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
@@ -21,6 +22,10 @@ Offer = Callable[[Job], None]
 """Told of a resample that was accepted, for a worker that could do it sooner than others; must not wait for it."""
 
 
+_DECIDED_AT_ONCE = 2
+"""Uploads that an ingress decides on at once: each takes a process with up to `child_memory_bytes`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     settings: Settings
@@ -32,6 +37,8 @@ class State:
     metrics: Metrics
     outbound: Outbound
     offer: Offer
+    deciding: asyncio.Semaphore
+    """Held while the last bytes of an upload are looked at."""
 
     @staticmethod
     def open(settings: Settings, offer: Offer) -> "State":
@@ -46,6 +53,7 @@ class State:
             settings=settings, database=database, jobs=jobs, uploads=Uploads(database, settings),
             roots=InputRoots(settings.input_roots), workers=workers,
             metrics=Metrics(jobs, workers, Messages(database)), outbound=settings.outbound(), offer=offer,
+            deciding=asyncio.Semaphore(_DECIDED_AT_ONCE),
         )  # fmt: skip
 
 

@@ -22,6 +22,9 @@ from .jobs import IdempotencyConflict, QueueFull, by_key, remember
 from .options import digest_of
 from .settings import Settings
 
+UNFINISHED_S = 86_400.0
+"""So long may an upload be silent before it is given up; and a failed one says for so long what was wrong."""
+
 
 class UploadConflict(RecaptureError):
     """The part does not begin where the upload ends, or another request is sending one."""
@@ -72,9 +75,11 @@ class Uploads:
                 if standing.fingerprint != fingerprint:
                     raise IdempotencyConflict("this key was used for another request", param="Idempotency-Key")
                 row = connection.execute(sa.select(db.uploads).where(db.uploads.c.id == standing.subject)).first()
-                if row is not None:
+                if row is not None and row.status != "failed":  # a failed one takes no bytes: the key begins anew
                     return _record(row)
-            used = sa.select(sa.func.coalesce(sa.func.sum(db.uploads.c.bytes), 0)).where(db.uploads.c.tenant == tenant)
+            used = sa.select(sa.func.coalesce(sa.func.sum(db.uploads.c.bytes), 0)).where(
+                db.uploads.c.tenant == tenant, db.uploads.c.status != "failed"
+            )
             if connection.execute(used).scalar_one() + asked.bytes > self.settings.max_tenant_bytes:
                 raise QueueFull("your uploads take all the room you have; delete some", code="quota_used")
             record = UploadRecord(
@@ -156,6 +161,18 @@ class Uploads:
 
     def delete(self, record: UploadRecord) -> None:
         self._delete(record.id, db.uploads.c.id == record.id)
+
+    def remove_unfinished(self) -> int:
+        """Delete what failed, or is pending, and got no byte for a day; returns how many."""
+        before, table, removed = time.time() - UNFINISHED_S, db.uploads.c, 0
+        old = sa.and_(table.status != "ready", table.created_at < before)
+        with self.database.reading() as connection:
+            found = [_record(row) for row in connection.execute(sa.select(db.uploads).where(old))]
+        for record in found:
+            path = self.settings.upload_path(record.id)
+            if not path.exists() or path.stat().st_mtime < before:
+                removed += self._delete(record.id, sa.and_(table.id == record.id, table.status == record.status))
+        return removed
 
     def remove_unused(self) -> int:
         """Delete what was not used for as long as the settings say; returns how many.

@@ -111,11 +111,12 @@ class Messages:
         self._end(message, "delivered", None)
 
     def failed(self, message: Message, why: str, *, for_good: bool = False) -> float | None:
-        """Note a try that came to nothing; seconds until the next, None if it was the last.
+        """Note a try that came to nothing; seconds until the next, None if it was the last. A long `why` is cut.
 
         Args:
             for_good: trying again cannot help.
         """
+        why = why[: db.WHY_CHARACTERS]
         if for_good or message.tries > len(RETRY_S):
             self._end(message, "failed", why)
             return None

@@ -19,12 +19,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
+from ..cluster.bulk.scratch import Scratch
 from ..engine import adapters
 from ..engine.bundle import write_bundle
 from ..engine.cameras import CameraSpec, parse_camera, parse_expression
@@ -39,13 +42,13 @@ from ..engine.store import Store, stage_key
 from ..engine.store.durable import sync
 from ..engine.video import ClipInfo, Limits
 from .content import CONTENT
-from .decoding import add_sound, decode_into_store
+from .decoding import Check, add_sound, decode_into_store
 from .inputs import Inputs
 from .jobs import Jobs, load_job
 from .lease import Lease, Lost, Stopped
 from .logs import get_logger, set_up_logs
 from .options import digest_of
-from .preview import Previewer, clip_key
+from .preview import OpenClip, Previewer, clip_key
 from .problems import request_field
 from .records import Job, Refused
 from .settings import Settings
@@ -55,6 +58,8 @@ from .workers import Workers
 _IDLE_S, _AWAKE_S, _AWAKE_FOR_S = 0.2, 0.02, 20.0
 """Between two looks at the queue; more often for a while after a job, when a person may be dragging a slider."""
 _BEAT_S = 2.0
+_AWAY_S = 1.0
+"""After a failed query, before the next."""
 
 log = get_logger("worker")
 
@@ -98,18 +103,24 @@ class Worker:
             self.models.video(RunConfig().tune.rank)  # warm before the first job comes
         log.info("worker_ready", worker=self.name, kinds=self.kinds, model=entry.name, device=str(self.models.device))
         awake_until = 0.0
+        scratch = Scratch()
         try:
             while not self.stop.is_set():
-                self._beat()
-                self._called.clear()
-                job = self._take()
-                if job is None:
-                    self.jobs.expire_overdue()
-                    self._called.wait(_AWAKE_S if time.monotonic() < awake_until else _IDLE_S)
-                    continue
-                self.work(job)
-                awake_until = time.monotonic() + _AWAKE_FOR_S
+                try:
+                    self._beat()
+                    self._called.clear()
+                    job = self._take()
+                    if job is None:
+                        self.jobs.expire_overdue()
+                        self._called.wait(_AWAKE_S if time.monotonic() < awake_until else _IDLE_S)
+                        continue
+                    self.work(job)
+                    awake_until = time.monotonic() + _AWAKE_FOR_S
+                except SQLAlchemyError:
+                    log.exception("database_away", worker=self.name)
+                    self.stop.wait(_AWAY_S)
         finally:
+            scratch.close()
             self.workers.leave(self.name)
             log.info("worker_ended", worker=self.name)
 
@@ -151,22 +162,25 @@ class Worker:
             told.info("job_given_back")
         except (Lost, Refused):
             told.info("job_lost")
+        except SQLAlchemyError:  # no fault of the job's: its lease runs out, and whoever takes it then goes on
+            told.exception("job_left")
         except RecaptureError as error:
-            self._fail(lease, error.code, error.message, error.param)
+            self._fail(lease, error)
             told.info("job_failed", code=error.code)
         except Exception:
             told.exception("job_broke")
-            self._fail(lease, "internal", "the render failed inside the service; its log has the reason", None)
+            message = f"the {job.kind} failed inside the service; its log has the reason"
+            self._fail(lease, RecaptureError(message, code="internal"))
 
     def _render(self, job: Job, lease: Lease) -> None:
         folder = self.settings.render_path(job.id) / str(job.fence)
-        shutil.rmtree(folder, ignore_errors=True)
+        self._sweep(folder)
         published = False
         try:
             with Store(self.settings.store_path(job.tenant)) as store:
                 result = self._film(job, lease, store, RunConfig.from_json(job.request["config"]))
                 lease.check()
-                write_bundle(result, folder, add_sound=self._add_sound)
+                write_bundle(result, folder, add_sound=partial(self._add_sound, check=lease.check))
                 answer = {
                     "folder": str(job.fence),
                     "content": seal(folder),
@@ -180,27 +194,38 @@ class Worker:
                     "adapters": [str(path.relative_to(store.root)) for path in tuned_adapters(result.entries).values()],
                 }
                 warnings = list(result.run.warnings)
-            self.jobs.complete(lease.claim, answer, warnings=warnings, compute_s=lease.spent_s())
-            published = True
+            published = True  # from here on as far as anybody knows: a connection may be lost behind the commit
+            try:
+                self.jobs.complete(lease.claim, answer, warnings=warnings, compute_s=lease.spent_s())
+            except Refused:
+                published = False
+                raise
         finally:
             if not published:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _add_sound(self, video: Path, source: Path, *, start_s: float, limits: Limits) -> list[str]:
-        return add_sound(video, source, start_s=start_s, settings=self.settings)  # the child has the same limits
+    def _sweep(self, folder: Path) -> None:
+        """Remove what earlier attempts left that were killed, or did not learn whether they had published."""
+        for left in folder.parent.glob("*"):
+            if int(left.name) <= int(folder.name):  # a later one's may be published: this attempt may be the dead one
+                shutil.rmtree(left, ignore_errors=True)
+
+    def _add_sound(self, video: Path, source: Path, *, start_s: float, limits: Limits, check: Check) -> list[str]:
+        # The child has the same limits.
+        return add_sound(video, source, start_s=start_s, settings=self.settings, check=check)
 
     def _preview(self, job: Job, lease: Lease) -> None:
         request = job.request
 
-        def prepare() -> Result:
-            store = Store(self.settings.store_path(job.tenant))  # kept open with the clip
+        def prepare() -> OpenClip:
+            store = Store(self.settings.store_path(job.tenant))
             config = override(RunConfig(model=self.settings.model), request["sections"])
-            return self._film(job, lease, store, config, camera="static", until="intrinsics")
+            return OpenClip(self._film(job, lease, store, config, camera="static", until="intrinsics"), store)
 
         sha256 = request["sha256"]
         if sha256 is None:
             with Store(self.settings.store_path(job.tenant)) as store:
-                sha256 = self.inputs.clip(job, store).sha256
+                sha256 = self.inputs.clip(job, store, lease.check).sha256
         key = clip_key(job.tenant, sha256, request["sections"])
         clip = self.previewer.clip(key, prepare)
         if "scene" in request:
@@ -229,12 +254,13 @@ class Worker:
         until: str = "deliver",
     ) -> Result:
         """Run the engine, after a child process has decoded the clip into the store for it."""
-        clip = self.inputs.clip(job, store)
+        if job.attempt > 1:
+            store.gc()  # what the worker before had half written, if it was killed
+        clip = self.inputs.clip(job, store, lease.check)
         lease.check()
         key = frames_key(clip.sha256, config)
         if store.get(FRAMES.name, key) is None:
-            where = self.settings.store_path(job.tenant)
-            decode_into_store(clip.path, clip.info, config.decode, where, key, self.settings)
+            decode_into_store(clip.path, clip.info, config.decode, store, key, self.settings, lease.check)
             if store.get(FRAMES.name, key) is None:  # or the engine would open the file in this process
                 raise RecaptureError("the clip's frames were decoded and are not in the store", code="internal")
         engine = Recapture(self.models, store=store)
@@ -265,9 +291,11 @@ class Worker:
                 param="options",
             )
 
-    def _fail(self, lease: Lease, code: str, message: str, param: str | None) -> None:
-        error = {"code": code, "message": message, "param": request_field(param)}
-        self._unless_lost(lambda: self.jobs.fail(lease.claim, error, compute_s=lease.spent_s()))
+    def _fail(self, lease: Lease, error: RecaptureError) -> None:
+        kept = {"code": error.code, "message": error.message, "param": request_field(error.param)}
+        if lease.job.kind != "render":  # its caller still waits, and gets it with a status
+            kept["refused"] = isinstance(error, InputError)
+        self._unless_lost(lambda: self.jobs.fail(lease.claim, kept, compute_s=lease.spent_s()))
 
     def _unless_lost(self, change: Callable[[], object]) -> None:
         with contextlib.suppress(Refused):  # it ended otherwise meanwhile, and stays so

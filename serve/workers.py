@@ -27,6 +27,7 @@ class Workers:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self._own: dict[str, dict[str, Any]] = {}
 
     def register(self, worker: str, kinds: Collection[str], model: dict[str, Any], device: str) -> None:
         now = time.time()
@@ -34,12 +35,18 @@ class Workers:
         with self.database.writing() as connection:
             connection.execute(db.workers.delete().where(db.workers.c.seen_at < now - 10 * _SILENT_S))
             connection.execute(db.workers.insert().values(row))
+        self._own[worker] = row
 
     def beat(self, worker: str) -> None:
+        """Say that a worker registered here lives; one that slept for so long that its row was removed is back."""
+        now = time.time()
         with self.database.writing() as connection:
-            connection.execute(db.workers.update().where(db.workers.c.id == worker).values(seen_at=time.time()))
+            seen = connection.execute(db.workers.update().where(db.workers.c.id == worker).values(seen_at=now))
+            if not seen.rowcount and worker in self._own:
+                connection.execute(db.workers.insert().values({**self._own[worker], "seen_at": now}))
 
     def leave(self, worker: str) -> None:
+        self._own.pop(worker, None)
         with self.database.writing() as connection:
             connection.execute(db.workers.delete().where(db.workers.c.id == worker))
 

@@ -184,6 +184,18 @@ def test_nothing_outside_the_roots_is_found(tmp_path, uri):
     assert roots.find("a/x.mp4", param="input_uri", base=str(tmp_path / "in")).path == str(tmp_path / "in/a/x.mp4")
 
 
+def test_what_cannot_be_read_is_refused_by_the_name_that_it_was_given(tmp_path):
+    (tmp_path / "long").write_bytes(b"12345")
+    for name, code, said in (
+        ("none", "input_missing", "does not exist"),
+        ("long/x", "input_unreadable", "cannot be read: Not a directory"),
+        ("long", "invalid_input", "more than 4 bytes"),
+    ):
+        with pytest.raises(InputError, match=said) as caught:
+            open_place(str(tmp_path / name), param="").download(tmp_path / "copy", 4, param="camera")
+        assert (caught.value.code, caught.value.param) == (code, "camera")
+
+
 def test_credentials_of_a_root_stay_out_of_messages():
     root = open_place("s3://key:secret@bucket?region=eu-north-1", param="--allow-root")
     with pytest.raises(InputError) as caught:

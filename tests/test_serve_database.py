@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from recapture.serve import database as db
 from recapture.serve.database import METADATA, VERSION, Database
 from recapture.serve.jobs import Jobs
 from recapture.serve.keys import check_key, create_key
@@ -48,6 +49,11 @@ def write_version(version: int, url: str) -> None:
             " progress, compute_s, warnings) VALUES ('rnd_old', 'old', 'render', 'f', '{}', 1, 'queued', 1, 0, 0, 0, 0, '[]')"
         )
         connection.exec_driver_sql(
+            "INSERT INTO jobs (id, tenant, kind, fingerprint, request, created_at, status, revision, attempt, fence,"
+            " progress, compute_s, warnings, started_at)"
+            " VALUES ('rnd_done', 'old', 'render', 'f', '{}', 1, 'completed', 3, 1, 1, 1, 1, '[]', 7)"
+        )
+        connection.exec_driver_sql(
             "INSERT INTO uploads (id, tenant, status, bytes, sha256, created_at)"
             " VALUES ('upl_old', 'old', 'ready', 1, 'f', 1)"
         )
@@ -60,6 +66,8 @@ def test_an_earlier_version_becomes_this_one_and_keeps_its_records(version, url,
     database = Database(url)
     assert database.version() == VERSION
     assert set(columns(url)) == set(METADATA.tables)
+    with database.reading() as connection:
+        assert [tuple(row) for row in connection.execute(sa.select(db.turns))] == [("old", "render", 7)]
     jobs = Jobs(database)
     assert jobs.get("old", "rnd_old").status == "queued"
     assert jobs.take("w", ["render"], lease_s=60).id == "rnd_old"

@@ -4,8 +4,11 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, get_args
 
 import httpx2
@@ -13,16 +16,19 @@ import pytest
 import torch
 from fastapi.routing import APIRoute
 
-from recapture.client import Options
+from recapture.client import Client, Options
 from recapture.client.errors import AuthenticationError, InvalidRequest, NotFound, RateLimited, UploadFailed
 from recapture.client.schema import TERMINAL, PreviewCreate, RenderCreate, Resample, Status, Variant
 from recapture.engine.config import _BOUNDS
 from recapture.serve.content import CONTENT
 from recapture.serve.guard import MOST_JSON_BYTES, OPEN
+from recapture.serve.jobs import UNCLAIMED_S
+from recapture.serve.keeper import Keeper
 from recapture.serve.lease import WEIGHTS
 from recapture.serve.logs import redacted
-from recapture.serve.records import FINAL
+from recapture.serve.records import FINAL, Job
 from recapture.serve.settings import Settings
+from recapture.serve.uploads import UploadRecord
 
 from .service import Server
 from .test_pipeline import write_clip
@@ -219,6 +225,93 @@ def test_who_goes_away_is_not_worked_for(clip, tmp_path):
             time.sleep(0.05)
 
 
+def raw(
+    server: Server, client: Client, method: str, path: str, body: bytes, announced: int = 0, **headers: object
+) -> socket.socket:
+    """A request on a connection that the test closes when it likes."""
+    told = {"Host": "x", "Content-Length": announced or len(body), **client._headers, **headers}
+    head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in told.items())
+    connection = socket.create_connection(server.socket.getsockname(), timeout=30)
+    connection.sendall(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
+    return connection
+
+
+def test_work_under_way_outlives_the_wait_for_it_but_not_its_caller(clip, tmp_path):
+    settings = Settings(data=tmp_path / "data", interactive_wait_s=1.5)
+    with Server(settings) as server, server.client() as client:
+        jobs = server.api.state.service.jobs
+        body = {"input": {"upload": client.uploads.create(clip).id}, "camera": "static"}
+
+        def taken() -> Job:
+            until = time.monotonic() + 20
+            while (job := jobs.take("w", ["preview"], lease_s=60)) is None:
+                assert time.monotonic() < until
+                time.sleep(0.02)
+            return job
+
+        with ThreadPoolExecutor() as pool:
+            asked = pool.submit(
+                httpx2.post, f"{server.url}/v1/previews", json=body, headers=client._headers, timeout=60
+            )
+            job = taken()
+            assert job.deadline_at > time.time() + 60
+            assert refused(asked.result(), 503)["code"] == "busy"
+            jobs.complete(job.claim, {"width": 1}, warnings=[])  # it went on
+            Keeper(settings)._tidy()
+            assert jobs.counts() == {("preview", "completed"): 1}  # somebody may be about to fetch it
+            Keeper(settings, clock=lambda: time.time() + UNCLAIMED_S)._tidy()
+            assert jobs.counts() == {}
+            with raw(
+                server, client, "POST", "/v1/previews", json.dumps(body).encode(), Content_Type="application/json"
+            ):
+                job = taken()
+            until = time.monotonic() + 20
+            while jobs.holds(job.claim):
+                assert time.monotonic() < until
+                time.sleep(0.02)
+            assert jobs.counts() == {}
+
+
+def test_files_of_a_render_are_refused_in_the_envelope(clip, tmp_path):
+    settings = Settings(data=tmp_path / "data")
+    with Server(settings) as server, server.client() as client, httpx2.Client(headers=client._headers) as http:
+        jobs = server.api.state.service.jobs
+        render = client.renders.create(client.uploads.create(clip), "static").id
+        job = jobs.take("w", ["render"], lease_s=60)
+        folder = settings.render_path(render) / "1"
+        folder.mkdir(parents=True)
+        (folder / CONTENT["video"][0]).write_bytes(b"0123456789")
+        about = {"bytes": 10, "sha256": "0" * 64, "content_type": "video/mp4"}
+        jobs.complete(job.claim, {"folder": "1", "content": {"video": about}}, warnings=[])
+        where = f"{server.url}/v1/renders/{render}/content"
+        part = http.get(where, headers={"Range": "bytes=2-4"})
+        assert (part.status_code, part.content) == (206, b"234")
+        for asked, status, code in (
+            ("bytes=10-", 416, "range_not_satisfiable"),
+            ("bytes=4-2", 400, "bad_request"),
+            ("lines=1-2", 400, "bad_request"),
+            ("bytes=", 400, "bad_request"),
+        ):
+            answer = http.get(where, headers={"Range": asked})
+            assert refused(answer, status)["code"] == code
+            assert answer.headers.get("content-range") == ("bytes */10" if status == 416 else None)
+        shutil.rmtree(settings.render_path(render))  # as a DELETE under way does
+        assert refused(http.get(where), 404)["code"] == "not_found"
+
+
+def test_a_database_that_is_away_is_an_answer_too(tmp_path):
+    with Server(Settings(data=tmp_path / "data")) as server, server.client() as client:
+        state = server.api.state.service
+        with state.database.writing() as connection:
+            connection.exec_driver_sql("ALTER TABLE api_keys RENAME TO elsewhere")
+        answer = httpx2.get(f"{server.url}/v1/presets", headers=client._headers)
+        assert refused(answer, 500)["code"] == "internal"
+        until = time.monotonic() + 10  # it is counted after the answer is sent
+        while b'status="500"' not in state.metrics.text():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+
+
 def test_uploads_go_on_where_they_broke_off(http, clip):
     data = clip.read_bytes()
     about = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "filename": "../../walk.mp4"}
@@ -237,6 +330,39 @@ def test_uploads_go_on_where_they_broke_off(http, clip):
     refused(http.patch(where, content=b"", headers={"Upload-Offset": str(len(data))}), 409)
     assert http.delete(where).status_code == 204
     refused(http.get(where), 404)
+
+
+def test_a_connection_that_dies_silently_does_not_hold_its_upload(tmp_path):
+    with Server(Settings(data=tmp_path / "data", upload_silence_s=0.5)) as server, server.client() as client:
+        about = {"bytes": 5, "sha256": hashlib.sha256(b"abcde").hexdigest()}
+        where = httpx2.post(f"{server.url}/v1/uploads", json=about, headers=client._headers).headers["location"]
+        with raw(server, client, "PATCH", where, b"abc", Upload_Offset=0, announced=5) as connection:
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))  # it is closed, too
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b'"code":"too_slow"' in answer
+        headers = {**client._headers, "Upload-Offset": "3"}
+        done = httpx2.patch(f"{server.url}{where}", content=b"de", headers=headers, timeout=30).json()
+        assert (done["status"], done["error"]["code"]) == ("failed", "invalid_video")
+
+
+def test_an_ingress_decides_on_a_few_uploads_at_once(clip, tmp_path, monkeypatch):
+    with Server(Settings(data=tmp_path / "data")) as server, server.client() as client:
+        uploads, now, most = server.api.state.service.uploads, [], []
+        finish = uploads.finish
+
+        def watched(record: UploadRecord) -> UploadRecord:
+            now.append(record)
+            most.append(len(now))
+            try:
+                return finish(record)
+            finally:
+                now.remove(record)
+
+        monkeypatch.setattr(uploads, "finish", watched)
+        with ThreadPoolExecutor(6) as pool:
+            made = list(pool.map(lambda _: client.uploads.create(clip), range(6)))
+        assert {upload.status for upload in made} == {"ready"}
+        assert (len(most), max(most)) == (6, 2)
 
 
 def test_uploads_that_are_no_clips(server, tmp_path):

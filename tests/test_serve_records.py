@@ -1,12 +1,15 @@
 """The rules of a job: first as a value, then the same on both databases."""
 
+import os
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -20,12 +23,14 @@ from hypothesis.stateful import (
 )
 
 from recapture.client.schema import UploadCreate
+from recapture.engine.errors import InputError
 from recapture.serve import database as db
 from recapture.serve.database import Database, ensure_tenant
 from recapture.serve.jobs import IdempotencyConflict, Jobs, QueueFull, Quota, UploadGone
 from recapture.serve.records import FINAL, MOST_ATTEMPTS, Claim, Job, Refused
 from recapture.serve.settings import Settings
-from recapture.serve.uploads import Uploads
+from recapture.serve.uploads import UNFINISHED_S, Uploads
+from recapture.serve.workers import Workers
 
 from .databases import postgres_binaries, postgres_server
 
@@ -240,7 +245,7 @@ def database(request, tmp_path):
 
 def empty(database: Database) -> None:
     with database.writing() as connection:
-        for table in ("idempotency", "jobs", "uploads"):
+        for table in ("idempotency", "jobs", "turns", "uploads"):
             connection.exec_driver_sql(f"DELETE FROM {table}")
         for tenant in ("a", "b"):
             ensure_tenant(connection, tenant)
@@ -313,6 +318,36 @@ def test_tenants_take_turns(database):
     assert order == ["a", "b", "a", "a"]
 
 
+def work_of_a_poll(path: Path, ended: int) -> int:
+    """Instructions of SQLite's machine for a poll of a worker, beside so many jobs that have ended."""
+    database, steps = Database(f"sqlite:///{path}"), []
+    with database.writing() as connection:
+        for tenant in ("a", "b"):
+            ensure_tenant(connection, tenant)
+        row = {
+            "kind": "render", "fingerprint": "f" * 64, "request": {}, "status": "completed", "revision": 3, "attempt": 1,
+            "fence": 1, "progress": 1.0, "compute_s": 0.0, "warnings": [], "deadline_at": 9.0,
+        }  # fmt: skip
+        ids = [{"id": f"rnd_{n}", "tenant": "ab"[n % 2], "created_at": n, "started_at": n} for n in range(ended)]
+        connection.execute(db.jobs.insert(), [{**row, **more} for more in ids])
+    jobs = Jobs(database)
+    for tenant in "aabb":
+        submit(jobs, tenant)
+    sa.event.listen(
+        database.engine, "checkout", lambda raw, *_: raw.set_progress_handler(lambda: steps.append(1), 1)
+    )  # fmt: skip
+    assert jobs.expire_overdue() == 0
+    assert jobs.take("w", ["preview", "estimate"], lease_s=60) is None
+    assert jobs.take("w", ["render"], lease_s=60).status == "in_progress"
+    database.close()
+    return len(steps)
+
+
+def test_a_poll_does_not_read_the_jobs_that_have_ended(tmp_path):
+    few, many = (work_of_a_poll(tmp_path / f"{ended}.db", ended) for ended in (10, 2000))
+    assert many < 2 * few
+
+
 def test_a_resample_is_left_to_the_worker_that_it_was_offered_to_for_a_while(database):
     now = [1000.0]
     jobs = Jobs(database, quota=Quota(max_running=3), clock=lambda: now[0])
@@ -346,6 +381,10 @@ def test_lists_page_through_everything_once(database):
         after = found[-1]
     assert sorted(found) == sorted(made)
     assert jobs.page("b", "render", limit=3) == []
+    for unknown in ("rnd_" + "0" * 24, jobs.submit("b", "render", {}, "f" * 64)[0].id):  # none, and another's
+        with pytest.raises(InputError) as refused:
+            jobs.page("a", "render", limit=3, after=unknown)
+        assert refused.value.param == "after"
     assert jobs.page("a", "render", limit=9, status="completed") == []
     assert set(FINAL).isdisjoint({job.status for job in jobs.page("a", "render", limit=9)})
 
@@ -380,6 +419,48 @@ def test_uploads_that_nobody_uses_are_removed(database, tmp_path):
     with pytest.raises(UploadGone):
         rendered(idle, days_old=0)
     assert uploads.remove_unused() == 0
+
+
+def test_a_failed_upload_stands_in_nobodys_way(database, tmp_path):
+    settings = Settings(data=tmp_path / "data", max_tenant_bytes=10)
+    uploads, clip = Uploads(database, settings), UploadCreate(bytes=6, sha256="0" * 64, filename=None)
+    first = uploads.create("a", clip, key="clip")
+    assert uploads.create("a", clip, key="clip").id == first.id
+    settings.upload_path(first.id).write_bytes(b"wrong!")
+    assert uploads.finish(first).status == "failed"
+    second = uploads.create("a", clip, key="clip")  # neither its key nor its bytes are taken
+    assert (second.status, second.id == first.id) == ("pending", False)
+    assert uploads.create("a", clip, key="clip").id == second.id
+    assert uploads.get("a", first.id).error["code"] == "sha256_mismatch"
+    with pytest.raises(QueueFull):
+        uploads.create("a", clip, key="another")
+    # A day later: what failed is gone, and so is what never came; not what still comes, nor what is ready.
+    assert uploads.remove_unfinished() == 0
+    coming = uploads.create("b", clip, key="coming")
+    with database.writing() as connection:
+        connection.execute(db.uploads.update().values(created_at=time.time() - UNFINISHED_S - 1))
+    assert uploads.remove_unfinished() == 1
+    old = time.time() - UNFINISHED_S - 1
+    os.utime(settings.upload_path(second.id), (old, old))
+    assert uploads.remove_unfinished() == 1
+    assert [uploads.get(r.tenant, r.id) is None for r in (first, second, coming)] == [True, True, False]
+    assert uploads.create("a", clip, key="clip").status == "pending"
+
+
+def test_a_worker_that_slept_is_back_with_its_next_sign_of_life(database):
+    workers, others = Workers(database), Workers(database)
+    workers.register("sleeper", ["render"], {"id": "tiny"}, "cpu")
+    with database.writing() as connection:
+        connection.execute(db.workers.update().values(seen_at=time.time() - 3600))
+    others.register("other", ["render"], {"id": "tiny"}, "cpu")  # which removes those that are long gone
+    assert [worker.id for worker in others.live()] == ["other"]
+    for _ in range(2):
+        workers.beat("sleeper")
+        assert {worker.id for worker in others.live()} == {"sleeper", "other"}
+    workers.leave("sleeper")
+    others.leave("other")
+    workers.beat("sleeper")  # one that left stays away
+    assert others.live() == []
 
 
 def test_a_newer_database_is_refused(tmp_path):

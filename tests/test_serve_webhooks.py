@@ -11,10 +11,12 @@ from typing import Any
 
 import httpx2
 import pytest
+import sqlalchemy as sa
 
 from recapture.client import WebhookInvalid, verify_webhook
 from recapture.client.errors import InvalidRequest
 from recapture.client.webhooks import sign_webhook
+from recapture.serve import database as db
 from recapture.serve.database import Database
 from recapture.serve.jobs import Jobs
 from recapture.serve.keeper import Keeper
@@ -101,6 +103,17 @@ def test_what_is_not_the_services_is_refused():
         verify_webhook(body, {}, secret)
     with pytest.raises(ValueError, match="whsec_"):
         verify_webhook(body, good, "none!", now=1000)
+
+
+def test_a_long_reason_is_cut(settings):
+    clock, database = Clock(), settings.open_database()
+    webhook_secret(database, "studio")
+    messages = Messages(database, clock=clock)
+    ended(database, "https://example.com/hook", clock)
+    assert messages.failed(messages.take(), "no" * 400) is not None
+    with database.reading() as connection:
+        assert connection.execute(sa.select(db.webhooks.c.error)).scalar() == "no" * 150
+    database.close()
 
 
 def test_a_message_is_tried_until_it_is_taken(settings):

@@ -120,11 +120,15 @@ class Place:
         if arrived != size:
             raise OSError(f"{arrived} bytes arrived of {size}")
 
-    def download(self, target: Path, max_bytes: int) -> None:
+    def download(self, target: Path, max_bytes: int, *, param: str) -> None:
         """Copy to a local file.
 
+        Args:
+            param: what named the file, for the refusal.
+
         Raises:
-            InputError: there is none, it is larger than `max_bytes`, or it cannot be read.
+            InputError: there is none, it is larger than `max_bytes`, or it may not be read.
+            OSError: its store does not answer, or the local disk is full.
         """
 
         def once() -> None:
@@ -136,13 +140,16 @@ class Place:
                 while chunk := stream.read(1 << 22):
                     copied += len(chunk)
                     if copied > max_bytes:
-                        raise InputError(f"{self} has more than {max_bytes} bytes", param="input_uri")
+                        raise InputError(f"{self} has more than {max_bytes} bytes", param=param)
                     out.write(chunk)
 
         try:
             steadily(once)
         except FileNotFoundError:
-            raise InputError(f"{self} does not exist", param="input_uri", code="input_missing") from None
+            raise InputError(f"{self} does not exist", param=param, code="input_missing") from None
+        except _FINAL as error:
+            why = os.strerror(error.errno) if error.errno else type(error).__name__
+            raise InputError(f"{self} cannot be read: {why}", param=param, code="input_unreadable") from None
 
     def sizes(self) -> dict[str, int]:
         """Files directly in this folder by name, with their bytes; empty where there is no folder."""

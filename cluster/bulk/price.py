@@ -120,12 +120,12 @@ def _plan(manifest: Manifest, index: int, roots: Roots, engine: Recapture, folde
     row = manifest.row(index)
     place = roots.find(row.input_uri, param="input_uri")
     clip = folder / f"clip-{index}"
-    place.download(clip, Limits().max_bytes)
+    place.download(clip, Limits().max_bytes, param="input_uri")
     camera = row.camera
     if is_camera_file(camera):
         place = roots.find(camera, param="camera")
         target = folder / f"camera-{index}{Path(place.path).suffix.lower()}"
-        place.download(target, 16 << 20)
+        place.download(target, 16 << 20, param="camera")
         camera = str(target)
     config = config_of(engine, row, clip, warm_start=False)
     preview = engine(clip, parse_camera(camera), config=config, until="anchor")

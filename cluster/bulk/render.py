@@ -150,7 +150,7 @@ class RowRenderer:
         # The name is for reports only; what a stranger wrote into a URI is not a file name here.
         name = re.sub(r"[^A-Za-z0-9._-]", "_", place.path.rpartition("/")[2])[-80:].lstrip(".") or "clip"
         self._clip = None
-        place.download(folder / name, Limits().max_bytes)
+        place.download(folder / name, Limits().max_bytes, param="input_uri")
         self._clip = row.input_uri, folder / name
         return folder / name
 
@@ -160,7 +160,7 @@ class RowRenderer:
             return row.camera
         place = self._roots.find(row.camera, param="camera")
         target = folder / f"camera{Path(place.path).suffix.lower()}"
-        place.download(target, _CAMERA_BYTES)
+        place.download(target, _CAMERA_BYTES, param="camera")
         return str(target)
 
 

@@ -149,7 +149,7 @@ def depth_loss(log_depth: Tensor, sky_logit: Tensor, depth: Tensor) -> tuple[Ten
 
 
 def main() -> None:
-    parser = recipe_arguments(__doc__.splitlines()[0], steps=1200, lr=7e-4, batch=4)
+    parser = recipe_arguments(__doc__.splitlines()[0], steps=1000, lr=8e-4, batch=6)
     parser.add_argument("--data", type=Path, required=True, help="folder that assets.py and render.py filled")
     parser.add_argument("--start", type=Path, help="depth model's directory to begin from; without, ImageNet's encoder")
     args = parser.parse_args()

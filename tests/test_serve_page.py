@@ -211,6 +211,13 @@ def test_where_a_handle_is_pulled_the_camera_goes(page, tmp_path):
         assert page.modules(look, "crane(0.2, look_at=0.9)", 1.31, 1.3) == "crane(0.2)"
 
 
+LOSE_A_PART = """const real = window.fetch;
+window.lostParts = 0;
+window.fetch = (path, options) =>
+  options?.method === "PATCH" && !window.lostParts++ ? Promise.reject(new TypeError("no route")) : real(path, options);"""
+"""The first part of an upload does not arrive, as when a network goes away."""
+
+
 @pytest.mark.parametrize("model", ["small", "embedded"])
 def test_a_clip_is_filmed_again_from_the_page(page, model, request, tmp_path):
     name = "tiny" if model == "embedded" else str(request.getfixturevalue("small_svd"))
@@ -227,8 +234,10 @@ def test_a_clip_is_filmed_again_from_the_page(page, model, request, tmp_path):
         find("#login").submit()
         until(lambda: find("#drop").is_displayed())
 
+        page.browser.execute_script(LOSE_A_PART)
         find("#file").send_keys(str(write_clip(tmp_path / "walk.mp4")))
         until(lambda: page.picture)
+        assert page.browser.execute_script("return window.lostParts") >= 2
         assert "not filmed here" in find("#holes").text
         assert int(find("#space").get_attribute("data-points")) == 64 * 48
         assert page.path == "arc(20deg)"

@@ -3,6 +3,7 @@
 import { DataUtils } from "./vendor/three.module.min.js";
 
 const PART_BYTES = 8 << 20;
+const PARTS_LOST = 5; // in a row, before an upload is given up
 
 export class Service {
   constructor(key) {
@@ -63,10 +64,18 @@ export class Service {
       json: { bytes: file.size, sha256, filename: file.name.slice(-255) },
       headers: { "Idempotency-Key": `clip-${sha256}` },
     });
-    while (upload.status === "pending") {
+    for (let lost = 0; upload.status === "pending"; ) {
       const body = file.slice(upload.offset, upload.offset + PART_BYTES);
       const headers = { "Upload-Offset": String(upload.offset) };
-      upload = await this.json("PATCH", `/v1/uploads/${upload.id}`, { body, headers });
+      try {
+        upload = await this.json("PATCH", `/v1/uploads/${upload.id}`, { body, headers });
+        lost = 0;
+      } catch (error) {
+        // A part that was lost, or that another window sends as well: the service knows where the upload stands.
+        if ((hopeless(error) && error.status !== 409) || ++lost > PARTS_LOST) throw error;
+        await pause(1000 * lost);
+        upload = await this.json("GET", `/v1/uploads/${upload.id}`).catch(() => upload);
+      }
       onPart(upload.offset / upload.bytes);
     }
     if (upload.status === "failed") throw new Error(sentence(upload.error.message));
@@ -100,7 +109,7 @@ export class Service {
       } catch (error) {
         if (hopeless(error)) throw error;
       }
-      await new Promise((resolve) => setTimeout(resolve, 1000));
+      await pause(1000);
     }
   }
 
@@ -108,6 +117,8 @@ export class Service {
     return (await this.send("GET", `/v1/renders/${id}/content?variant=${variant}`)).blob();
   }
 }
+
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 const bytes = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
 

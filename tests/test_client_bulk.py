@@ -117,8 +117,12 @@ def test_a_row_that_waits_is_interrupted_at_once(clip, tmp_path):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     began = time.monotonic()
-    with Client(server.url, api_key="rk_secret") as client, pytest.raises(KeyboardInterrupt):
-        client.bulk.run(manifest, tmp_path / "results.jsonl", on_pause=interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with Client(server.url, api_key="rk_secret") as client, pytest.raises(KeyboardInterrupt):
+            client.bulk.run(manifest, tmp_path / "results.jsonl", on_pause=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
     server.close()
     assert said == [("0", "no", 60.0)]
     assert time.monotonic() - began < 30

@@ -1,5 +1,6 @@
 """The parsers of cameras and manifests under mutated files: `tests/fuzz`, a few thousand of each kind."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,5 +15,8 @@ CORPUS = Path(__file__).parent / "fuzz" / "corpus"
 def test_mutated_files_are_read_or_refused(target: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.fuzz", target]
     options = ["-runs=3000", "-seed=1", "-max_len=6000", "-verbosity=0", f"-artifact_prefix={tmp_path}/"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300, cwd=CORPUS.parents[2])
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = subprocess.run(
+        [*command, *options], capture_output=True, text=True, timeout=300, cwd=CORPUS.parents[2],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.returncode}: {done.stdout[-1000:]} {done.stderr[-3000:]}"

@@ -30,9 +30,11 @@ def test_a_run_on_a_local_cluster(recapture, small_svd, clip, depth_dir, tmp_pat
         answer = recapture("run", clip, *common, "--out", out, "--store", tmp_path / f"{name}-store", *more)
         assert answer.code == 0, answer.err
         said[name] = json.loads(answer.out)
-    assert digest(tmp_path / "crew") == digest(tmp_path / "alone")
+    assert delivered(tmp_path / "crew-store") == delivered(tmp_path / "alone-store")
     assert said["crew"]["seed"] == said["alone"]["seed"]
 
 
-def digest(folder: Path) -> bytes:
-    return (folder / "generated.mp4").read_bytes() + (folder / "video.mp4").read_bytes()
+def delivered(store: Path) -> bytes:
+    """The frames themselves: of pictures as small as these x264 does not always make the same file."""
+    (frames,) = store.glob("deliver/*/*/frames.arrow")
+    return frames.read_bytes()

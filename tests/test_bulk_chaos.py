@@ -297,7 +297,7 @@ from tests.test_bulk_chaos import make_bulk, pool, wait_while_it_is_there
 
 folder = Path(sys.argv[1])
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]  # one to spare
 ray.init(address=cluster.address, namespace="recapture", log_to_driver=False)
 
 def take_away():
@@ -305,7 +305,6 @@ def take_away():
         time.sleep(0.1)
     (gone,) = [node for node in nodes if node.node_id == (folder / "node").read_text()]
     cluster.remove_node(gone, allow_graceful=False)
-    cluster.add_node(num_cpus=1)
 
 thread = threading.Thread(target=take_away)
 thread.start()
@@ -313,7 +312,7 @@ bulk = make_bulk(folder, clips=2, paths=2)
 workers = pool(bulk, on_stage=partial(wait_while_it_is_there, folder))
 progress = bulk.run(workers, policy=Policy(workers=2, beat_s=0.5))
 thread.join()
-print(progress.exit_code, progress.retries)
+print("ended", progress.exit_code, progress.retries)
 ray.shutdown()
 cluster.shutdown()
 """
@@ -324,7 +323,7 @@ def test_a_node_is_taken_away_while_its_row_runs(tmp_path, undisturbed):
         [sys.executable, "-c", NODE_REMOVAL, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=240,
         env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32, "RAY_USAGE_STATS_ENABLED": "0"},
     )  # fmt: skip
-    assert done.stdout.split()[-2:] == ["0", "1"], done.stderr
+    assert "ended 0 1" in done.stdout.splitlines(), done.stderr  # Ray says things of its own
     assert_as_undisturbed(make_bulk(tmp_path, clips=2, paths=2), undisturbed)
 
 

@@ -70,8 +70,10 @@ class Renderer(_Replica):
     """A worker in a replica. It takes its jobs from the records, so no request ever waits for it."""
 
     def __init__(self, settings: str, kinds: list[str]) -> None:
+        from ..cluster.bulk.scratch import Scratch
         from .worker import Worker  # with torch, which the ingress does without
 
+        self._scratch = Scratch()  # of the replica's process; when it has ended, the next one removes what it left
         self.worker = self.start(settings, lambda read, stop: Worker(read, kinds, stop=stop, head_start_s=HEAD_START_S))
 
     @serve.multiplexed(max_num_models_per_replica=HELD_ADAPTERS)

@@ -103,7 +103,6 @@ class Worker:
             self.models.video(RunConfig().tune.rank)  # warm before the first job comes
         log.info("worker_ready", worker=self.name, kinds=self.kinds, model=entry.name, device=str(self.models.device))
         awake_until = 0.0
-        scratch = Scratch()
         try:
             while not self.stop.is_set():
                 try:
@@ -120,7 +119,6 @@ class Worker:
                     log.exception("database_away", worker=self.name)
                     self.stop.wait(_AWAY_S)
         finally:
-            scratch.close()
             self.workers.leave(self.name)
             log.info("worker_ended", worker=self.name)
 
@@ -366,7 +364,11 @@ def main() -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Worker(settings, sys.argv[1:], stop=stop).run()
+    scratch = Scratch()  # of the whole process, which is this worker's alone
+    try:
+        Worker(settings, sys.argv[1:], stop=stop).run()
+    finally:
+        scratch.close()
 
 
 if __name__ == "__main__":

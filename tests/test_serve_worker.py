@@ -1,7 +1,8 @@
 """A worker beside what goes wrong: callers that give up, a database that is away, children and workers that die."""
 
+import os
 import subprocess
-import tempfile
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from recapture.client.errors import InvalidRequest, ServerError
 from recapture.engine.store import Store
 from recapture.serve import decoding
 from recapture.serve.lease import Lease
-from recapture.serve.settings import Settings
+from recapture.serve.settings import SETTINGS_VARIABLE, Settings
 from recapture.serve.worker import Worker
 
 from .service import QUICK, Server, worker_thread
@@ -96,17 +97,19 @@ def test_a_cancelled_decoder_is_killed_and_leaves_nothing(settings, tmp_path, mo
         assert "frames" not in stages(settings)  # it had not come to its end
 
 
-def test_a_worker_removes_what_a_killed_one_left_in_the_temporary_folder(settings, tmp_path, monkeypatch):
+def test_a_worker_removes_what_a_killed_one_left_in_the_temporary_folder(settings, tmp_path):
     temporary = tmp_path / "tmp"
     left = temporary / "recapture-bulk-dead" / "recapture-clip"
     left.mkdir(parents=True)
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    with worker_thread(settings, "preview"):
+    environment = os.environ | {SETTINGS_VARIABLE: settings.model_dump_json(), "TMPDIR": str(temporary)}
+    with subprocess.Popen([sys.executable, "-m", "recapture.serve.worker", "preview"], env=environment) as worker:
         until = time.monotonic() + 60
         while left.exists():
             assert time.monotonic() < until
-            time.sleep(0.02)
-        assert Path(tempfile.gettempdir()).parent == temporary  # what this one writes lies in a folder that it owns
+            time.sleep(0.05)
+        assert list(temporary.glob("recapture-bulk-*"))  # its own, which everything that it writes aside lies in
+        worker.terminate()
+        assert worker.wait(60) == 0
     assert list(temporary.iterdir()) == []
 
 

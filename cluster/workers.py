@@ -155,7 +155,7 @@ class Workers:
         """What each worker could take of its device: the least of them, devices shared evenly."""
         answers: list[tuple[str, Room]] = self.ask("room")
         sharing = Counter(where for where, _ in answers)
-        shares = [(replace(room, free=None if room.free is None else room.free // sharing[at])) for at, room in answers]
+        shares = [replace(room, free=None if room.free is None else room.free // sharing[at]) for at, room in answers]
         return min(shares, key=lambda room: -1 if room.free is None else room.free)
 
     def ask(self, method: str) -> list[Any]:

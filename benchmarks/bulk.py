@@ -18,17 +18,17 @@ import ray
 from pyarrow import fs, parquet
 
 from ..cluster.bulk.driver import Policy, Progress
-from ..cluster.bulk.film import EngineFilm, EngineSetup, pipeline_of
+from ..cluster.bulk.engine_row_renderer import EngineFilm, EngineSetup, pipeline_of
 from ..cluster.bulk.manifest import COLUMNS, Manifest, Row, read_manifest
-from ..cluster.bulk.operate import operate, scan_output
 from ..cluster.bulk.outcome import Entries, Outcome
-from ..cluster.bulk.places import Place, Roots, open_place
 from ..cluster.bulk.ray_pool import RayPool, RendererSetup, lease_table
 from ..cluster.bulk.render import RowRenderer
+from ..cluster.bulk.resume import operate, scan_output
 from ..cluster.bulk.single_flight import LeaseClient, SingleFlightStore
 from ..cluster.session import connect
 from ..engine.pipeline import Recapture
 from ..engine.stages import STAGES
+from ..engine.store.remote_path import Place, Roots, open_place
 from ..engine.video import VideoWriter
 from .scale import Costs, makespan_s
 from .storage import Counting

@@ -16,18 +16,18 @@ import ray
 import torch
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
+from ..cluster.frames.workers import Workers, workers
 from ..cluster.session import connect
-from ..cluster.workers import Workers, workers
-from ..engine import adapters
 from ..engine.config import TuneConfig
-from ..engine.frame_map import FrameMap, FrameWork, in_process
-from ..engine.frame_work import DrawAnchor, EncodeAnchor, PredictDepth
-from ..engine.models import VideoModel
+from ..engine.diffusion.sampler import Condition
+from ..engine.diffusion.tuner import Tuner, adamw, tune
+from ..engine.frame_tasks import DrawAnchor, EncodeAnchor, PredictDepth
+from ..engine.graph.context import Models
+from ..engine.graph.executor import FrameMap, FrameWork, in_process
+from ..engine.models import adapters
+from ..engine.models.video import VideoModel
 from ..engine.pipeline import Recapture, Result
-from ..engine.run import Models
-from ..engine.sample import Condition
 from ..engine.store import Store
-from ..engine.tune import Tuner, adamw, tune
 from ..engine.video import VideoWriter
 from ..kernels.masked_loss import masked_loss
 from .timing import Row, compare, one_thread

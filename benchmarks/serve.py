@@ -27,8 +27,8 @@ import numpy as np
 from ..client import Client, Options, Render
 from ..engine.errors import RecaptureError
 from ..serve.keys import create_key
+from ..serve.processes.supervisor import PROCESSES
 from ..serve.settings import SETTINGS_VARIABLE, Settings
-from ..serve.supervisor import PROCESSES
 from .bulk import write_footage
 from .timing import Row, compare, measured
 
@@ -171,7 +171,7 @@ def ray_serve_over_uvicorn(*, requests: int) -> list[Row]:
     from ray import serve
 
     from ..cluster.session import connect
-    from ..serve.deployments import ingress
+    from ..serve.processes.deployments import ingress
 
     with service("ingress") as running, running.client() as client, running.http() as plain, connect(None, cpus=2):
         asked = client.renders.create(running.clip(client, 8), "arc(10deg)")

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..engine.evaluation.dataset import Shot, read_dataset
+from ..evaluation.dataset import Shot, read_dataset
 from ..kernels.splat import splat
 from .timing import versions
 

@@ -77,8 +77,8 @@ def bulk(
     from .clip import silence_libraries
 
     silence_libraries()
-    from ..cluster.bulk.command import BulkRun, price_bulk, run_bulk
-    from ..cluster.bulk.operate import Resume
+    from ..cluster.bulk.ray_entrypoint import BulkRun, price_bulk, run_bulk
+    from ..cluster.bulk.resume import Resume
 
     asked = BulkRun(
         manifest=manifest, out=out, cluster=cluster, concurrency=concurrency, model=model, device=device,
@@ -132,7 +132,7 @@ def _print_price(price: "Price", *, as_json: bool) -> None:
     if as_json:
         emit(price.to_json())
         return
-    from .stages import size_text
+    from .store import size_text
 
     def told(count: int | None) -> str:
         return "not known before a row is finished" if count is None else size_text(count)

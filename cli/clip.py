@@ -153,7 +153,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def save_anchor_sheet(result: "Result", folder: Path) -> Path:
-    from ..engine.bundle import write_anchor_sheet
+    from ..engine.report.bundle import write_anchor_sheet
 
     path = folder / "anchor_sheet.png"
     write_anchor_sheet(result.source, result.anchor, result.mask, result.evidence, path)

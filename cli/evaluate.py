@@ -48,8 +48,8 @@ def evaluate(
 ) -> None:
     """Run the pipeline over ground truth and score every row of the table."""
     if compare is not None:
-        from ..engine.evaluation.statistics import read_lines
-        from ..engine.evaluation.tables import comparison
+        from ..evaluation.statistics import read_lines
+        from ..evaluation.tables import comparison
 
         typer.echo(comparison(read_lines(compare[0]), read_lines(compare[1])))
         return
@@ -66,13 +66,13 @@ def _evaluate(
     import time
 
     from ..engine.errors import InputError
-    from ..engine.evaluation.dataset import read_dataset
-    from ..engine.evaluation.evaluate import Evaluation
-    from ..engine.evaluation.gcd import read_gcd
-    from ..engine.evaluation.page import write_summary
-    from ..engine.evaluation.rows import ROWS
-    from ..engine.evaluation.score import Scorer
-    from ..engine.evaluation.variations import parse_vary
+    from ..evaluation.dataset import read_dataset
+    from ..evaluation.evaluate import Evaluation
+    from ..evaluation.gcd import read_gcd
+    from ..evaluation.page import write_summary
+    from ..evaluation.rows import ROWS
+    from ..evaluation.score import Scorer
+    from ..evaluation.variations import parse_vary
 
     if rows == "list":
         for row in ROWS.values():

@@ -37,8 +37,8 @@ def presets(as_json: Json = False) -> None:
 
 def models(as_json: Json = False) -> None:
     """Video, depth and multiview models that can be named."""
-    from ..engine.depth.models import KINDS
-    from ..engine.models import MODELS
+    from ..engine.geometry.depth_models import KINDS
+    from ..engine.models.video import MODELS
 
     if as_json:
         video = [{"name": e.name, "source": e.source, "licence": e.licence, "about": e.about} for e in MODELS.values()]
@@ -69,7 +69,7 @@ def doctor(as_json: Json = False) -> None:
     if versions["torch"]:
         import torch
 
-        from ..engine.models import EMBEDDED
+        from ..engine.hub import EMBEDDED
         from ..engine.pipeline import pick_device
         from ..engine.store import default_store
 

@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import bulk, info, preview, render, stages
+from . import bulk, info, preview
 from .bench import bench
 from .evaluate import evaluate
 from .output import emit
 from .remote import remote
+from .run import run
 from .serve import keys, serve
+from .store import store
 
 app = typer.Typer(
     name="recapture",
@@ -22,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(render.run)
+app.command()(run)
 app.command()(preview.preview)
 app.command()(bulk.bulk)
 app.command()(bulk.submit)
@@ -32,7 +34,7 @@ app.command()(info.models)
 app.command()(info.doctor)
 app.add_typer(bulk.jobs, name="jobs")
 app.command()(serve)
-app.add_typer(stages.store, name="store")
+app.add_typer(store, name="store")
 app.add_typer(keys, name="keys")
 app.add_typer(remote, name="remote")
 app.add_typer(bench, name="bench")

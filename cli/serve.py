@@ -55,11 +55,11 @@ def serve(
     import socket
 
     from ..engine.errors import InputError
-    from ..engine.models import find_model
+    from ..engine.models.video import find_model
     from ..engine.pipeline import pick_device
     from ..serve.keys import create_key
     from ..serve.logs import set_up_logs
-    from ..serve.supervisor import Supervisor
+    from ..serve.processes.supervisor import Supervisor
 
     pick_device(device)
     find_model(model)
@@ -161,8 +161,8 @@ def webhook_secret(
 
 def _roots(words: list[str]) -> dict[str, list[str]]:
     """Folders by tenant, of words TENANT=FOLDER."""
-    from ..cluster.bulk.places import Roots, absolute_uri
     from ..engine.errors import InputError
+    from ..engine.store.remote_path import Roots, absolute_uri
 
     roots: dict[str, list[str]] = {}
     for word in words:

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import memory
-from .attention import require as require_attention
 from .cameras import CameraPath, CameraSpec, parse_camera
 from .config import RunConfig, check, quality_config
 from .errors import Cancelled, InputError, ResourceError
-from .frame_map import FrameMap, in_process
-from .handover import path_of
-from .memory import Room
-from .run import Models, Progress, Run
-from .stage import Inputs, Perform, Stage, perform
+from .graph.context import Models, Progress, Run
+from .graph.executor import FrameMap, in_process
+from .graph.stage import Inputs, Perform, Stage, perform
+from .models.attention import require as require_attention
+from .planning import memory
+from .planning.memory import Room
+from .stage_results import path_of
 from .stages import STAGES, windows_of
 from .store import Entry, Store, default_store, stage_key
 from .video import ClipInfo, Limits, admit, probe
@@ -116,7 +116,7 @@ class Result:
             passes: also lossless PNG sequences, matte and depth.
             tuned: also the tuned adapters, in PEFT's layout.
         """
-        from .bundle import write_bundle
+        from .report.bundle import write_bundle
 
         return write_bundle(self, Path(folder), passes=passes, tuned=tuned)
 

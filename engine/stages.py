@@ -17,25 +17,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import adapters, attention
-from .anchor import to_tensor, to_uint8
-from .background import background_plate, clean_plate, stands_still
+from .anchor.background import background_plate, clean_plate, stands_still
+from .anchor.render import to_tensor, to_uint8
 from .cameras import path_warnings, through_geometry
-from .condition import time_ids
-from .deliver import composite, to_clip_size
-from .depth.estimate import estimate_depth, read_depth
+from .diffusion.conditioning import time_ids
+from .diffusion.sampler import Condition, karras_sigmas, plan_windows
+from .diffusion.sampler import sample as sample_windows
+from .diffusion.tuner import Tuner, tune
 from .errors import CameraError
-from .frame_map import FrameWork, Part
-from .frame_work import Cover, DecodeLatents, DrawAnchor, EncodeAnchor, EncodeSource, ImagineAnchor, PredictDepth
-from .frames import decode_frames
-from .handover import load_adapters, path_of, source_bank, source_view, tensor, told_of
-from .multiview import chosen_route
-from .run import Run
-from .sample import Condition, karras_sigmas, plan_windows
-from .sample import sample as sample_windows
-from .stage import STAGES, Inputs, stage
+from .frame_tasks import Cover, DecodeLatents, DrawAnchor, EncodeAnchor, EncodeSource, ImagineAnchor, PredictDepth
+from .geometry.depth import estimate_depth, read_depth
+from .graph.context import Run
+from .graph.executor import FrameWork, Part
+from .graph.stage import STAGES, Inputs, stage
+from .imaging.composite import composite, to_clip_size
+from .models import adapters, attention
+from .models.multiview import chosen_route
+from .stage_results import load_adapters, path_of, source_bank, source_view, tensor, told_of
 from .store import Writer
-from .tune import Tuner, tune
+from .video.frames import decode_frames
 from .warm_start import record_of
 
 __all__ = ["STAGES", "windows_of"]

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from .cameras import CameraPath
-from .handover import path_of
-from .run import Run
-from .stage import Inputs
+from .graph.context import Run
+from .graph.stage import Inputs
+from .stage_results import path_of
 from .store import Entry, Store
 
 _SIZES = ("rank", "schedule")

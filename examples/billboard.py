@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recapture.engine.multiview import NovelView
+from recapture.engine.models.multiview import NovelView
 
 
 class Billboard:

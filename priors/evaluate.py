@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from diffusers import StableVideoDiffusionPipeline
 from torch import Tensor
 
-from ..engine.depth.estimate import estimate_depth, predict_frame
-from ..engine.depth.models import DepthModel, EmbeddedDepth
-from ..engine.depth.network import DepthNet
-from ..engine.depth.steady import to_log
-from ..engine.frame_map import FrameWork, Part, batches
+from ..engine.geometry.depth import estimate_depth, predict_frame
+from ..engine.geometry.depth_models import DepthModel, EmbeddedDepth
+from ..engine.geometry.depth_network import DepthNet
+from ..engine.geometry.steady import to_log
+from ..engine.graph.executor import FrameWork, Part, batches
 from ..engine.store.arrays import ArrayWriter, read_array
 from .frames import ClipFolder
 from .latents import NOISE_AUGMENTATION, PROMPT_PX, SIZES_PX, fit

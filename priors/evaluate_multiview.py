@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..engine.anchor import draw_anchor, to_tensor
+from ..engine.anchor.render import draw_anchor, to_tensor
 from ..engine.cameras import CameraPath
-from ..engine.fill import push_pull
-from ..engine.multiview import DOUBT, DirectoryMultiview, NovelView, imagine
+from ..engine.imaging.push_pull import push_pull
+from ..engine.models.multiview import DOUBT, DirectoryMultiview, NovelView, imagine
 from .evaluate import WEIGHTS, Row
 from .frames import ClipFolder
 

@@ -15,7 +15,7 @@ from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
 from torch import nn
 from transformers import CLIPImageProcessor
 
-from ..engine.depth.network import DepthNet
+from ..engine.geometry.depth_network import DepthNet
 from .latents import load_vae
 from .train_unet import PIXEL_MEAN, PIXEL_STD, UNET_CONFIG, VideoPrior
 

@@ -27,10 +27,10 @@ from diffusers import AutoencoderKLTemporalDecoder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..engine.anchor import to_tensor
+from ..engine.anchor.render import to_tensor
 from ..engine.cameras import CameraPath
-from ..engine.condition import working_anchor
-from ..engine.models import load_network
+from ..engine.diffusion.conditioning import working_anchor
+from ..engine.models.video import load_network
 from ..engine.pipeline import DEVICES, pick_device
 from ..kernels.latent_mask import latent_mask
 from ..kernels.splat import splat

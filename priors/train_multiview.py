@@ -22,8 +22,8 @@ import torch
 from diffusers import UNet2DConditionModel, UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
 
-from ..engine.models import load_network
-from ..engine.multiview import attend_across_views, input_channels, predict
+from ..engine.models.multiview import attend_across_views, input_channels, predict
+from ..engine.models.video import load_network
 from .train_unet import MOTION_BUCKET, NOISE_AUGMENTATION
 from .training import Run, mixed_precision, recipe_arguments
 from .two_views import Pairs

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from ..engine.bypass import temporal_bypass
+from ..engine.models.temporal_bypass import temporal_bypass
 from .train_vae import CONFIG as VAE_CONFIG
 from .training import Run, mixed_precision, recipe_arguments
 

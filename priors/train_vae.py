@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor, nn
 
-from ..engine.bypass import temporal_bypass
+from ..engine.models.temporal_bypass import temporal_bypass
 from .frames import ClipFolder, photographs, random_crop, recolor
 from .training import Run, mixed_precision, recipe_arguments
 from .warm_start import start_as_linear_codec

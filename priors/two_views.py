@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..engine.anchor import to_tensor
+from ..engine.anchor.render import to_tensor
 from ..engine.cameras import CameraPath
-from ..engine.condition import to_working, working_anchor
-from ..engine.models import VideoModel
-from ..engine.multiview import ray_map
+from ..engine.diffusion.conditioning import to_working, working_anchor
+from ..engine.models.multiview import ray_map
+from ..engine.models.video import VideoModel
 from ..kernels.latent_mask import latent_mask
 from .frames import ClipFolder, recolor, size_px
 from .latents import drawn_anchor, encode

@@ -6,9 +6,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from .jobs import Jobs
+from .jobs.jobs import Jobs
+from .jobs.worker_registry import Workers
 from .webhooks import Messages
-from .workers import Workers
 
 
 class Metrics:

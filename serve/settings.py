@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from ..client.schema import MOST_UPLOAD_BYTES
 from ..engine.errors import StoreError
 from .database import Database
-from .jobs import Quota
-from .outbound import Outbound
+from .jobs.jobs import Quota
+from .safe_http import Outbound
 
 SETTINGS_VARIABLE = "RECAPTURE_SERVE_SETTINGS"
 """Environment and not the command line: everybody on a machine can read the latter, and it may hold a password."""

@@ -1,4 +1,4 @@
-"""Webhooks: a render that ends leaves a message in the same transaction; `keeper.py` delivers it, until it is taken.
+"""Webhooks: a render that ends leaves a message in the same transaction, and `processes/maintenance.py` delivers it.
 
 Delivered at least once: a process that dies between the answer and the record sends it again, under the same id.
 """
@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from ..client.webhooks import SECRET_PREFIX, sign_webhook
 from . import database as db
 from .database import Database, ensure_tenant
-from .records import Job
+from .jobs.records import Job
 
 RETRY_S = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """Pauses between tries, as Standard Webhooks proposes them: three days in all."""

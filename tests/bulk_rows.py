@@ -12,15 +12,15 @@ from pyarrow import fs, parquet
 
 from recapture.cluster.bulk.driver import Policy, Progress
 from recapture.cluster.bulk.manifest import COLUMNS, Manifest, Row, read_manifest
-from recapture.cluster.bulk.operate import operate, scan_output
 from recapture.cluster.bulk.outcome import Entries, Outcome
-from recapture.cluster.bulk.places import Place, Roots, open_place
 from recapture.cluster.bulk.pool import Died, Event, Finished, Left, Ready
 from recapture.cluster.bulk.render import RowRenderer
 from recapture.cluster.bulk.results import Results
+from recapture.cluster.bulk.resume import operate, scan_output
 from recapture.cluster.bulk.single_flight import LeaseClient, SingleFlightStore
 from recapture.engine.errors import InputError
 from recapture.engine.store import Store, stage_key
+from recapture.engine.store.remote_path import Place, Roots, open_place
 
 
 class NoLeases:

@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from recapture.cluster.bulk import places
+from recapture.engine.store import remote_path
 
 from .bulk_rows import make_bulk
 
@@ -28,7 +28,7 @@ def die_at(count: int) -> None:
 
         return call
 
-    places.os.replace = counted(os.replace)
+    remote_path.os.replace = counted(os.replace)
     os.rename = counted(os.rename)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import uvicorn
 
 from recapture.client import Client, Options
-from recapture.serve.app import create_api
+from recapture.serve.api.app import create_api
 from recapture.serve.database import Database
 from recapture.serve.keys import create_key
 from recapture.serve.settings import SETTINGS_VARIABLE, Settings
@@ -60,7 +60,7 @@ class Server:
 @contextlib.contextmanager
 def worker_thread(settings: Settings, *kinds: str) -> Iterator[threading.Event]:
     """A worker in this process; the event stops it."""
-    from recapture.serve.worker import Worker
+    from recapture.serve.jobs.worker import Worker
 
     stop = threading.Event()
     worker = Worker(settings, kinds or ("render", "preview", "estimate"), stop=stop)
@@ -78,5 +78,5 @@ def worker_process(settings: Settings, log: Path, *kinds: str) -> subprocess.Pop
     environment = {**os.environ, SETTINGS_VARIABLE: settings.model_dump_json(), "OMP_NUM_THREADS": "1"}
     with log.open("ab") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", "recapture.serve.worker", *(kinds or ("render",))], env=environment, stderr=out
+            [sys.executable, "-m", "recapture.serve.jobs.worker", *(kinds or ("render",))], env=environment, stderr=out
         )

@@ -8,9 +8,9 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.models.resnet import AlphaBlender
 
-from recapture.engine import adapters
-from recapture.engine.bypass import temporal_bypass
 from recapture.engine.errors import InputError
+from recapture.engine.models import adapters
+from recapture.engine.models.temporal_bypass import temporal_bypass
 
 from .small_models import small_unet
 

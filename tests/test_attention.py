@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recapture.engine import adapters
-from recapture.engine.attention import key, require, set_attention
-from recapture.engine.bypass import temporal_bypass
 from recapture.engine.config import RunConfig, check
 from recapture.engine.errors import InputError
+from recapture.engine.models import adapters
+from recapture.engine.models.attention import key, require, set_attention
+from recapture.engine.models.temporal_bypass import temporal_bypass
 from recapture.kernels.attention import LIMIT, chunked
 
 from .small_models import small_unet
@@ -164,7 +164,7 @@ def test_the_default_leaves_the_keys_as_they_were():
 @pytest.mark.gpu
 def test_xformers_itself_equals_sdpa():
     pytest.importorskip("xformers")
-    from recapture.engine.attention import xformers_attention
+    from recapture.engine.models.attention import xformers_attention
 
     q, k, v = (x.half().cuda() for x in qkv(2 * 72 * 128, 5, tokens=14, context=14, width=64))
     given = chunked(xformers_attention, q, k, v, scale=64**-0.5)

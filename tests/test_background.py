@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("diffusers")
 
-from recapture.engine.background import background_plate, clean_plate, hidden, stands_still
+from recapture.engine.anchor.background import background_plate, clean_plate, hidden, stands_still
 from recapture.engine.config import override
 from recapture.engine.errors import InputError
 from recapture.engine.pipeline import Recapture

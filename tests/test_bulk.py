@@ -9,17 +9,17 @@ import pytest
 from pyarrow import parquet
 
 from recapture.cluster.bulk.driver import Policy
-from recapture.cluster.bulk.film import config_of
+from recapture.cluster.bulk.engine_row_renderer import config_of
 from recapture.cluster.bulk.manifest import COLUMNS, ManifestError, read_manifest, row_id
-from recapture.cluster.bulk.operate import Resume, UpgradeError
 from recapture.cluster.bulk.ownership import Ownership
-from recapture.cluster.bulk.places import Roots, open_place
-from recapture.cluster.bulk.references import References
 from recapture.cluster.bulk.render import BrokenDevice
 from recapture.cluster.bulk.results import SCHEMA, Results, Scan
+from recapture.cluster.bulk.resume import Resume, UpgradeError
 from recapture.engine.errors import Cancelled, InputError, OutputError
 from recapture.engine.pipeline import Recapture
 from recapture.engine.store import Store
+from recapture.engine.store.references import References
+from recapture.engine.store.remote_path import Roots, open_place
 
 from .bulk_rows import Bulk, HerePool, files_below, make_bulk
 from .test_cli import recapture  # noqa: F401 - the fixture

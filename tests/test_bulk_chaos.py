@@ -17,16 +17,15 @@ import pytest
 import ray
 from pyarrow import fs
 
-from recapture.cluster.bulk import places
 from recapture.cluster.bulk.driver import Policy
-from recapture.cluster.bulk.operate import Resume
 from recapture.cluster.bulk.ownership import read_owner
-from recapture.cluster.bulk.places import Place, open_place
 from recapture.cluster.bulk.ray_pool import RayPool
+from recapture.cluster.bulk.resume import Resume
 from recapture.cluster.session import connect
 from recapture.engine.errors import RecaptureError
-from recapture.engine.store import Store
+from recapture.engine.store import Store, remote_path
 from recapture.engine.store.durable import busy
+from recapture.engine.store.remote_path import Place, open_place
 
 from .bulk_rows import Bulk, SketchSetup, files_below, make_bulk
 from .faulty_filesystem import Faulty
@@ -105,7 +104,7 @@ def test_rows_that_were_recorded_are_not_touched_again(tmp_path):
 
 @pytest.fixture
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(places, "_PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(remote_path, "_PAUSES_S", (0.0, 0.0, 0.0))
 
 
 def faulty_bulk(folder: Path, fails) -> tuple[Bulk, Faulty]:

@@ -9,11 +9,11 @@ from pyarrow import parquet
 
 from recapture.cluster.bulk.driver import Policy
 from recapture.cluster.bulk.manifest import COLUMNS, Manifest, ManifestError, read_manifest
-from recapture.cluster.bulk.operate import operate, scan_output
-from recapture.cluster.bulk.places import Roots, join_uri, open_place
 from recapture.cluster.bulk.render import RowRenderer
 from recapture.cluster.bulk.results import Results
+from recapture.cluster.bulk.resume import operate, scan_output
 from recapture.cluster.bulk.single_flight import SingleFlightStore
+from recapture.engine.store.remote_path import Roots, join_uri, open_place
 
 from .bulk_rows import HerePool, NoLeases, Sketch, files_below
 

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from pyarrow import fs
 
-from recapture.cluster.bulk import places
 from recapture.cluster.bulk.driver import Policy
 from recapture.cluster.bulk.leases import Leases
-from recapture.cluster.bulk.operate import Resume
 from recapture.cluster.bulk.ownership import Ownership, OwnershipError, read_owner
-from recapture.cluster.bulk.places import Place, open_place
-from recapture.cluster.bulk.references import STALE_S, References, live_keys
+from recapture.cluster.bulk.resume import Resume
 from recapture.cluster.bulk.schedule import Schedule
 from recapture.engine.errors import OutputError
+from recapture.engine.store import remote_path
+from recapture.engine.store.references import STALE_S, References, live_keys
+from recapture.engine.store.remote_path import Place, open_place
 
 from .bulk_rows import Bulk, make_bulk
 from .faulty_filesystem import Faulty
@@ -287,7 +287,7 @@ class SilentOwner(Faulty):
 
 @pytest.fixture
 def silent_owner(tmp_path, monkeypatch) -> tuple[Bulk, SilentOwner]:
-    monkeypatch.setattr(places, "_PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(remote_path, "_PAUSES_S", (0.0, 0.0, 0.0))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "store").mkdir()
     handler = SilentOwner(fs.SubTreeFileSystem(str(tmp_path / "store"), fs.LocalFileSystem()), lambda count: None)

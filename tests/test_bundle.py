@@ -15,14 +15,14 @@ import cv2
 import numpy as np
 import pytest
 
-from recapture.engine.bundle import write_anchor_sheet, write_bundle
 from recapture.engine.config import RunConfig, override
 from recapture.engine.errors import InputError, OutputError
-from recapture.engine.measure import smoothed, worst_boundaries
+from recapture.engine.imaging.metrics import smoothed, worst_boundaries
 from recapture.engine.pipeline import Recapture, Result
-from recapture.engine.report.charts import Series, line_chart
-from recapture.engine.report.facts import jsonable, parameter_count, sentence
-from recapture.engine.report.page import FILES
+from recapture.engine.report.bundle import write_anchor_sheet, write_bundle
+from recapture.engine.report.collect import jsonable, parameter_count, sentence
+from recapture.engine.report.html.charts import Series, line_chart
+from recapture.engine.report.html.page import FILES
 from recapture.engine.video import decode, probe
 
 from .video_clips import sound_packets, write_clip

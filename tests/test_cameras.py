@@ -10,14 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recapture.engine.cameras import (
-    CameraPath,
-    SourceView,
-    parse_camera,
-    path_warnings,
-    presets,
-    through_geometry,
-)
+from recapture.engine.cameras import CameraPath, SourceView, parse_camera, path_warnings, presets, through_geometry
 from recapture.engine.cameras.rigid import matrix_from_quaternion, quaternion_from_matrix, rotation_angle_deg, slerp
 from recapture.engine.errors import CameraError
 

@@ -5,10 +5,10 @@ import torch
 from diffusers.models import UNetSpatioTemporalConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from recapture.engine import adapters
-from recapture.engine.bypass import temporal_bypass
-from recapture.engine.checkpointing import checkpointed
-from recapture.engine.footprint import shapes_of, step_bytes
+from recapture.engine.models import adapters
+from recapture.engine.models.checkpointing import checkpointed
+from recapture.engine.models.temporal_bypass import temporal_bypass
+from recapture.engine.planning.tensor_memory import shapes_of, step_bytes
 
 from .small_models import small_unet
 

@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 
 from recapture.cluster.session import authenticate, connect
 from recapture.engine.config import override
-from recapture.engine.frame_map import Part
+from recapture.engine.graph.executor import Part
 from recapture.engine.pipeline import Recapture, Result
 
 from .test_cluster_run import Filming, digests

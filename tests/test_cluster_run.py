@@ -7,11 +7,11 @@ import pytest
 from ray import cloudpickle
 from ray.util.placement_group import placement_group_table
 
+from recapture.cluster.frames.workers import Workers, order_of, workers
 from recapture.cluster.session import connect
-from recapture.cluster.workers import Workers, order_of, workers
 from recapture.engine.config import override
 from recapture.engine.errors import CameraError, Cancelled, InputError
-from recapture.engine.frame_work import DrawAnchor, PredictDepth
+from recapture.engine.frame_tasks import DrawAnchor, PredictDepth
 from recapture.engine.pipeline import Recapture, Result
 from recapture.engine.store import Store
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+from recapture.cluster.frames.workers import workers
 from recapture.cluster.session import connect
-from recapture.cluster.trainer import Tuning, failure_of
-from recapture.cluster.workers import workers
-from recapture.cluster.zero import read_settings
+from recapture.cluster.tuning.deepspeed_optimizer import read_settings
+from recapture.cluster.tuning.trainer import Tuning, failure_of
 from recapture.engine.config import override
 from recapture.engine.errors import ClusterError, InputError, ResourceError
 from recapture.engine.pipeline import Recapture, Result

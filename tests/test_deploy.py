@@ -113,7 +113,7 @@ def test_a_service_survives_its_head_and_a_job_begins_again():
     redis = service["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
     assert redis["redisPassword"]["valueFrom"]["secretKeyRef"]["name"] == "recapture-redis"
     (app,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
-    assert app["import_path"] == "recapture.serve.app:build_app"
+    assert app["import_path"] == "recapture.serve.api.app:build_app"
 
 
 def test_versions_are_those_of_the_lock():

@@ -17,12 +17,12 @@ from transformers import (
     ZoeDepthForDepthEstimation,
 )
 
-from recapture.engine.depth import steady
-from recapture.engine.depth.estimate import FAR_TO_NEAR, estimate_depth, predict_frame, read_depth
-from recapture.engine.depth.models import find_depth_model, load_depth_model
-from recapture.engine.depth.upsample import guided_upsample
 from recapture.engine.errors import InputError, ModelError
-from recapture.engine.frame_map import Part
+from recapture.engine.geometry import steady
+from recapture.engine.geometry.depth import FAR_TO_NEAR, estimate_depth, predict_frame, read_depth
+from recapture.engine.geometry.depth_models import find_depth_model, load_depth_model
+from recapture.engine.geometry.upsample import guided_upsample
+from recapture.engine.graph.executor import Part
 from recapture.engine.store.arrays import ArrayWriter, read_array
 
 H, W = 64, 96

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from recapture.engine.condition import working_anchor
 from recapture.engine.config import override
-from recapture.engine.measure import frame_changes, psnr, seam_ratios
+from recapture.engine.diffusion.conditioning import working_anchor
+from recapture.engine.imaging.metrics import frame_changes, psnr, seam_ratios
 from recapture.engine.pipeline import Recapture, Result
 from recapture.engine.video import VideoWriter, decode, probe
 

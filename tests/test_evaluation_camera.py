@@ -10,8 +10,8 @@ import torch
 pytest.importorskip("skimage")  # what the evaluation needs
 
 from recapture.engine.cameras.rigid import inverse, rigid, rot_x, rot_y
-from recapture.engine.evaluation import camera_error
-from recapture.engine.evaluation.camera_error import CameraErrors, camera_errors
+from recapture.evaluation import camera_error
+from recapture.evaluation.camera_error import CameraErrors, camera_errors
 from recapture.kernels.splat import splat
 
 H, W = 160, 224

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from recapture.engine.errors import InputError
-from recapture.engine.evaluation.dataset import Shot
-from recapture.engine.evaluation.gcd import read_gcd
-from recapture.engine.measure import psnr
+from recapture.engine.imaging.metrics import psnr
+from recapture.evaluation.dataset import Shot
+from recapture.evaluation.gcd import read_gcd
 
 WIDTH, HEIGHT = 144, 96  # of the views; clips are drawn at 2/3 of that, as from 576x384 to 384x256
 CLIP = (64, 96)

@@ -20,15 +20,10 @@ from scipy import ndimage  # noqa: E402
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity  # noqa: E402
 
 from recapture.engine.errors import InputError, RecaptureError  # noqa: E402
-from recapture.engine.evaluation import clip_metrics as clips  # noqa: E402
-from recapture.engine.evaluation.features import Features, find_lpips  # noqa: E402
-from recapture.engine.evaluation.frame_metrics import (  # noqa: E402
-    PSNR_CAP_DB,
-    frame_metrics,
-    mean_over_frames,
-    shrunk,
-)
-from recapture.engine.evaluation.vbench import run_vbench  # noqa: E402
+from recapture.evaluation import clip_metrics as clips  # noqa: E402
+from recapture.evaluation.features import Features, find_lpips  # noqa: E402
+from recapture.evaluation.frame_metrics import PSNR_CAP_DB, frame_metrics, mean_over_frames, shrunk  # noqa: E402
+from recapture.evaluation.vbench import run_vbench  # noqa: E402
 
 H, W = 64, 96
 ALL = np.ones((H, W), bool)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recapture.benchmarks.masked_loss import launches
-from recapture.engine.fill import push_pull
+from recapture.engine.imaging.push_pull import push_pull
 from recapture.kernels.backends import interpreted
 from recapture.kernels.masked_loss import LEAST_SHARE, masked_loss
 

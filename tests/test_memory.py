@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from recapture.engine import adapters
-from recapture.engine.bypass import temporal_bypass
-from recapture.engine.checkpointing import checkpointed
 from recapture.engine.config import RunConfig, check, override
 from recapture.engine.errors import InputError, ResourceError
-from recapture.engine.footprint import decode_bytes, encode_bytes, forward_bytes, shapes_of, step_bytes
-from recapture.engine.memory import GIB, Choice, Room, asked, available_bytes, fit, plan, settled
-from recapture.engine.models import VideoModel
-from recapture.engine.multiview import DirectoryMultiview, find_multiview_model
+from recapture.engine.graph.context import Models, Run
+from recapture.engine.models import adapters
+from recapture.engine.models.checkpointing import checkpointed
+from recapture.engine.models.multiview import DirectoryMultiview, find_multiview_model
+from recapture.engine.models.temporal_bypass import temporal_bypass
+from recapture.engine.models.video import VideoModel
 from recapture.engine.pipeline import Recapture
-from recapture.engine.run import Models, Run
+from recapture.engine.planning.memory import GIB, Choice, Room, asked, available_bytes, fit, plan, settled
+from recapture.engine.planning.tensor_memory import decode_bytes, encode_bytes, forward_bytes, shapes_of, step_bytes
 
 from .test_pipeline import OPTIONS, clip, depth_dir  # noqa: F401
 

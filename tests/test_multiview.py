@@ -17,11 +17,10 @@ pytest.importorskip("diffusers")
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 
-from recapture.engine.bypass import temporal_bypass
 from recapture.engine.config import override
 from recapture.engine.errors import ModelError
-from recapture.engine.models import EMBEDDED, load_network
-from recapture.engine.multiview import (
+from recapture.engine.hub import EMBEDDED
+from recapture.engine.models.multiview import (
     DOUBT,
     DirectoryMultiview,
     NovelView,
@@ -33,8 +32,10 @@ from recapture.engine.multiview import (
     predict,
     ray_map,
 )
+from recapture.engine.models.temporal_bypass import temporal_bypass
+from recapture.engine.models.video import load_network
 from recapture.engine.pipeline import Recapture
-from recapture.engine.report.facts import visible_psnr
+from recapture.engine.report.collect import visible_psnr
 from recapture.engine.video import VideoWriter
 from recapture.priors.train_multiview import build_unet, spatial_weights
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from recapture.engine.config import RunConfig, override
-from recapture.engine.deliver import composite
 from recapture.engine.errors import CameraError, Cancelled, InputError, ModelError, VideoError
+from recapture.engine.imaging.composite import composite
 from recapture.engine.pipeline import Recapture, Result
 from recapture.engine.stages import STAGES
 from recapture.engine.video import VideoWriter

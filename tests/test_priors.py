@@ -18,8 +18,8 @@ skimage_data = pytest.importorskip("skimage.data")
 
 from diffusers import StableVideoDiffusionPipeline  # noqa: E402
 
-from recapture.engine.depth.network import DepthNet  # noqa: E402
-from recapture.engine.multiview import find_multiview_model  # noqa: E402
+from recapture.engine.geometry.depth_network import DepthNet  # noqa: E402
+from recapture.engine.models.multiview import find_multiview_model  # noqa: E402
 from recapture.priors.evaluate import depth_errors, prior_of, to_tensor, vae_rows  # noqa: E402
 from recapture.priors.textures import procedural_texture  # noqa: E402
 

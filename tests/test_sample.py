@@ -6,9 +6,9 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 
-from recapture.engine.measure import frame_changes, psnr, seam_ratios
-from recapture.engine.models import ModelShape, VideoModel
-from recapture.engine.sample import Condition, denoise, karras_sigmas, plan_windows, sample
+from recapture.engine.diffusion.sampler import Condition, denoise, karras_sigmas, plan_windows, sample
+from recapture.engine.imaging.metrics import frame_changes, psnr, seam_ratios
+from recapture.engine.models.video import ModelShape, VideoModel
 
 
 @pytest.mark.parametrize("count", [2, 14, 15, 24, 25, 40, 101])

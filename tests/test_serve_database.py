@@ -7,10 +7,10 @@ import sqlalchemy as sa
 
 from recapture.serve import database as db
 from recapture.serve.database import METADATA, VERSION, Database
-from recapture.serve.jobs import Jobs
+from recapture.serve.jobs.jobs import Jobs
 from recapture.serve.keys import check_key, create_key
 from recapture.serve.settings import Settings
-from recapture.serve.uploads import Uploads
+from recapture.serve.uploads.uploads import Uploads
 
 from .databases import postgres_binaries, postgres_server
 

@@ -20,15 +20,15 @@ from recapture.client import Client, Options
 from recapture.client.errors import AuthenticationError, InvalidRequest, NotFound, RateLimited, UploadFailed
 from recapture.client.schema import TERMINAL, PreviewCreate, RenderCreate, Resample, Status, Variant
 from recapture.engine.config import _BOUNDS
-from recapture.serve.content import CONTENT
-from recapture.serve.guard import MOST_JSON_BYTES, OPEN
-from recapture.serve.jobs import UNCLAIMED_S
-from recapture.serve.keeper import Keeper
-from recapture.serve.lease import WEIGHTS
+from recapture.serve.api.middleware import MOST_JSON_BYTES, OPEN
+from recapture.serve.artifacts import CONTENT
+from recapture.serve.jobs.jobs import UNCLAIMED_S
+from recapture.serve.jobs.lease import WEIGHTS
+from recapture.serve.jobs.records import FINAL, Job
 from recapture.serve.logs import redacted
-from recapture.serve.records import FINAL, Job
+from recapture.serve.processes.maintenance import Keeper
 from recapture.serve.settings import Settings
-from recapture.serve.uploads import UploadRecord
+from recapture.serve.uploads.uploads import UploadRecord
 
 from .service import Server
 from .test_pipeline import write_clip
@@ -409,7 +409,7 @@ def test_bytes_that_are_not_those_announced(http):
 
 def test_the_child_process_is_held_to_its_memory(clip, tmp_path):
     from recapture.engine.errors import VideoError
-    from recapture.serve.decoding import probe_upload
+    from recapture.serve.uploads.decoding import probe_upload
 
     settings = Settings(data=tmp_path)
     assert probe_upload(clip, settings)["codec"] == "h264"
@@ -420,7 +420,7 @@ def test_the_child_process_is_held_to_its_memory(clip, tmp_path):
 
 def test_sound_is_copied_by_the_child_process(tmp_path):
     from recapture.engine.errors import VideoError
-    from recapture.serve.decoding import add_sound
+    from recapture.serve.uploads.decoding import add_sound
 
     settings = Settings(data=tmp_path)
     source = write_video(tmp_path / "source.mp4", 24, audio="aac")

@@ -12,9 +12,9 @@ from recapture.client.errors import InvalidRequest
 from recapture.client.schema import UploadCreate
 from recapture.engine.errors import InputError
 from recapture.serve.database import ensure_tenant
-from recapture.serve.inputs import InputRefused, InputRoots
 from recapture.serve.settings import Settings
-from recapture.serve.uploads import Uploads
+from recapture.serve.uploads.clip_sources import InputRefused, InputRoots
+from recapture.serve.uploads.uploads import Uploads
 
 from .service import QUICK, Server, worker_thread
 from .test_pipeline import write_clip

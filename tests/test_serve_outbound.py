@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from recapture.client.errors import InvalidRequest
-from recapture.serve.outbound import AddressRefused, Outbound
+from recapture.serve.safe_http import AddressRefused, Outbound
 from recapture.serve.settings import Settings
 
 from .receiver import Receiver

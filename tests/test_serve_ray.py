@@ -8,9 +8,9 @@ import pytest
 
 from recapture.client import Client
 from recapture.engine.errors import InputError
-from recapture.serve.app import build_app
+from recapture.serve.api.app import build_app
 from recapture.serve.database import Database
-from recapture.serve.jobs import Jobs
+from recapture.serve.jobs.jobs import Jobs
 from recapture.serve.keys import create_key
 from recapture.serve.settings import Settings
 
@@ -87,7 +87,7 @@ def test_resamples_go_to_the_renderer_that_holds_the_adapters(cluster, small_svd
 
 
 def test_sqlite_is_refused_on_more_than_one_node(tmp_path, monkeypatch):
-    from recapture.serve import deployments
+    from recapture.serve.processes import deployments
 
     monkeypatch.setattr(deployments, "_nodes", lambda: 2)
     with pytest.raises(InputError, match="one node"):

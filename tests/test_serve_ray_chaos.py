@@ -14,9 +14,9 @@ import pytest
 
 from recapture.client import Client, ClientError, Render
 from recapture.serve.database import Database
-from recapture.serve.jobs import Jobs
+from recapture.serve.jobs.jobs import Jobs
+from recapture.serve.jobs.records import Job
 from recapture.serve.keys import create_key
-from recapture.serve.records import Job
 from recapture.serve.settings import Settings
 
 from .databases import postgres_binaries, postgres_server
@@ -32,7 +32,7 @@ DRIVER = """
 import sys, time, ray
 from ray import serve
 from recapture.cluster.session import authenticate, connect
-from recapture.serve.app import build_app
+from recapture.serve.api.app import build_app
 from recapture.serve.settings import Settings
 authenticate(create=False)
 with connect(sys.argv[1]):

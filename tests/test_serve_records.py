@@ -26,11 +26,11 @@ from recapture.client.schema import UploadCreate
 from recapture.engine.errors import InputError
 from recapture.serve import database as db
 from recapture.serve.database import Database, ensure_tenant
-from recapture.serve.jobs import IdempotencyConflict, Jobs, QueueFull, Quota, UploadGone
-from recapture.serve.records import FINAL, MOST_ATTEMPTS, Claim, Job, Refused
+from recapture.serve.jobs.jobs import IdempotencyConflict, Jobs, QueueFull, Quota, UploadGone
+from recapture.serve.jobs.records import FINAL, MOST_ATTEMPTS, Claim, Job, Refused
+from recapture.serve.jobs.worker_registry import Workers
 from recapture.serve.settings import Settings
-from recapture.serve.uploads import UNFINISHED_S, Uploads
-from recapture.serve.workers import Workers
+from recapture.serve.uploads.uploads import UNFINISHED_S, Uploads
 
 from .databases import postgres_binaries, postgres_server
 

@@ -315,7 +315,7 @@ def test_the_asynchronous_client_has_the_same_verbs(server, clip, render, tmp_pa
 
 
 def test_a_worker_that_holds_the_adapters_does_not_read_them_again(small_svd, clip, tmp_path, monkeypatch):
-    from recapture.serve import worker as module
+    from recapture.serve.jobs import worker as module
 
     settings = Settings(data=tmp_path / "data", model=str(small_svd), device="cpu")
     offered: list[str] = []
@@ -347,7 +347,7 @@ def test_a_worker_never_opens_what_was_uploaded(small_svd, tmp_path, monkeypatch
     """Not for its pictures and not for its sound: children do, and the sound is in the result all the same."""
     import av
 
-    from recapture.serve import worker as module
+    from recapture.serve.jobs import worker as module
 
     clip = write_video(tmp_path / "heard.mp4", 6, (64, 48), rate=12, audio="aac")
     settings = Settings(data=tmp_path / "data", model=str(small_svd), device="cpu")

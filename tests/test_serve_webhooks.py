@@ -18,8 +18,8 @@ from recapture.client.errors import InvalidRequest
 from recapture.client.webhooks import sign_webhook
 from recapture.serve import database as db
 from recapture.serve.database import Database
-from recapture.serve.jobs import Jobs
-from recapture.serve.keeper import Keeper
+from recapture.serve.jobs.jobs import Jobs
+from recapture.serve.processes.maintenance import Keeper
 from recapture.serve.settings import SETTINGS_VARIABLE, Settings
 from recapture.serve.webhooks import HOLD_S, RETRY_S, Messages, webhook_secret
 
@@ -199,7 +199,7 @@ def keeper_process(settings: Settings) -> subprocess.Popen[bytes]:
 
     environment = {**os.environ, SETTINGS_VARIABLE: settings.model_dump_json()}
     return subprocess.Popen(
-        [sys.executable, "-m", "recapture.serve.keeper"], env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "recapture.serve.processes.maintenance"], env=environment, stderr=subprocess.DEVNULL
     )
 
 

@@ -15,10 +15,10 @@ from sqlalchemy.exc import OperationalError
 from recapture.client import Client
 from recapture.client.errors import InvalidRequest, ServerError
 from recapture.engine.store import Store
-from recapture.serve import decoding
-from recapture.serve.lease import Lease
+from recapture.serve.jobs.lease import Lease
+from recapture.serve.jobs.worker import Worker
 from recapture.serve.settings import SETTINGS_VARIABLE, Settings
-from recapture.serve.worker import Worker
+from recapture.serve.uploads import decoding
 
 from .service import QUICK, Server, worker_thread
 from .test_pipeline import write_clip
@@ -102,7 +102,7 @@ def test_a_worker_removes_what_a_killed_one_left_in_the_temporary_folder(setting
     left = temporary / "recapture-bulk-dead" / "recapture-clip"
     left.mkdir(parents=True)
     environment = os.environ | {SETTINGS_VARIABLE: settings.model_dump_json(), "TMPDIR": str(temporary)}
-    with subprocess.Popen([sys.executable, "-m", "recapture.serve.worker", "preview"], env=environment) as worker:
+    with subprocess.Popen([sys.executable, "-m", "recapture.serve.jobs.worker", "preview"], env=environment) as worker:
         until = time.monotonic() + 60
         while left.exists():
             assert time.monotonic() < until

@@ -37,10 +37,12 @@ def without_fusion(monkeypatch):
 
 
 def compiled(name: str, **constants: object) -> Compiled:
-    from recapture.kernels import splat_triton
+    from recapture.kernels.splat import triton_backend
 
-    kernel = getattr(splat_triton, name)
-    return compile_for_sm90(kernel, SIGNATURE, {**constants, "BLOCK": splat_triton.BLOCK}, num_warps=splat_triton.WARPS)
+    kernel = getattr(triton_backend, name)
+    return compile_for_sm90(
+        kernel, SIGNATURE, {**constants, "BLOCK": triton_backend.BLOCK}, num_warps=triton_backend.WARPS
+    )
 
 
 def assert_light_and_exact(kernel: Compiled) -> None:

@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ...engine.errors import Cancelled, ClusterError, OutputError
+from ...engine.store.references import References
+from ...engine.store.remote_path import Place
 from .manifest import Manifest
 from .outcome import Outcome
 from .ownership import Ownership
-from .places import Place
 from .pool import Died, Event, Finished, Left, Pool, Ready
-from .references import References
 from .results import Results, Scan
 from .schedule import Claim, Schedule
 

@@ -21,7 +21,7 @@ from ...engine.cameras import parse_expression
 from ...engine.config import RunConfig, override
 from ...engine.errors import InputError, RecaptureError
 from ...engine.store import canonical_json
-from .places import Place, Roots
+from ...engine.store.remote_path import Place, Roots
 
 VERSION = 1
 _KIND, _VERSION = b"recapture.schema", b"recapture.version"

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ...engine.errors import OutputError, RecaptureError
-from .places import Place
+from ...engine.store.remote_path import Place
 
 BEAT_S = 5.0
 """Between two signatures of an owner."""

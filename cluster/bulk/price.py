@@ -9,12 +9,12 @@ import pyarrow.compute as pc
 
 from ...engine.cameras import parse_camera
 from ...engine.pipeline import Recapture
-from ...engine.plan import make_plan
+from ...engine.planning.estimate import make_plan
 from ...engine.stages import STAGES
+from ...engine.store.remote_path import Place, Roots
 from ...engine.video import Limits
-from .film import config_of
+from .engine_row_renderer import config_of
 from .manifest import Manifest, is_camera_file
-from .places import Place, Roots
 from .results import Results, Scan
 
 SAMPLES = 3

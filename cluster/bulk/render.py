@@ -1,4 +1,4 @@
-"""A row from its URI to its bundle: fetch, film, publish. What films is in `film.py`; no Ray in here."""
+"""A row from its URI to its bundle: fetch, film, publish. What films is in `engine_row_renderer.py`; no Ray in here."""
 
 import hashlib
 import json
@@ -12,11 +12,11 @@ from typing import Protocol
 
 from ...engine.errors import Cancelled, RecaptureError, StoreError
 from ...engine.store.entry import EntryInfo
+from ...engine.store.remote_path import Place, Roots
+from ...engine.store.scratch import Scratch
 from ...engine.video import Limits
 from .manifest import Row, is_camera_file
 from .outcome import Entries, Outcome
-from .places import Place, Roots
-from .scratch import Scratch
 from .single_flight import SingleFlightStore
 
 MARK = "result.json"

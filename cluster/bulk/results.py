@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from .places import Place, steadily
+from ...engine.store.remote_path import Place, steadily
 
 VERSION = 1
 _REPLACES = b"recapture.replaces"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ...engine.store import Entry, Store
-from .places import Place
+from ...engine.store.remote_path import Place
 
 _WAIT_S = 5.0
 """The store is asked again after this long, in case another cluster has published what is waited for."""

@@ -1,6 +1,6 @@
 """The account of a run: what it measured of itself (`gather`), its pictures, and the page that shows both."""
 
-from .facts import gather
-from .page import render_report
+from .collect import gather
+from .html.page import render_report
 
 __all__ = ["gather", "render_report"]

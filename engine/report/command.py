@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from ..cameras.spec import FileSpec
 from ..config import quality_config
-from ..run import Run
+from ..graph.context import Run
 
 FLAGS = {
     ("decode", "first_frame"): "--first-frame",

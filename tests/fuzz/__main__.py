@@ -19,8 +19,8 @@ with atheris.instrument_imports(
 ):
     from recapture.client import bulk
     from recapture.cluster.bulk.manifest import read_manifest
-    from recapture.cluster.bulk.places import Roots, open_place
     from recapture.engine.cameras import SourceView, parse_camera
+    from recapture.engine.store.remote_path import Roots, open_place
 from recapture.client.errors import ClientError
 from recapture.engine.errors import CameraError, InputError
 

@@ -24,18 +24,18 @@ import cv2
 import numpy as np
 
 from recapture.client.schema import Options, Resample
-from recapture.cluster.bulk.film import config_of
+from recapture.cluster.bulk.engine_row_renderer import config_of
 from recapture.cluster.bulk.manifest import Row
 from recapture.engine.cameras import parse_camera
 from recapture.engine.config import RunConfig, override, quality_config
+from recapture.engine.graph.context import Run
 from recapture.engine.pipeline import Recapture
-from recapture.engine.run import Run
 from recapture.engine.stages import STAGES
 from recapture.engine.store import stage_key
 from recapture.engine.video import ClipInfo, Limits, VideoWriter
 from recapture.engine.video.clip import UNSPECIFIED, ColorTags
 from recapture.engine.warm_start import Neighbour
-from recapture.serve.options import resampled, run_config
+from recapture.serve.jobs.options import resampled, run_config
 
 KEYS = Path(__file__).parent / "stage_keys.json"
 WIDTH, HEIGHT, FRAMES, RATE = 96, 64, 6, Fraction(12)

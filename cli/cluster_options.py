@@ -1,0 +1,97 @@
+"""`--cluster`: the same engine, its work done by Ray's workers."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..cluster.tuning.trainer import Tuning
+    from ..engine.config import RunConfig
+    from ..engine.pipeline import Recapture
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crew:
+    """What was asked of a cluster.
+
+    Attributes:
+        address: None is no cluster.
+        gpus: to take; None is one if the cluster has any.
+        workers: None is one a GPU, and one where there is none.
+        tune_devices: that tune a clip together; None lets a warm worker do it.
+        deepspeed: DeepSpeed's JSON for them.
+    """
+
+    address: str | None
+    gpus: int | None
+    workers: int | None
+    tune_devices: int | None
+    deepspeed: Path | None
+
+    def check(self, config: "RunConfig") -> None:
+        """Refuse what is known to fail before anything is started.
+
+        Raises:
+            InputError: an option needs another, Ray is not installed, or the batches cannot be shared.
+        """
+        from ..engine.errors import InputError
+
+        if self.address is None:
+            for name in ("gpus", "workers", "tune_devices", "deepspeed"):
+                if getattr(self, name) is not None:
+                    raise InputError(
+                        "is for a cluster: give --cluster local, auto or HOST:PORT too",
+                        param="--" + name.replace("_", "-"),
+                    )
+            return
+        if self.deepspeed is not None and self.tune_devices is None:
+            raise InputError("give --tune-devices too", param="--deepspeed")
+        try:
+            import ray  # noqa: F401
+        except ModuleNotFoundError:
+            raise InputError("Ray is not installed: pip install 'recapture[cluster]'", param="--cluster") from None
+        tuning = self.tuning(gpu=False)
+        if tuning is not None:
+            tuning.check(config)
+
+    def tuning(self, *, gpu: bool) -> "Tuning | None":
+        if self.tune_devices is None:
+            return None
+        from ..cluster.tuning.deepspeed_optimizer import read_settings
+        from ..cluster.tuning.trainer import Tuning
+
+        return Tuning(devices=self.tune_devices, settings=read_settings(self.deepspeed), gpu=gpu)
+
+
+@contextmanager
+def hired(engine: "Recapture", crew: Crew) -> Iterator["Recapture"]:
+    """The engine itself without an address, else one whose work the workers of that cluster do.
+
+    Raises:
+        InputError: the cluster has less than what is asked for.
+        ClusterError: the cluster cannot be reached or is busy.
+    """
+    if crew.address is None:
+        yield engine
+        return
+    import ray
+
+    from ..cluster.frames.workers import workers
+    from ..cluster.session import LOCAL, connect, require
+    from ..engine.pipeline import Recapture
+
+    asked = max(crew.workers or 1, crew.tune_devices or 1)
+    cpus = max(os.cpu_count() or 1, asked) if crew.address == LOCAL else None
+    with connect(crew.address, cpus=cpus):
+        gpus = min(1, int(ray.cluster_resources().get("GPU", 0))) if crew.gpus is None else crew.gpus
+        require(gpus=gpus)
+        count = crew.workers or max(1, gpus)
+        tuning = crew.tuning(gpu=gpus > 0)
+        with workers(engine.models, engine.store, count=count, gpus=gpus, tuning=tuning) as hands:
+            yield Recapture(
+                engine.models, store=engine.store, perform=hands.perform, map_frames=hands.map_frames, room=hands.room,
+                tune_devices=crew.tune_devices or 1,
+            )  # fmt: skip

@@ -1,0 +1,137 @@
+"""Rows by the engine: one warm `Recapture` a worker runs every stage of a clip in its process."""
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ...engine.cameras import parse_camera
+from ...engine.config import RunConfig, override
+from ...engine.models.multiview import find_multiview_model
+from ...engine.pipeline import Recapture
+from ...engine.stages import STAGES
+from ...engine.store import canonical_json
+from ...engine.store.remote_path import Roots, open_place
+from ...engine.video import probe
+from .manifest import Row, options_of
+from .outcome import Outcome
+from .render import BrokenDevice, RowRenderer
+from .single_flight import LeaseClient, SingleFlightStore
+
+Keep = Literal["results", "adapters", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSetup:
+    """What it takes to make a renderer in a worker's process; it travels there, so it holds no open thing.
+
+    Attributes:
+        device: as `--device` has it.
+        stages: URI of the stage store.
+        roots: URIs that rows may lie below, the output's own among them.
+        keep: `adapters` and `all` write the tuned adapters beside the video; what becomes of the stages is the driver's.
+        threads: of torch on a CPU worker.
+        warm_start: begin a clip's second and later paths from its nearest tuned one.
+    """
+
+    model: str
+    device: str
+    stages: str
+    roots: tuple[str, ...]
+    keep: Keep = "results"
+    threads: int | None = None
+    warm_start: bool = False
+
+    def make(self, leases: LeaseClient) -> RowRenderer:
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        store = SingleFlightStore(open_place(self.stages, param="--store"), leases=leases)
+        engine = Recapture.from_pretrained(self.model, device=self.device, store=store)
+        film = EngineFilm(engine, tuned=self.keep == "adapters", warm_start=self.warm_start)
+        return RowRenderer(film, store, Roots(self.roots))
+
+
+def pipeline_digest(engine: Recapture, *, warm_start: bool) -> str:
+    """sha256 over what decides a row's pixels besides the row: stages, weights and the model's own options."""
+    config, models = engine.default_config(), engine.models
+    parts = {
+        "stages": {stage.name: stage.version for stage in STAGES},
+        "weights": [models.unet_digest, models.encoder_digest],
+        "multiview": find_multiview_model("embedded").digest,
+        "depth": models.depth_source(config.depth.model).digest,
+        "config": {**config.to_json(), "model": ""},  # a model's name is not its weights
+        "warm_start": warm_start,
+    }
+    return hashlib.sha256(canonical_json(parts)).hexdigest()
+
+
+def pipeline_of(model: str, *, warm_start: bool) -> str:
+    """`pipeline_digest` on a machine that films nothing; no network is loaded.
+
+    Raises:
+        ModelError: the model is not to be had.
+    """
+    with tempfile.TemporaryDirectory(prefix="recapture-") as folder:
+        return pipeline_digest(Recapture.from_pretrained(model, device="cpu", store=folder), warm_start=warm_start)
+
+
+class EngineFilm:
+    """A `Film` by one warm engine."""
+
+    def __init__(self, engine: Recapture, *, tuned: bool, warm_start: bool) -> None:
+        self._engine, self._tuned, self._warm_start = engine, tuned, warm_start
+        self.pipeline = pipeline_digest(engine, warm_start=warm_start)
+
+    @property
+    def loads(self) -> int:
+        return self._engine.models.loads
+
+    def __call__(self, row: Row, clip: Path, camera: str, bundle: Path) -> Outcome:
+        try:
+            result = self._engine(
+                clip, parse_camera(camera), config=config_of(self._engine, row, clip, warm_start=self._warm_start)
+            )
+        except torch.AcceleratorError as error:
+            raise BrokenDevice(str(error)) from error
+        result.save(bundle, tuned=self._tuned)
+        worked = [record for record in result.records if not record.reused]
+        return Outcome(
+            status="ok",
+            metrics=_metrics(json.loads((bundle / "report.json").read_bytes())),
+            stage_seconds={record.name: record.seconds for record in worked},
+            reused=tuple(record.name for record in result.records if record.reused),
+            entries=tuple((entry.stage, entry.key) for entry in result.entries.values()),
+            stage_bytes=sum(result.entries[record.name].bytes for record in worked),
+        )
+
+
+def config_of(engine: Recapture, row: Row, clip: Path, *, warm_start: bool) -> RunConfig:
+    """All options of a row: the model's preset, the row's own on top, its part of the clip in frames."""
+    config = override(engine.default_config(seed=row.seed), options_of(row.options))
+    if warm_start:
+        config = override(config, {"tune": {"warm_start": True}})
+    if row.start_s is None and row.end_s is None:
+        return config
+    rate = probe(clip).rate
+    first = round((row.start_s or 0.0) * rate)
+    count = None if row.end_s is None else max(2, round(row.end_s * rate) - first)
+    return override(config, {"decode": {"first_frame": first, "max_frames": count}})
+
+
+def _metrics(report: dict[str, Any]) -> dict[str, float]:
+    """The report's numbers that are worth a column; those that do not exist for a row are left out."""
+    measures = report["measures"]
+    found = {
+        "frames": report["clip"]["frames"],
+        "hole_share": report["shares"]["holes"],
+        "generated_share": report["shares"]["generated"],
+        "psnr_visible_db": measures["generated_psnr_visible_db"],
+        "flicker": measures["flicker"]["delivered"],
+        "temporal_steps": report["tuning"]["steps"]["temporal"],
+        "held_out": report["tuning"]["held_out"].get("spatial+temporal"),
+    }
+    return {name: float(value) for name, value in found.items() if value is not None}

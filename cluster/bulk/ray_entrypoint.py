@@ -1,0 +1,153 @@
+"""A bulk run on a Ray cluster, from URIs to the summary: what `recapture bulk` and jobs call."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from ...engine.errors import InputError
+from ...engine.store.remote_path import Place, Roots, absolute_uri, join_uri, open_place
+from ..session import connect, require
+from .driver import Policy, Progress
+from .engine_row_renderer import EngineSetup, Keep, pipeline_of
+from .manifest import Manifest, read_manifest
+from .metrics import BulkMetrics
+from .outcome import Outcome
+from .price import Price, price
+from .ray_pool import RayPool
+from .resume import Resume, operate, scan_output
+
+
+@dataclass(frozen=True, kw_only=True)
+class BulkRun:
+    """A bulk run as the user asks for it.
+
+    Attributes:
+        manifest, out: URIs; `out` may carry its store's options behind a `?`.
+        allow_roots: URIs that rows may lie below; none means the manifest's own folder. The output always is one.
+        store: URI of the stage store; None is a folder of the output.
+        concurrency: workers; None is one a GPU, on a cluster without GPUs one a CPU.
+    """
+
+    manifest: str
+    out: str
+    cluster: str | None = None
+    concurrency: int | None = None
+    model: str = "tiny"
+    device: str = "auto"
+    keep: Keep = "results"
+    allow_roots: tuple[str, ...] = ()
+    store: str | None = None
+    max_gpu_hours: float | None = None
+    attempts: int = 3
+    warm_start: bool = False
+    resume: Resume = field(default_factory=Resume)
+
+    @property
+    def root_uris(self) -> tuple[str, ...]:
+        base, question, options = absolute_uri(self.manifest).partition("?")
+        folder = (base.rpartition("/")[0] or "/") + question + options
+        return (absolute_uri(self.out), *(map(absolute_uri, self.allow_roots) if self.allow_roots else (folder,)))
+
+    def open(self) -> tuple[Manifest, Place, Roots]:
+        """The checked manifest, the output and the roots.
+
+        Raises:
+            InputError: the manifest cannot be used, or a place cannot be opened.
+        """
+        if self.concurrency is not None and self.concurrency < 1:
+            raise InputError(f"{self.concurrency} workers do nothing; give at least 1", param="--concurrency")
+        if self.max_gpu_hours is not None and not self.max_gpu_hours >= 0:
+            raise InputError(f"{self.max_gpu_hours} is no number of hours", param="--max-gpu-hours")
+        if self.keep not in ("results", "adapters", "all"):
+            raise InputError(f"{self.keep!r} is not one of results, adapters, all", param="--keep")
+        out, roots = open_place(self.out, param="--out"), Roots(self.root_uris)
+        return read_manifest(open_place(self.manifest, param="MANIFEST"), roots, out), out, roots
+
+
+def run_bulk(
+    bulk: BulkRun,
+    *,
+    on_wait: Callable[[str], None] = lambda sentence: None,
+    on_beat: Callable[[Progress], None] = lambda progress: None,
+) -> Progress:
+    """Run a manifest on a cluster.
+
+    Raises:
+        InputError: it cannot be run as asked; nothing was begun.
+        ClusterError, WorkersError, OwnershipError, OutputError: it cannot go on.
+        Cancelled: Ctrl-C or SIGTERM; running again goes on from there.
+    """
+    manifest, out, _ = bulk.open()
+    stages_uri = absolute_uri(bulk.store or join_uri(bulk.out, "stages"))
+    stages = open_place(stages_uri, param="--store")
+    pipeline = pipeline_of(bulk.model, warm_start=bulk.warm_start)
+    with connect(bulk.cluster, cpus=bulk.concurrency), _terminable():  # in this order: Ray, too, sets a handler
+        gpus = 0 if bulk.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+        if bulk.device == "cuda" and not gpus:
+            raise InputError("the cluster has no GPU; use --device cpu", param="--device")
+        workers = bulk.concurrency or gpus or int(ray.cluster_resources().get("CPU", 1))
+        require(gpus=workers if gpus else 0, cpus=0 if gpus else workers)
+        setup = EngineSetup(
+            model=os.path.abspath(bulk.model) if os.path.isdir(bulk.model) else bulk.model,
+            device="cuda" if gpus else "cpu", stages=stages_uri, roots=bulk.root_uris,
+            keep=bulk.keep, threads=None if gpus else 1, warm_start=bulk.warm_start,
+        )  # fmt: skip
+        policy = Policy(
+            workers=workers, give_back=bulk.keep != "all", max_gpu_hours=bulk.max_gpu_hours, max_attempts=bulk.attempts
+        )
+        metrics: list[BulkMetrics] = []
+
+        def make_pool(driver: str) -> RayPool:
+            metrics.append(BulkMetrics(driver))
+            return RayPool(
+                setup, driver=driver, shared=str(stages), num_gpus=1 if gpus else 0, num_cpus=0 if gpus else 1
+            )
+
+        def outcome_seen(outcome: Outcome, attempts: int) -> None:
+            metrics[0].on_outcome(outcome, attempts)
+
+        def beat_seen(progress: Progress) -> None:
+            metrics[0].on_beat(progress)
+            on_beat(progress)
+
+        return operate(
+            manifest, out, policy, make_pool, pipeline=pipeline, resume=bulk.resume, stages=stages,
+            facts={"model": bulk.model, "keep": bulk.keep, "workers": workers},
+            on_wait=on_wait, on_outcome=outcome_seen, on_beat=beat_seen,
+        )  # fmt: skip
+
+
+def price_bulk(bulk: BulkRun, *, usd_per_gpu_hour: float | None) -> Price:
+    """What is left of a manifest, without a cluster and without a trace.
+
+    Raises:
+        InputError: the manifest, or one of the rows that are looked at, cannot be used.
+    """
+    manifest, out, roots = bulk.open()
+    return price(
+        manifest, out, scan_output(out), roots, bulk.model, device=bulk.device, workers=bulk.concurrency or 1,
+        usd_per_gpu_hour=usd_per_gpu_hour,
+    )  # fmt: skip
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, which is how clusters end a job, ends the run as Ctrl-C does: what is finished is written down."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

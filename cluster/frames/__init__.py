@@ -1,0 +1,1 @@
+"""Ray actors that do frames and whole stages for one run."""

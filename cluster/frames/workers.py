@@ -1,0 +1,316 @@
+"""The workers of a cluster behind the two questions that the engine asks: who does these frames, who does this stage.
+
+Arrays travel through files of the store; Ray carries names, options and progress. A worker that dies loses its share to
+the others, and another takes its place; an error of the work itself is raised as if it had happened here.
+"""
+
+import secrets
+import shutil
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import ray
+import torch
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from ...engine.errors import ClusterError, InputError
+from ...engine.graph.context import Models, Run
+from ...engine.graph.executor import FrameWork, Part, batches, in_process
+from ...engine.graph.stage import Inputs, Stage, perform
+from ...engine.models.video import MODELS
+from ...engine.planning.memory import Room
+from ...engine.store import Entry, Store
+from ...engine.store.arrays import read_array
+from ..session import placement
+from .worker import Worker
+
+if TYPE_CHECKING:  # DeepSpeed takes seconds to import
+    from ..tuning.trainer import Tuning
+
+_POLL_S = 0.2
+_CHUNK_BATCHES = 16
+"""A share of the frames has at most so many batches: what a lost worker costs."""
+
+Task = Callable[[Any], Any]
+"""Calls a worker's method, given the worker; what it returns is Ray's promise of the result."""
+
+
+class Workers:
+    """Warm workers, one a device. Made by `workers`."""
+
+    def __init__(
+        self,
+        bundles: list[dict[str, float]],
+        models: Models,
+        store: Store,
+        *,
+        mark: str,
+        dtype: torch.dtype | None,
+        tuning: "Tuning | None",
+        patience_s: float,
+    ) -> None:
+        self._bundles, self._store, self._tuning, self._patience_s = bundles, store, tuning, patience_s
+        self._recipe = {
+            # A name is found on each machine by itself; a user's folder lies at one path everywhere.
+            "model": models.entry.name if models.entry.name in MODELS else str(models.folder.absolute()),
+            "store": str(store.root) if "://" not in store.uri else store.uri,
+            "threads": torch.get_num_threads(),
+            "dtype": dtype,
+        }
+        self._wanted = {
+            "unet": models.unet_digest,
+            "encoders": models.encoder_digest,
+            "mark": f".scratch/{mark}",
+        }
+        self._losses_left = 3 * len(bundles)
+        self._reserved = ExitStack()
+        self._ready: list[Any] = []
+        self._arriving: dict[Any, Any] = {}  # promise of readiness -> worker
+        self._places: dict[Any, int] = {}  # worker -> index of its bundle
+
+    def open(self) -> None:
+        """Reserve a place for each worker and wait until all are ready.
+
+        Raises:
+            InputError: the cluster is too small.
+            ClusterError: it is busy, or a machine lacks the store or has other weights.
+        """
+        self._group = self._reserved.enter_context(placement(self._bundles, timeout_s=self._patience_s))
+        for index in range(len(self._bundles)):
+            self._hire(index)
+        for promise, worker in list(self._arriving.items()):
+            self._get(promise, self._patience_s)
+            self._welcome(promise, worker)
+
+    def close(self) -> None:
+        """End the workers and give their places back."""
+        for worker in self._places:
+            ray.kill(worker)
+        self._ready, self._arriving, self._places = [], {}, {}
+        self._reserved.close()
+
+    def map_frames(self, run: Run, work: FrameWork, count: int, *, scratch: Path) -> Iterator[Part]:
+        """See `FrameMap`: the frames' batches in shares, as many as the workers or a multiple of that."""
+        every = batches(count, work.batch)
+        workers = len(self._bundles)
+        rounds = -(-len(every) // (workers * _CHUNK_BATCHES))
+        shares = _split(every, min(len(every), workers * rounds))
+        folder = scratch / f"parts-{secrets.token_hex(4)}"
+        order = ray.put(order_of(run, work))
+        attempts: list[Path] = [folder] * len(shares)
+
+        def task(index: int) -> Task:
+            def call(worker: Any) -> Any:
+                attempts[index] = folder / f"{index:06}-{secrets.token_hex(4)}"  # a lost worker may have left half
+                return worker.do_frames.remote(order, shares[index], attempts[index])
+
+            return call
+
+        finished: dict[int, Part] = {}
+        following = 0
+        try:
+            for index, names in self._each([task(index) for index in range(len(shares))]):
+                finished[index] = {name: read_array(attempts[index] / f"{name}.arrow") for name in names}
+                while following in finished:
+                    yield finished.pop(following)
+                    shutil.rmtree(attempts[following])
+                    following += 1
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def perform(self, stage: Stage, run: Run, inputs: Inputs, store: Store, key: str) -> Entry:
+        """See `Perform`: what runs a network as a whole goes to a worker, everything else stays here.
+
+        Raises:
+            ClusterError: workers died again and again, or none came back.
+        """
+        if stage.by_frame or stage.weights(run) is None:
+            return perform(stage, run, inputs, store, key)
+        sent = portable(run)
+        if self._tuning is not None and self._tuning.takes(stage, run.config):
+            self._tuning.check(run.config)
+            self.close()  # the devices are the workers' own
+            try:
+                self._tuning.perform(stage, sent, inputs, store, key, self._recipe)
+            finally:
+                self.open()
+        else:
+            for _ in self._each([lambda worker: worker.perform.remote(stage.name, sent, inputs, key)], run):
+                pass
+        entry = store.get(stage.name, key)
+        if entry is None:
+            raise ClusterError(f"a worker published the stage {stage.name}, but it is not in {store.uri}")
+        if any((store.root / ".scratch").glob(f"{stage.name}-{key}-*")):
+            store.gc()  # a process was killed while it wrote this
+        return entry
+
+    def room(self) -> Room:
+        """What each worker could take of its device: the least of them, devices shared evenly."""
+        answers: list[tuple[str, Room]] = self.ask("room")
+        sharing = Counter(where for where, _ in answers)
+        shares = [replace(room, free=None if room.free is None else room.free // sharing[at]) for at, room in answers]
+        return min(shares, key=lambda room: -1 if room.free is None else room.free)
+
+    def ask(self, method: str) -> list[Any]:
+        """What each worker that is ready answers to a method without arguments."""
+        return ray.get([getattr(worker, method).remote() for worker in self._ready])
+
+    def _each(self, tasks: Sequence[Task], run: Run | None = None) -> Iterator[tuple[int, Any]]:
+        """Do the tasks, each once, by whoever is free; (index, result) in the order in which they end.
+
+        Args:
+            run: is told the progress of the stage that a worker performs for it.
+        """
+        todo, idle = deque(range(len(tasks))), list(self._ready)
+        running: dict[Any, tuple[int, Any]] = {}
+        alone_since: float | None = None
+        while todo or running:
+            while todo and idle:
+                index, worker = todo.popleft(), idle.pop(0)
+                running[tasks[index](worker)] = index, worker
+            done, _ = ray.wait([*running, *self._arriving], timeout=_POLL_S)
+            if run is not None:
+                self._tell(run, running)
+            for promise in done:
+                if promise in self._arriving:
+                    newcomer = self._arriving[promise]
+                    if self._arrived(promise):
+                        idle.append(newcomer)
+                    continue
+                index, worker = running.pop(promise)
+                try:
+                    result = self._get(promise)
+                except RayActorError:
+                    todo.appendleft(index)
+                    self._lost(worker)
+                else:
+                    idle.append(worker)
+                    yield index, result
+            alone_since = None if running or not todo else alone_since or time.monotonic()
+            if alone_since is not None and time.monotonic() - alone_since > self._patience_s:
+                raise ClusterError(f"no worker was ready within {self._patience_s:g} s", code="cluster_busy")
+
+    def _tell(self, run: Run, running: dict[Any, tuple[int, Any]]) -> None:
+        for _, worker in running.values():
+            try:
+                for stage, done, total, detail in ray.get(worker.happened.remote(), timeout=5):
+                    run.progress(stage, done, total, **detail)
+            except (RayActorError, ray.exceptions.GetTimeoutError):
+                pass  # the loss is noticed where the result is waited for
+            except BaseException:
+                worker.stop.remote()
+                raise
+
+    def _hire(self, index: int) -> None:
+        """Start a worker in a bundle of the placement group; it is ready when its promise is kept."""
+        bundle = self._bundles[index]
+        worker = cast(Any, Worker).options(
+            num_cpus=bundle.get("CPU", 0),
+            num_gpus=bundle.get("GPU", 0),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index),
+        ).remote()  # fmt: skip
+        self._places[worker] = index
+        self._arriving[worker.prepare.remote(**self._recipe, wanted=self._wanted)] = worker
+
+    def _arrived(self, promise: Any) -> bool:
+        worker = self._arriving[promise]
+        try:
+            self._get(promise)
+        except RayActorError:
+            del self._arriving[promise]
+            self._lost(worker)
+            return False
+        self._welcome(promise, worker)
+        return True
+
+    def _welcome(self, promise: Any, worker: Any) -> None:
+        del self._arriving[promise]
+        self._ready.append(worker)
+
+    def _lost(self, worker: Any) -> None:
+        if worker in self._ready:
+            self._ready.remove(worker)
+        index = self._places.pop(worker)
+        ray.kill(worker)
+        self._losses_left -= 1
+        if self._losses_left < 0:
+            raise ClusterError("workers die again and again; `ray logs` on their machines says why")
+        self._hire(index)
+
+    def _get(self, promise: Any, timeout_s: float | None = None) -> Any:
+        try:
+            return ray.get(promise, timeout=timeout_s)
+        except RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.GetTimeoutError:
+            raise ClusterError(f"no worker was ready within {timeout_s:g} s", code="cluster_busy") from None
+
+
+@contextmanager
+def workers(
+    models: Models,
+    store: Store,
+    *,
+    count: int,
+    gpus: float = 0,
+    dtype: torch.dtype | None = None,
+    tuning: "Tuning | None" = None,
+    patience_s: float = 300.0,
+) -> Iterator[Workers]:
+    """Within the context `count` warm workers are at hand; this process must be connected (`session.connect`).
+
+    Args:
+        models: what the workers load; this process loads nothing of it.
+        store: a folder that every machine mounts.
+        gpus: shared evenly among the workers; 0 lets them work on the CPU.
+        dtype: of the UNet; None is what each worker's device suggests.
+        tuning: several devices tune a clip together; None lets one warm worker do it.
+        patience_s: how long to wait for free places, or for workers where all were lost.
+
+    Raises:
+        InputError: the cluster is too small.
+        ClusterError: it is busy, or a machine lacks the store or has other weights.
+    """
+    bundle = {"CPU": 1.0} | ({"GPU": gpus / count} if gpus else {})
+    with store.scratch("driver") as mark:
+        crew = Workers(
+            [bundle] * count, models, store, mark=mark.name, dtype=dtype, tuning=tuning, patience_s=patience_s
+        )
+        try:
+            crew.open()
+            yield crew
+        finally:
+            crew.close()
+
+
+def order_of(run: Run, work: FrameWork) -> tuple[Run, FrameWork]:
+    """What a worker is sent: names and options. What the work has already looked up here stays here."""
+    return portable(run), replace(cast(Any, work))
+
+
+def portable(run: Run) -> Run:
+    """The run as another process can take it: without this one's networks and progress.
+
+    Raises:
+        InputError: a callback was to see each sampling step: latents stay with the worker.
+    """
+    plain = {name: Run.__dataclass_fields__[name].default for name in ("on_progress", "on_step_end")}
+    if run.on_step_end is not plain["on_step_end"]:
+        raise InputError(
+            "callback_on_step_end works in one process, not on a cluster; on_progress does on both",
+            param="callback_on_step_end",
+        )
+    return replace(run, models=cast(Models, None), map_frames=in_process, **plain)
+
+
+def _split(every: list[range], shares: int) -> list[list[range]]:
+    """As many lists of consecutive batches, their lengths different by at most one."""
+    bounds = [len(every) * i // shares for i in range(shares + 1)]
+    return [every[a:b] for a, b in pairwise(bounds)]

@@ -1,0 +1,1 @@
+"""Tuning of one clip by several devices."""

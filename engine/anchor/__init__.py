@@ -1,0 +1,1 @@
+"""The anchor: the clip as the new camera sees it, with holes where nothing was filmed."""

@@ -1,0 +1,1 @@
+"""Diffusion: conditioning, tuning of the adapters, sampling."""

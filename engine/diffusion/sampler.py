@@ -1,0 +1,148 @@
+"""Sampling: Euler steps of the EDM ODE over windows of the anchor, and SDEdit of the result.
+
+Our own loop, because the stock pipeline fails at one frame with guidance and knows nothing of windows or guided models.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..models.video import VideoModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """What the model is told about the whole anchor (N frames).
+
+    Attributes:
+        latents: scaled anchor latents [N, C, h, w].
+        mask: latent mask [N, h, w].
+        prompts: noise-augmented image-prompt latents, unscaled [N, C, h, w]: any frame may begin a window.
+        tokens: [N, 1, D].
+        ids: [3]: fps - 1, motion bucket, noise augmentation.
+    """
+
+    latents: Tensor
+    mask: Tensor
+    prompts: Tensor
+    tokens: Tensor
+    ids: Tensor
+
+
+def plan_windows(count: int, size: int, overlap: int) -> list[range]:
+    """Windows of `size` frames over `count`, each sharing at least `overlap` frames with the one before.
+
+    The last one is moved back to end with the clip, so every window is full; a shorter clip is one shorter window.
+    """
+    if count <= size:
+        return [range(count)]
+    overlap = min(overlap, size - 1)
+    starts = [*range(0, count - size, size - overlap), count - size]
+    return [range(start, start + size) for start in starts]
+
+
+def karras_sigmas(steps: int, sigma_max: float, sigma_min: float, rho: float = 7.0) -> list[float]:
+    """`steps` noise levels from sigma_max to sigma_min and a final 0 (Karras et al. 2022, equation 5)."""
+    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return [(high + i / max(1, steps - 1) * (low - high)) ** rho for i in range(steps)] + [0.0]
+
+
+def denoise(
+    model: VideoModel,
+    latents: Tensor,
+    sigmas: list[float],
+    condition: Condition,
+    window: range,
+    *,
+    prompt: Tensor,
+    token: Tensor,
+    guidance: tuple[float, float] = (1.0, 1.0),
+    known: Tensor | None = None,
+    noise: Tensor | None = None,
+    on_step: Callable[[int, Tensor], Tensor | None] = lambda step, latents: None,
+) -> Tensor:
+    """Euler steps from sigmas[0] to 0 over one window.
+
+    Args:
+        latents: [T, C, h, w], already at noise level sigmas[0].
+        prompt: image prompt of the window [C, h, w], unscaled, and
+        token: its image token [1, D].
+        guidance: scale at the first and last frame of the window; (1, 1) runs the network once a step.
+        known: clean latents [K, C, h, w] of the window's first frames, held at each step (the window before made them).
+        noise: [T, C, h, w], the noise that `known` is held with.
+        on_step: called after each step with its index and the latents; may return replaced latents.
+    """
+    frames = slice(window.start, window.stop)
+    scales = torch.linspace(*guidance, len(window), device=latents.device).view(-1, 1, 1, 1)
+    guide = guidance != (1.0, 1.0)
+    batch = 2 if guide else 1
+    anchor = condition.latents[frames][None].expand(batch, -1, -1, -1, -1)
+    mask = condition.mask[frames][None].expand(batch, -1, -1, -1)
+    prompts = torch.stack([prompt, torch.zeros_like(prompt)][:batch])
+    tokens = torch.stack([token, torch.zeros_like(token)][:batch])
+    ids = condition.ids.expand(batch, -1)
+    for step, (sigma, below) in enumerate(pairwise(sigmas)):
+        if known is not None and noise is not None:
+            latents = torch.cat([known + sigma * noise[: len(known)], latents[len(known) :]])
+        level = latents.new_full((batch,), sigma)
+        output = model.predict(latents[None].expand(batch, -1, -1, -1, -1), level, prompts, tokens, ids, anchor, mask)
+        predicted = output[0] if not guide else output[1] + scales * (output[0] - output[1])
+        clean = latents / (sigma**2 + 1) - sigma / (sigma**2 + 1) ** 0.5 * predicted
+        latents = latents + (latents - clean) / sigma * (below - sigma)
+        replaced = on_step(step, latents)
+        latents = latents if replaced is None else replaced
+    return latents if known is None else torch.cat([known, latents[len(known) :]])
+
+
+def seeded_noise(shape: tuple[int, ...], seed: int, *, device: torch.device) -> Tensor:
+    """Standard normal noise drawn on the CPU, so that every device starts from the same."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+@torch.no_grad()
+def sample(
+    model: VideoModel,
+    base: Tensor,
+    condition: Condition,
+    windows: list[range],
+    sigmas: list[float],
+    *,
+    prompt_of: Callable[[Tensor], tuple[Tensor, Tensor]],
+    first_prompt: tuple[Tensor, Tensor],
+    guidance: tuple[float, float] = (1.0, 1.0),
+    seed: int,
+    on_step: Callable[[int, int, Tensor], Tensor | None],
+) -> Iterator[Tensor]:
+    """Denoise `base` + noise window by window, the end of each carried into the next.
+
+    The frames two windows share are taken from the first and held while the second is made, and the second's image
+    prompt is the shared frame it begins with, so a seam is neither a cut nor a fade. With a `base` of zeros this is
+    sampling from noise; with the anchor or an earlier sample it is SDEdit (Meng et al. 2022) from sigmas[0].
+
+    Args:
+        base: scaled latents [N, C, h, w].
+        prompt_of: image prompt and token of one clean latent frame [C, h, w] (decoded and encoded again).
+        first_prompt: those of the first window.
+        on_step: called with window index, step and latents; may return replaced latents.
+
+    Yields:
+        scaled latents of each window's new frames [K, C, h, w], in order.
+    """
+    noise = seeded_noise(tuple(base.shape), seed, device=base.device)
+    previous = base[:0]
+    done = 0
+    for index, window in enumerate(windows):
+        frames = slice(window.start, window.stop)
+        shared = done - window.start
+        known = previous[len(previous) - shared :] if shared > 0 else None
+        prompt, token = first_prompt if known is None else prompt_of(known[0])
+        previous = denoise(
+            model, base[frames] + sigmas[0] * noise[frames], sigmas, condition, window,
+            prompt=prompt, token=token, guidance=guidance, known=known, noise=noise[frames],
+            on_step=lambda step, latents, index=index: on_step(index, step, latents),
+        )  # fmt: skip
+        yield previous[shared:]
+        done = window.stop

@@ -1,0 +1,150 @@
+"""What stages do frame by frame, as objects that another process can be given (see `graph/executor.py`)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from .anchor.background import Plate
+from .anchor.render import FRAMES_AT_ONCE, draw_anchor, to_tensor, to_uint8
+from .cameras import CameraPath
+from .diffusion.conditioning import anchor_mask, augmented_frames, working_anchor
+from .geometry.depth import predict_frame
+from .graph.context import Run
+from .graph.executor import Part
+from .models.multiview import MultiviewSource, NovelView, imagined_anchor
+from .stage_results import path_of, plate_of, source_view
+from .store import Entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictDepth:
+    """The depth network's word on each frame alone."""
+
+    frames: Entry
+    batch: ClassVar[int] = 1  # one frame a call: no split of the clip can change a bit
+
+    def __call__(self, run: Run, frames: range) -> Part:
+        return predict_frame(run.models.depth(run.config.depth.model), self._images[frames.start])
+
+    @cached_property
+    def _images(self) -> np.ndarray:
+        return self.frames.array("frames")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawAnchor:
+    """Frames lifted by their depth and drawn from the new path."""
+
+    inputs: Mapping[str, Entry]
+    batch: ClassVar[int] = FRAMES_AT_ONCE
+
+    def __call__(self, run: Run, frames: range) -> Part:
+        images, depths, K_px, path, plate = self.scene
+        return draw_anchor(
+            images,
+            depths,
+            frames,
+            np.broadcast_to(K_px, (len(images), 3, 3)),
+            path,
+            plate=plate,
+            band=run.config.anchor.band,
+            valid=run.source_mask,
+            device=run.device,
+        )
+
+    @cached_property
+    def scene(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, CameraPath, Plate | None]:
+        images, depths = self.inputs["frames"].array("frames"), self.inputs["depth"].array("depth")
+        return images, depths, source_view(self.inputs).K_px, path_of(self.inputs), plate_of(self.inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cover:
+    """How much of each picture an anchor covers, and nothing else of it."""
+
+    inputs: Mapping[str, Entry]
+    batch: ClassVar[int] = FRAMES_AT_ONCE
+
+    def __call__(self, run: Run, frames: range) -> Part:
+        return {"covered": self._points(run, frames)["covered"]}
+
+    @cached_property
+    def _points(self) -> DrawAnchor:
+        return DrawAnchor(inputs=self.inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagineAnchor:
+    """Frames drawn by their points, what these leave open by a multiview model."""
+
+    inputs: Mapping[str, Entry]
+    source: MultiviewSource
+    batch: ClassVar[int] = FRAMES_AT_ONCE
+
+    def __call__(self, run: Run, frames: range) -> Part:
+        part = self._points(run, frames)
+        images, _, K_px, path, _ = self._points.scene
+        unit = self.inputs["depth"].json("summary")["median"]
+        parts = []
+        for k, t in enumerate(frames):
+            view = NovelView(
+                source=to_tensor(images[t : t + 1])[0], source_K_px=K_px, c2w=path.c2w[t], K_px=path.K_px[t],
+                unit=unit, points=to_tensor(part["color"][k : k + 1])[0],
+                covered=torch.from_numpy(part["mask"][k].copy()),
+            )  # fmt: skip
+            parts.append(imagined_anchor(run.models.multiview(self.source), view, seed=run.config.seed))
+        return part | {name: np.stack([each[name] for each in parts]) for name in parts[0]}
+
+    @cached_property
+    def _points(self) -> DrawAnchor:
+        return DrawAnchor(inputs=self.inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeSource:
+    """Augmented source frames, encoded; the range counts augmentations."""
+
+    frames: Entry
+    batch: int
+
+    def __call__(self, run: Run, frames: range) -> Part:
+        options = run.config.condition
+        pictures, index = augmented_frames(
+            self.frames.array("frames"), options.augmentations, run.size, run.config.seed, frames
+        )
+        latents, prompts, tokens = (part.float().cpu().numpy() for part in run.encoder(pictures))
+        return {"latents": latents, "prompts": prompts, "tokens": tokens, "frame": np.array(index)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeAnchor:
+    """Anchor frames, holes filled, encoded with their latent masks."""
+
+    anchor: Entry
+    batch: int
+
+    def __call__(self, run: Run, frames: range) -> Part:
+        part = slice(frames.start, frames.stop)
+        imagined = self.anchor.json("coverage")["route"] == "multiview"
+        color, mask = self.anchor.array("color")[part], self.anchor.array("mask")[part]
+        filled, valid = working_anchor(color, mask, run.size, filled=imagined)
+        encoded = (*run.encoder(filled), anchor_mask(valid, run.model, run.config.condition))
+        names = ("latents", "prompts", "tokens", "mask")
+        return {name: values.float().cpu().numpy() for name, values in zip(names, encoded, strict=True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeLatents:
+    """Frames of generated latents; those of one chunk share the decoder's temporal layers."""
+
+    latents: Entry
+    batch: int
+
+    def __call__(self, run: Run, frames: range) -> Part:
+        part = torch.from_numpy(self.latents.array("latents")[frames.start : frames.stop].copy())
+        filled = torch.cat([part, part[-1:].expand(self.batch - len(part), -1, -1, -1)])  # every call has one shape
+        return {"frames": to_uint8(run.model.decode(filled)[: len(part)])}

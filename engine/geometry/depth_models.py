@@ -1,0 +1,148 @@
+"""Depth networks behind one call: the embedded one, and directories in the transformers layout."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ModelError
+from ..hub import EMBEDDED, download, weights_digest
+
+KINDS = ("depth_anything", "depth_pro", "zoedepth")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DepthSource:
+    """A depth model that was found, not yet loaded."""
+
+    name: str
+    folder: Path
+    kind: str
+    """`embedded` or one of KINDS."""
+    licence: str
+    digest: str
+
+
+class DepthModel(Protocol):
+    relative: bool
+    """True: `predict` gives disparity up to scale and shift; False: depth up to at most a scale."""
+    parameters: int
+
+    def predict(self, frames: Tensor) -> tuple[Tensor, float | None]:
+        """Depth (or relative disparity) [B, h, w] at the network's resolution and the horizontal field of view in
+        degrees if the network estimates it, for frames [B, 3, H, W] in 0..1. Frames do not influence each other."""
+        ...
+
+
+def find_depth_model(name: str) -> DepthSource:
+    """Where a depth model lies and what it is.
+
+    Raises:
+        ModelError: neither `embedded`, nor a directory or hub repository of a kind that is understood.
+    """
+    if name == "embedded":
+        folder = EMBEDDED / "depth"
+        digest = weights_digest(EMBEDDED, ("depth",))
+        return DepthSource(
+            name=name, folder=folder, kind="embedded", licence="Apache-2.0 (see the model card)", digest=digest
+        )
+    folder = Path(name)
+    if not folder.is_dir():
+        if "/" not in name or name.startswith((".", "/")):
+            raise ModelError(
+                f"no depth model {name!r}; give embedded, a directory or a hub name of {', '.join(KINDS)}",
+                param="--depth",
+            )
+        folder = download(name, param="--depth", allow=["*.json", "*.safetensors"])
+    try:
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError):
+        raise ModelError(
+            f"{folder} has no readable config.json of a transformers depth model", param="--depth"
+        ) from None
+    if kind not in KINDS:
+        raise ModelError(f"{folder} holds a {kind!r} model; {', '.join(KINDS)} are understood", param="--depth")
+    digest = weights_digest(folder, tuple(p.name for p in sorted(folder.iterdir()) if p.is_file()))
+    return DepthSource(name=name, folder=folder, kind=kind, licence="not stated, see the model's card", digest=digest)
+
+
+def load_depth_model(source: DepthSource, device: torch.device) -> DepthModel:
+    """Load what `find_depth_model` found. Raises ModelError where the files are damaged."""
+    try:
+        if source.kind == "embedded":
+            return EmbeddedDepth(source.folder, device)
+        return TransformersDepth(source.folder, source.kind, device)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise ModelError(f"the depth model {source.name} cannot be loaded: {reason}", param="--depth") from None
+
+
+def network_size(width: int, height: int, *, area: float, multiple: int) -> tuple[int, int]:
+    """(height, width) near an area, of the frame's aspect, in whole multiples."""
+    scale = math.sqrt(area / (width * height))
+    rows, columns = (max(1, round(side * scale / multiple)) * multiple for side in (height, width))
+    return rows, columns
+
+
+class EmbeddedDepth:
+    """The depth network in the package: log depth without a free shift."""
+
+    relative = False
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        from .depth_network import DepthNet
+
+        self.network = DepthNet.from_pretrained(folder).eval().to(device)
+        self.parameters = sum(p.numel() for p in self.network.parameters())
+        self.device = device
+
+    @torch.no_grad()
+    def predict(self, frames: Tensor) -> tuple[Tensor, float | None]:
+        size = network_size(frames.shape[3], frames.shape[2], area=self.network.train_area, multiple=32)
+        images = F.interpolate(frames.to(self.device), size=size, mode="bilinear", antialias=True)
+        log_depth, sky_logit = self.network(images)
+        return torch.where(sky_logit > 0, torch.inf, log_depth.exp()), None
+
+
+class TransformersDepth:
+    """depth_anything (relative or metric), zoedepth, depth_pro from a directory.
+
+    The images are prepared here from `preprocessor_config.json`: the stock processors of some need torchvision.
+    """
+
+    def __init__(self, folder: Path, kind: str, device: torch.device) -> None:
+        from transformers import AutoModelForDepthEstimation
+
+        self.network = AutoModelForDepthEstimation.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        self.network.eval().to(device)
+        self.parameters = sum(p.numel() for p in self.network.parameters())
+        config = json.loads((folder / "preprocessor_config.json").read_text())
+        self.kind, self.device = kind, device
+        self.relative = kind == "depth_anything" and self.network.config.depth_estimation_type == "relative"
+        self._size = config["size"]
+        self._multiple = int(config.get("ensure_multiple_of") or 1)
+        self._mean, self._std = (
+            torch.tensor(config.get(key) or [0.5] * 3, device=device).view(3, 1, 1)
+            for key in ("image_mean", "image_std")
+        )
+
+    @torch.no_grad()
+    def predict(self, frames: Tensor) -> tuple[Tensor, float | None]:
+        rows, columns = self._size["height"], self._size["width"]
+        if self.kind != "depth_pro":  # depth_pro takes its square whatever the aspect
+            rows, columns = network_size(frames.shape[3], frames.shape[2], area=rows * columns, multiple=self._multiple)
+        images = F.interpolate(frames.to(self.device), size=(rows, columns), mode="bicubic", antialias=True).clamp(0, 1)
+        outputs = self.network(pixel_values=(images - self._mean) / self._std)
+        predicted = outputs.predicted_depth.float()
+        if self.kind != "depth_pro":
+            return predicted.clamp(min=0), None
+        # Canonical inverse depth; metres need the focal length in units of the picture's width.
+        fov = None if outputs.field_of_view is None else outputs.field_of_view.clamp(5, 160)
+        focal = 0.5 / torch.tan(0.5 * torch.deg2rad(fov)) if fov is not None else predicted.new_ones(len(predicted))
+        depth = 1 / (predicted / focal.view(-1, 1, 1)).clamp(1e-4, 1e4)
+        return depth, float(fov.float().median()) if fov is not None else None

@@ -1,0 +1,1 @@
+"""Operations on pictures, and how pictures are compared."""

@@ -1,0 +1,287 @@
+"""Video models are directories in the diffusers layout of `StableVideoDiffusionPipeline`; here they are found and loaded.
+
+`tiny` is embedded in the package, `svd` and `svd-xt` are hub repositories, anything else is a path or a hub name.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ModelError
+from ..hub import EMBEDDED, download
+
+COMPONENTS = ("unet", "vae", "image_encoder", "scheduler", "feature_extractor")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEntry:
+    """A model by name, before anything is loaded."""
+
+    name: str
+    source: str
+    """A directory, or the name of a hub repository."""
+    licence: str
+    about: str
+
+    @property
+    def source_name(self) -> str:
+        """What an adapter's config names as its base: the hub repository, or the model's own name."""
+        return (
+            self.source
+            if "/" in self.source and not Path(self.source).is_dir()
+            else f"recapture/{Path(self.name).name}"
+        )
+
+
+MODELS = {
+    entry.name: entry
+    for entry in (
+        ModelEntry(
+            name="tiny",
+            source=str(EMBEDDED / "tiny"),
+            licence="Apache-2.0 (see the model card for the training data)",
+            about="embedded, a few million parameters, runs on a laptop",
+        ),
+        ModelEntry(
+            name="svd",
+            source="stabilityai/stable-video-diffusion-img2vid",
+            licence="Stability AI Community License",
+            about="Stable Video Diffusion, 14 frames at 1024x576, 1.5 B parameters",
+        ),
+        ModelEntry(
+            name="svd-xt",
+            source="stabilityai/stable-video-diffusion-img2vid-xt",
+            licence="Stability AI Community License",
+            about="Stable Video Diffusion XT, 25 frames at 1024x576, 1.5 B parameters",
+        ),
+    )
+}
+
+
+def find_model(name: str) -> tuple[ModelEntry, Path]:
+    """The entry and local directory of a model, downloading a hub repository if need be.
+
+    Raises:
+        ModelError: unknown name, gated or unreachable repository, or a directory of another layout.
+    """
+    entry = MODELS.get(name)
+    if entry is None:
+        looks_like_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "/"))
+        if not Path(name).is_dir() and not looks_like_hub:
+            raise ModelError(
+                f"no model {name!r}; give {', '.join(MODELS)}, a directory in the diffusers layout of "
+                "StableVideoDiffusionPipeline, or a hub name such as owner/repository",
+                param="--model",
+            )
+        entry = ModelEntry(name=name, source=name, licence="not stated, see the model's card", about="user's model")
+    folder = Path(entry.source)
+    if folder.is_relative_to(EMBEDDED) and not folder.is_dir():
+        raise ModelError(f"the embedded weights are not in this installation ({folder}); install the package again")
+    if not folder.is_dir():
+        folder = download(entry.source, param="--model", allow=["*.json", "*/*.json", "*/*.safetensors"])
+    missing = [part for part in COMPONENTS if not (folder / part).is_dir()]
+    if missing:
+        raise ModelError(
+            f"{folder} lacks {', '.join(missing)}/; a model is a directory in the diffusers layout of "
+            f"StableVideoDiffusionPipeline with {', '.join(COMPONENTS)}/",
+            param="--model",
+        )
+    return entry, folder
+
+
+ENCODER_PARTS = ("vae", "image_encoder", "feature_extractor")
+"""What makes latents and tokens of pictures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What the configs of a model directory say, read without loading weights."""
+
+    latent_channels: int
+    frames: int
+    vae_scale: int
+    """Pixels a latent cell and axis."""
+    multiple: int
+    """Working sizes are multiples of this many pixels."""
+    area_px: int
+    """Pixels a frame that the model was trained at."""
+    guided: bool
+    """The UNet also takes the anchor's latents and the latent mask."""
+
+    @staticmethod
+    def read(folder: Path) -> "ModelShape":
+        """Raises ModelError: the UNet's input channels are neither those of SVD nor of an anchor-guided model."""
+        try:
+            unet = json.loads((folder / "unet" / "config.json").read_text())
+            vae = json.loads((folder / "vae" / "config.json").read_text())
+            channels, inputs = unet["out_channels"], unet["in_channels"]
+            vae_scale = 2 ** (len(vae["block_out_channels"]) - 1)
+            levels = len(unet["block_out_channels"])
+            sample_size = unet.get("sample_size") or 64
+            frames = unet.get("num_frames", 25)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"the configs in {folder} cannot be read ({error})", param="--model") from None
+        if inputs not in (2 * channels, 3 * channels + 1):
+            raise ModelError(
+                f"the UNet in {folder} takes {inputs} channels; with {channels} latent channels "
+                f"{2 * channels} (image to video) or {3 * channels + 1} (anchor-guided) are understood",
+                param="--model",
+            )
+        # SVD says 96, and 96 * 8 squared is 576 x 1024 exactly: the training area, whatever the aspect.
+        rows, columns = sample_size if isinstance(sample_size, list) else (sample_size, sample_size)
+        return ModelShape(
+            latent_channels=channels,
+            frames=frames,
+            vae_scale=vae_scale,
+            multiple=vae_scale * 2 ** (levels - 1),
+            area_px=rows * columns * vae_scale**2,
+            guided=inputs == 3 * channels + 1,
+        )
+
+    def working_size(self, width: int, height: int) -> tuple[int, int]:
+        """(height, width) near the training area that covers a whole width x height frame, nothing cropped.
+
+        Each axis is rounded to the model's multiple; the slight stretch is undone at delivery.
+        """
+        scale = math.sqrt(self.area_px / (width * height))
+        rows, columns = (max(1, round(side * scale / self.multiple)) for side in (height, width))
+        return rows * self.multiple, columns * self.multiple
+
+
+class Codec:
+    """The half of a model that turns frames into latents, frames and tokens: VAE and image encoder.
+
+    Frames are float [N, 3, H, W] in 0..1; latents [N, C, h, w], unscaled as the VAE's `mode()` gives them unless said.
+    """
+
+    def __init__(self, folder: Path, *, device: torch.device, param: str = "--model") -> None:
+        """Raises ModelError: the directory's files are damaged or of other classes."""
+        from diffusers.models import AutoencoderKLTemporalDecoder
+        from transformers import CLIPVisionModelWithProjection
+
+        self.folder, self.device = folder, device
+        with loading(folder, param):
+            # SVD's VAE overflows in fp16; it is small beside the UNet, so it always runs in fp32.
+            self.vae = load_network(AutoencoderKLTemporalDecoder, folder / "vae", torch.float32)
+            self.image_encoder = load_network(CLIPVisionModelWithProjection, folder / "image_encoder", torch.float32)
+            pixels = json.loads((folder / "feature_extractor" / "preprocessor_config.json").read_text())
+        for module in (self.vae, self.image_encoder):
+            module.requires_grad_(False).eval().to(device)
+        self.scaling = float(self.vae.config.scaling_factor)
+        self._mean, self._std = (
+            torch.tensor(pixels[k], device=device).view(3, 1, 1) for k in ("image_mean", "image_std")
+        )
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        """Latents of frames, unscaled `mode()`, fp32."""
+        self._place_encoders(self.device)
+        return self.vae.encode(frames.to(self.device) * 2 - 1).latent_dist.mode()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Frames in 0..1 of one chunk of scaled latents; neighbours in the chunk share the decoder's temporal layers."""
+        self._place_encoders(self.device)
+        frames = self.vae.decode(latents.to(self.device).float() / self.scaling, num_frames=len(latents)).sample
+        return (frames / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def embed(self, frames: Tensor) -> Tensor:
+        """Image tokens [N, 1, D], fp32, of frames resized to the encoder's square."""
+        self._place_encoders(self.device)
+        side = self.image_encoder.config.image_size
+        images = F.interpolate(frames.to(self.device), size=(side, side), mode="bicubic", antialias=True)
+        return self.image_encoder((images - self._mean) / self._std).image_embeds[:, None]
+
+    def _place_encoders(self, device: torch.device) -> None:
+        for module in (self.vae, self.image_encoder):
+            if next(module.parameters()).device.type != device.type:
+                module.to(device)
+
+
+class VideoModel(Codec):
+    """A loaded model: VAE, image encoder and UNet behind the few calls that the method makes."""
+
+    def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> None:
+        """Raises ModelError: the directory's files are damaged or of other classes."""
+        from diffusers.models import UNetSpatioTemporalConditionModel
+        from diffusers.schedulers import EulerDiscreteScheduler
+
+        super().__init__(folder, device=device)
+        self.dtype, self.shape = dtype, ModelShape.read(folder)
+        self.offload = False
+        """The VAE and the image encoder come to the device when they are used, and leave it when the UNet is."""
+        with loading(folder):
+            self.unet = load_network(UNetSpatioTemporalConditionModel, folder / "unet", dtype)
+            scheduler: Any = EulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+        if scheduler.config.prediction_type != "v_prediction":
+            raise ModelError(f"{folder} predicts {scheduler.config.prediction_type}, v_prediction is needed")
+        self.unet.requires_grad_(False).eval().to(device)
+        self.sigma_min = float(scheduler.config.sigma_min or 0.002)
+        self.sigma_max = float(scheduler.config.sigma_max or 700.0)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the directory's networks, adapters not counted."""
+        modules = (self.unet, self.vae, self.image_encoder)
+        return sum(p.numel() for m in modules for n, p in m.named_parameters() if ".lora_" not in n)
+
+    def predict(
+        self,
+        noisy: Tensor,
+        sigma: Tensor,
+        prompt: Tensor,
+        token: Tensor,
+        ids: Tensor,
+        anchor: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """The network's output F in fp32, [B, T, C, h, w]; the EDM input scaling and noise label happen here.
+
+        Args:
+            noisy: scaled noisy latents [B, T, C, h, w].
+            sigma: [B].
+            prompt: image-prompt latents, unscaled [B, C, h, w].
+            token: [B, 1, D].
+            ids: [B, 3]: fps - 1, motion bucket, noise augmentation.
+            anchor: scaled anchor latents [B, T, C, h, w] and
+            mask: latent mask [B, T, h, w], for guided models; zeros when absent, others ignore them.
+        """
+        if self.offload:
+            self._place_encoders(torch.device("cpu"))
+        s = sigma.view(-1, 1, 1, 1, 1).to(noisy)
+        parts = [noisy / torch.sqrt(s * s + 1), prompt[:, None].expand_as(noisy)]
+        if self.shape.guided:
+            parts.append(torch.zeros_like(noisy) if anchor is None else anchor)
+            parts.append(torch.zeros_like(noisy[:, :, :1]) if mask is None else mask[:, :, None].to(noisy))
+        inputs = torch.cat(parts, dim=2).to(self.dtype)
+        label = 0.25 * torch.log(sigma)
+        return self.unet(inputs, label, token.to(self.dtype), ids.to(self.dtype)).sample.float()
+
+
+@contextmanager
+def loading(folder: Path, param: str = "--model") -> Iterator[None]:
+    """Whatever the libraries raise about a directory's files becomes a ModelError."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{folder} cannot be loaded: {reason}", param=param) from None
+
+
+def load_network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A network of diffusers or transformers from its directory; of the fp16 files where there are no others."""
+    variant = "fp16" if not any(folder.glob("*model.safetensors")) and any(folder.glob("*.fp16.safetensors")) else None
+    keyword = "dtype" if kind.__module__.startswith("transformers") else "torch_dtype"
+    return kind.from_pretrained(
+        folder, variant=variant, use_safetensors=True, local_files_only=True, **{keyword: dtype}
+    )

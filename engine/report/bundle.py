@@ -1,0 +1,245 @@
+"""What a run leaves behind: a folder with the videos, the report and everything beside them, whole or not at all."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import InputError, OutputError, VideoError
+from ..pipeline import Result
+from ..stage_results import tuned_adapters
+from ..stages import STAGES
+from ..store.durable import DISK_FULL, write_synced
+from ..video import Limits, VideoWriter, add_sound, write_png
+from . import gather, render_report
+from .collect import versions
+from .html.pictures import contact_sheet, flat_holes, spread, tinted_holes
+
+_COLUMNS = 5
+"""Moments on a contact sheet."""
+
+
+class AddSound(Protocol):
+    """As `video.add_sound`: who takes the clip's file apart."""
+
+    def __call__(self, video: Path, source: Path, *, start_s: float, limits: Limits) -> list[str]: ...
+
+
+def write_bundle(
+    result: Result, folder: Path, *, passes: bool = False, tuned: bool = False, add_sound: AddSound = add_sound
+) -> Path:
+    """Write a finished run into a folder, replacing what an earlier run left there.
+
+    Everything is written beside its place and moved there at the end: an error leaves the folder as it was.
+
+    Args:
+        folder: made if need be.
+        passes: also write `passes/`: lossless PNG sequences (delivered, generated, anchor, matte), and the depth of
+            each frame as a NumPy file, float32 [h, w] in scene units, at the resolution of the depth network.
+        tuned: also write `adapters/`: the two tuned adapters in PEFT's layout.
+        add_sound: copies the clip's sound; a service has it done outside its process.
+
+    Returns:
+        Path of the delivered video.
+
+    Raises:
+        InputError: the run stopped before its last stage.
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+    missing = [stage.name for stage in STAGES if stage.name not in result.entries]
+    if missing:
+        raise InputError(f"only a finished run can be saved; this one stopped before {missing[0]}")
+    with _aside(folder) as aside:
+        _write_videos(result, aside, add_sound)
+        write_png(aside / "contact.png", _contact(result))
+        camera = result.camera.to_json().encode()
+        facts = gather(result)
+        page = render_report(result, facts, aside)
+        for leftover in aside.glob("wipe-*.mp4"):
+            leftover.unlink()
+        write_synced(aside / "camera.json", camera)
+        write_synced(aside / "config.json", _json(_config(result, facts)))
+        write_synced(aside / "report.json", _json(facts))
+        write_synced(aside / "report.html", page.encode())
+        if passes:
+            _write_passes(result, aside / "passes")
+            write_synced(aside / "passes" / "camera.json", camera)
+        if tuned:
+            for name, adapter in tuned_adapters(result.entries).items():
+                shutil.copytree(adapter, aside / "adapters" / name)
+    if not passes and (folder / "passes" / "camera.json").exists():
+        shutil.rmtree(folder / "passes")  # of an earlier run: it would lie beside a video that it is not of
+    return folder / "video.mp4"
+
+
+def write_anchor_sheet(
+    source: np.ndarray, anchor: np.ndarray, mask: np.ndarray, evidence: np.ndarray, path: Path
+) -> None:
+    """Write a PNG of the source at several times and below it what the new camera sees, holes hatched.
+
+    Args:
+        source: uint8 [N, H, W, 3].
+        anchor: uint8 [N, h, w, 3].
+        mask: bool [N, h, w], False in holes.
+        evidence: uint8 [N, h, w], 0 where the anchor is no footage.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    times = spread(len(source), _COLUMNS)
+    seen = [tinted_holes(anchor[t], mask[t]) for t in times]
+    rows = [("source", [source[t] for t in times]), ("from the new camera", seen)]
+    labels = [f"frame {t}, {100 * (1 - float((evidence[t] > 0).mean())):.1f} % not filmed" for t in times]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    write_png(path, contact_sheet(rows, labels))
+
+
+@contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """A hidden folder inside `folder` whose content moves into it when the block ends well, and is gone otherwise."""
+    existed = folder.is_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".recapture-", dir=folder))
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror or error}", param="--out") from error
+    try:
+        yield aside
+        for path in sorted(aside.iterdir()):
+            target = folder / path.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(path, target)
+    except OutputError as error:
+        # The hidden folder is nothing that the user knows.
+        raise OutputError(error.message.replace(str(aside), str(folder)), param=error.param, code=error.code) from None
+    except OSError as error:
+        code = "disk_full" if error.errno in DISK_FULL else None
+        raise OutputError(f"cannot write to {folder}: {error.strerror or error}", param="--out", code=code) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        if not existed and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _write_videos(result: Result, folder: Path, add_sound: AddSound) -> None:
+    """All videos; what cannot be kept of the clip becomes a warning of the run."""
+    info = result.run.info
+    height, width = result.frames.shape[1:3]
+
+    def write(name: str, frames: Iterable[np.ndarray], size: tuple[int, int]) -> None:
+        color = info.color if size[1] == height else None
+        with VideoWriter(folder / name, width=size[0], height=size[1], rate=info.rate, color=color) as video:
+            for frame in frames:
+                video.write(frame)
+
+    write("video.mp4", result.frames, (width, height))
+    if info.has_audio:
+        _write_sound(result, folder / "video.mp4", add_sound)
+    generated = result.generated
+    write("generated.mp4", generated, (generated.shape[2], generated.shape[1]))
+    pairs = zip(result.anchor, result.mask, strict=True)
+    write("anchor.mp4", (flat_holes(color, mask) for color, mask in pairs), (width, height))
+    write(
+        "mask.mp4",
+        (np.repeat(np.uint8(255) * (seen > 0)[..., None], 3, axis=2) for seen in result.evidence),
+        (width, height),
+    )
+    both = (np.hstack(pair) for pair in zip(result.source, result.frames, strict=True))
+    write("side_by_side.mp4", both, (2 * width, height))
+
+
+def _write_sound(result: Result, video: Path, add_sound: AddSound) -> None:
+    run = result.run
+    if lost := _clip_is_lost(result):
+        run.warn(lost)
+        return
+    start_s = float(run.config.decode.first_frame / run.info.rate)
+    try:
+        for sentence in add_sound(video, run.clip_path, start_s=start_s, limits=run.limits):
+            run.warn(sentence)
+    except VideoError as error:
+        run.warn(f"the sound is left out: {error.message}")
+
+
+def _clip_is_lost(result: Result) -> str:
+    """Why the user's file cannot give its sound any more; empty if it can."""
+    run = result.run
+    try:
+        with run.clip_path.open("rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == run.clip_sha256
+    except OSError:
+        return f"the sound is left out: {run.clip_name} cannot be read any more"
+    return "" if same else f"the sound is left out: {run.clip_name} was changed during the run"
+
+
+def _contact(result: Result) -> np.ndarray:
+    times = spread(len(result.source), _COLUMNS)
+    generated = 100 * result.matte.reshape(len(result.matte), -1).mean(1, dtype=np.float64) / 255
+    return contact_sheet(
+        [
+            ("source", [result.source[t] for t in times]),
+            (
+                "from the new camera, hatched where nothing is known",
+                [tinted_holes(result.anchor[t], result.mask[t]) for t in times],
+            ),
+            ("generated", [result.generated[t] for t in times]),
+            ("delivered", [result.frames[t] for t in times]),
+        ],
+        [f"frame {t}, {generated[t]:.1f} % generated" for t in times],
+    )
+
+
+def _config(result: Result, facts: dict[str, Any]) -> dict[str, Any]:
+    """What it takes to do the run again; `config` is `RunConfig.to_json()`."""
+    run = result.run
+    return {
+        "schema": "recapture.config",
+        "version": 1,
+        "command": facts["command"],
+        "clip": {"name": run.clip_name, "sha256": run.clip_sha256},
+        "camera": {"text": run.camera.text, "spec": json.loads(run.camera.to_json())},
+        "inputs": {
+            "depth_dir": None if run.depth_dir is None else {"path": str(run.depth_dir), "sha256": run.depth_digest},
+            "mask_dir": None if run.mask_dir is None else {"path": str(run.mask_dir), "sha256": run.mask_digest},
+            "clean_plate": None if run.clean_plate is None else str(run.clean_plate),
+            "force": run.force,
+        },
+        "config": run.config.to_json(),
+        "models": facts["models"],
+        "versions": versions(),
+    }
+
+
+def _write_passes(result: Result, folder: Path) -> None:
+    depth = result.entries["depth"].array("depth")
+    sequences: dict[str, np.ndarray] = {
+        "delivered": result.frames,
+        "generated": result.generated,
+        "anchor": result.anchor,
+        "matte": result.matte,
+    }
+    for name, frames in sequences.items():
+        (folder / name).mkdir(parents=True)
+        for t, frame in enumerate(frames):
+            write_png(folder / name / f"{t:06d}.png", frame)
+    (folder / "depth").mkdir()
+    for t, values in enumerate(depth):
+        stream = io.BytesIO()
+        np.save(stream, values)
+        write_synced(folder / "depth" / f"{t:06d}.npy", stream.getvalue())
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode()

@@ -1,0 +1,125 @@
+"""Ground truth: clips whose scene was also filmed from another path. Reads sets laid out like kubric4d.
+
+scene_N/cameras.json                 width, height, fps, K, and c2w [T, 4, 4] of every view
+scene_N/source/{rgb/NNN.png, depth.npz}
+scene_N/target_*/{rgb/NNN.png, visible.npz}
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..engine.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shot:
+    """A clip with true depth, and one path that its scene was also filmed from.
+
+    Attributes:
+        source: uint8 [T, H, W, 3].
+        depth: float32 [T, H, W], planar z of the source in scene units, inf = sky.
+        truth: uint8 [T, H, W, 3], the scene from the target path.
+        visible: bool [T, H, W], target pixels that the source frame of the same moment shows.
+        known: bool [T, H, W], target pixels whose truth is known; all that is scored lies in it.
+        K_px: float64 [3, 3] of both cameras, in pixels of (W, H).
+        source_c2w, target_c2w: float64 [T, 4, 4], OpenCV axes.
+    """
+
+    source: np.ndarray
+    depth: np.ndarray
+    truth: np.ndarray
+    visible: np.ndarray
+    known: np.ndarray
+    K_px: np.ndarray
+    source_c2w: np.ndarray
+    target_c2w: np.ndarray
+    fps: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShotEntry:
+    """A shot by name, not yet read. `kind` groups the paths of a table (moderate, large)."""
+
+    scene: str
+    path: str
+    kind: str
+    load: Callable[[], Shot]
+
+    @property
+    def name(self) -> str:
+        return f"{self.scene}/{self.path}"
+
+
+def read_dataset(folder: Path) -> list[ShotEntry]:
+    """Every target path of every scene, in order of their names.
+
+    Raises:
+        InputError: no scene is there, or one lacks a file.
+    """
+    scenes = sorted(path.parent for path in folder.glob("*/cameras.json"))
+    if not scenes:
+        raise InputError(f"{folder} holds no scene: SCENE/cameras.json was looked for", param="DATASET")
+    entries = []
+    for scene in scenes:
+        for needed in ("source/rgb", "source/depth.npz"):
+            if not (scene / needed).exists():
+                raise InputError(f"{scene / needed} is missing", param="DATASET")
+        targets = sorted(path.parent for path in scene.glob("target_*/visible.npz"))
+        if not targets:
+            raise InputError(f"{scene} has no target_*/ with visible.npz", param="DATASET")
+        for target in targets:
+            entries.append(
+                ShotEntry(
+                    scene=scene.name, path=target.name, kind=target.name.removeprefix("target_"),
+                    load=lambda scene=scene, target=target: _read_shot(scene, target),
+                )
+            )  # fmt: skip
+    return entries
+
+
+def _read_shot(scene: Path, target: Path) -> Shot:
+    try:
+        cameras = json.loads((scene / "cameras.json").read_text())
+        poses = [np.array(cameras["views"][view]["c2w"], np.float64) for view in ("source", target.name)]
+        K_px, fps = np.array(cameras["K"], np.float64), float(cameras["fps"])
+        depth = _only_array(scene / "source" / "depth.npz").astype(np.float32)
+        packed = _only_array(target / "visible.npz")
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{scene} cannot be read ({error})", param="DATASET") from None
+    source, truth = read_frames(scene / "source" / "rgb"), read_frames(target / "rgb")
+    shape = source.shape[:3]
+    if truth.shape != source.shape or depth.shape != shape or any(pose.shape != (shape[0], 4, 4) for pose in poses):
+        raise InputError(f"{target}: frames, depth and cameras are not of one length and size", param="DATASET")
+    if packed.dtype == np.uint8 and packed.shape != shape:  # np.packbits
+        packed = np.unpackbits(packed.ravel())[: np.prod(shape)].reshape(shape)
+    return Shot(
+        source=source, depth=depth, truth=truth, visible=packed.astype(bool), known=np.ones(shape, bool), K_px=K_px,
+        source_c2w=poses[0], target_c2w=poses[1], fps=fps,
+    )  # fmt: skip
+
+
+def read_frames(folder: Path) -> np.ndarray:
+    """PNG frames in the order of their names, uint8 [T, H, W, 3].
+
+    Raises:
+        InputError: none there, one is damaged or of another size.
+    """
+    frames = []
+    for path in sorted(folder.glob("*.png")):
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if image is None or (frames and image.shape != frames[0].shape):
+            raise InputError(f"{path} is damaged or of another size than the first", param="DATASET")
+        frames.append(image[..., ::-1])
+    if not frames:
+        raise InputError(f"{folder} holds no PNG frames", param="DATASET")
+    return np.stack(frames)
+
+
+def _only_array(path: Path) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as archive:
+        return archive[archive.files[0]]

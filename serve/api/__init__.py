@@ -1,0 +1,1 @@
+"""The HTTP side: routes, what every request passes, how errors look."""

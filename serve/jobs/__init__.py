@@ -1,0 +1,1 @@
+"""Jobs: their records, the rules by which they change, and the worker that does them."""

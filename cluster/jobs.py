@@ -19,7 +19,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from ..engine.errors import ClusterError, InputError
-from .bulk.places import open_place
+from ..engine.store.remote_path import open_place
 
 _MAX_MANIFEST_BYTES = 64 << 20
 """A local manifest travels with the job up to this size; Ray refuses more than 100 MB in all."""
@@ -171,7 +171,9 @@ def build_wheel(folder: Path) -> Path:
             param="--wheel",
         )
     copy = folder / "tree"  # setuptools leaves its build folder in the tree that it builds
-    shutil.copytree(tree, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info", "tests"))
+    shutil.copytree(
+        tree, copy, symlinks=True, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info", "tests")
+    )
     done = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, copy],
         capture_output=True, text=True,

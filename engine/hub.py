@@ -1,8 +1,6 @@
 """Model directories: the embedded ones, those downloaded from a hub, and what their weights are."""
 
 import hashlib
-import json
-import math
 import re
 from pathlib import Path
 
@@ -57,15 +55,3 @@ def weights_digest(folder: Path, parts: tuple[str, ...]) -> str:
                     blob = hashlib.file_digest(file, "sha256").hexdigest()
             total.update(f"{path.relative_to(folder)} {blob}\n".encode())
     return total.hexdigest()
-
-
-def weight_count(folder: Path) -> int:
-    """Weights in a component's safetensors files by their headers; loading a network for it would cost far more."""
-    files = sorted(folder.glob("*.safetensors"))
-    total = 0
-    # Repositories hold half-precision twins beside the full files: one of the two is counted.
-    for path in [f for f in files if ".fp16" not in f.name] or files:
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        total += sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
-    return total

@@ -102,6 +102,18 @@ ENCODER_PARTS = ("vae", "image_encoder", "feature_extractor")
 """What makes latents and tokens of pictures."""
 
 
+def weight_count(folder: Path) -> int:
+    """Weights in a component's safetensors files by their headers; loading a network for it would cost far more."""
+    files = sorted(folder.glob("*.safetensors"))
+    total = 0
+    # Repositories hold half-precision twins beside the full files: one of the two is counted.
+    for path in [f for f in files if ".fp16" not in f.name] or files:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        total += sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
+    return total
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
     """What the configs of a model directory say, read without loading weights."""

@@ -11,10 +11,10 @@ import torch
 
 from ..config import RunConfig
 from ..errors import ResourceError
-from ..hub import weight_count
 from ..models.adapters import ADAPTERS
 from ..models.checkpointing import Checkpointing
 from ..models.multiview import encoder_of
+from ..models.video import weight_count
 from .tensor_memory import (
     Shapes,
     Size,

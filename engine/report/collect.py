@@ -17,10 +17,10 @@ from ..anchor.render import to_tensor, to_uint8
 from ..cameras.rigid import rotation_angle_deg
 from ..diffusion.conditioning import working_anchor
 from ..graph.context import Run
-from ..hub import weight_count
 from ..imaging.composite import to_clip_size
 from ..imaging.metrics import frame_changes, psnr_of_error, seam_ratios, worst_boundaries
 from ..models.multiview import chosen_route
+from ..models.video import weight_count
 from .command import command_of
 
 if TYPE_CHECKING:

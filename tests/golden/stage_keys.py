@@ -79,7 +79,9 @@ def cases(engine: Recapture) -> dict[str, Case]:
         "paper": Case(config=quality_config("paper", model="tiny")),
         "another model": Case(config=plain),
         "another model, joint": Case(config=quality_config("paper", model="a/model", seed=5)),
-        "camera file": Case(config=standard, camera=str(KEYS.parent / "cameras" / "camera.json")),
+        "camera file": Case(
+            config=standard, camera=str(KEYS.parents[1] / "engine" / "cameras" / "golden" / "camera.json")
+        ),
         "sum of presets": Case(config=replace(standard, seed=9), camera="arc(-18deg)+zoom(1.1)"),
         "depth folder": Case(config=override(standard, {"decode": {"first_frame": 2}}), depth_dir=True),
         "masks": Case(config=standard, mask_dir=True, force=True),

@@ -28,6 +28,8 @@ class DepthConfig:
     """`embedded`, a directory in the transformers layout, or a hub name of depth_anything, depth_pro or zoedepth."""
     smooth: bool = True
     """Filter over time along the optical flow: a composite is only as steady as its depth."""
+    structure: bool | None = None
+    """Hard borders, flat planes, upright things, one background for a standing camera; None: for estimated depth alone."""
     fov_deg: float | None = None
     """Horizontal field of view of the clip; None takes the file's metadata, the depth model's estimate, or 55 degrees."""
 
@@ -38,8 +40,6 @@ class AnchorConfig:
     """Relative depth within which two points are one surface."""
     locked: bool | None = None
     """Whether the source camera stands still, so that other frames may show what one hides; None finds out."""
-    sharpen: int = 2
-    """Passes that move in-between depths at object borders to one side (flying pixels)."""
     route: Literal["points", "multiview", "auto"] = "points"
     """What the new camera sees where no point falls: a hole, or what a multiview model imagines; `auto` decides by path."""
     multiview: str = "embedded"
@@ -226,7 +226,7 @@ def override(config: RunConfig, sections: Mapping[str, Mapping[str, Any]]) -> Ru
 _BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
     "decode": {"first_frame": (0, 10**7), "max_frames": (2, 10**6)},
     "depth": {"fov_deg": (5, 160)},
-    "anchor": {"band": (0.001, 0.5), "sharpen": (0, 8)},
+    "anchor": {"band": (0.001, 0.5)},
     "condition": {
         "height": (32, 4096),
         "width": (32, 4096),

@@ -26,7 +26,7 @@ from .diffusion.sampler import sample as sample_windows
 from .diffusion.tuner import Tuner, tune
 from .errors import CameraError
 from .frame_tasks import Cover, DecodeLatents, DrawAnchor, EncodeAnchor, EncodeSource, ImagineAnchor, PredictDepth
-from .geometry.depth import estimate_depth, read_depth
+from .geometry.depth import EmptyScene, estimate_depth, predict_frame, read_depth, structure_of
 from .graph.context import Run
 from .graph.executor import FrameWork, Part
 from .graph.stage import STAGES, Inputs, stage
@@ -51,50 +51,60 @@ def frames(run: Run, inputs: Inputs, out: Writer) -> None:
     decode_frames(run.clip, run.info, run.limits, run.config.decode, out, on_frame)
 
 
+def _depth_options(run: Run) -> dict[str, Any]:
+    structure = run.config.depth.structure
+    if run.depth_dir is not None:
+        return {"user": True, "first_frame": run.config.decode.first_frame, "structure": structure is True}
+    options = {"smooth": run.config.depth.smooth, "structure": structure is not False}
+    return options if structure is False else {**options, **_standing_options(run)}
+
+
+def _standing_options(run: Run) -> dict[str, Any]:
+    picture = run.clean_plate_picture
+    digest = None if picture is None else hashlib.sha256(picture.tobytes()).hexdigest()
+    return {"locked": run.config.anchor.locked, "band": run.config.anchor.band, "clean_plate": digest}
+
+
 @stage(
     "frames",
-    config=lambda run: (
-        {"user": True, "first_frame": run.config.decode.first_frame}
-        if run.depth_dir is not None
-        else {"smooth": run.config.depth.smooth, "sharpen": run.config.anchor.sharpen}
-    ),
+    config=_depth_options,
     weights=lambda run: run.depth_digest,
+    version=2,
     per_clip=True,
     by_frame=True,
 )
 def depth(run: Run, inputs: Inputs, out: Writer) -> None:
-    """Estimate depth, steady it over time, sharpen its edges."""
-    count = len(inputs["frames"].array("frames"))
+    """Estimate depth, steady it over time, find the structure of the scene in it."""
+    images = inputs["frames"].array("frames")
+    count = len(images)
 
     def rows(shape: tuple[int, int]) -> Any:
         return out.array("depth", shape_per_row=shape, dtype=np.float32)
 
     if run.depth_dir is not None:
-        summary = read_depth(run.depth_dir, count, rows, first=run.config.decode.first_frame)
+        refine = structure_of(images) if run.config.depth.structure else None
+        summary = read_depth(run.depth_dir, count, rows, first=run.config.decode.first_frame, refine=refine)
     else:
+        locked = run.config.anchor.locked
         summary = estimate_depth(
             lambda work, frames: run.each_frame(work, frames, out),
             PredictDepth(frames=inputs["frames"]),
             count,
             rows,
             smooth=run.config.depth.smooth,
-            sharpen=run.config.anchor.sharpen,
+            structure=run.config.depth.structure is not False,
+            empty_scene=EmptyScene(images, run.clean_plate_picture, locked, run.config.anchor.band),
+            look=lambda picture: predict_frame(run.models.depth(run.config.depth.model), picture),
             scratch=out.path,
             on_frame=lambda done: run.progress("depth", done, count),
         )
     out.json("summary", asdict(summary))
 
 
-def _background_options(run: Run) -> dict[str, Any]:
-    plate = run.clean_plate_picture
-    picture = None if plate is None else hashlib.sha256(plate.tobytes()).hexdigest()
-    return {"locked": run.config.anchor.locked, "band": run.config.anchor.band, "clean_plate": picture}
-
-
 @stage(
     "frames",
     "depth",
-    config=_background_options,
+    config=_standing_options,
     weights=lambda run: None if run.clean_plate is None else run.models.depth_source("embedded").digest,
     per_clip=True,
 )

@@ -6,6 +6,7 @@ anchor's holes. Only for a source camera that stands still: for a moving one the
 space by camera poses and a depth that agrees between them, which a depth of one scale a clip does not give.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cv2
@@ -73,12 +74,12 @@ def stands_still(frames: np.ndarray) -> bool:
     return True
 
 
-def background_plate(frames: np.ndarray, depth: np.ndarray, *, band: float) -> Plate:
+def background_plate(frames: np.ndarray, depth: np.ndarray | Mapping[int, np.ndarray], *, band: float) -> Plate:
     """What lies farthest along each pixel's ray, over the whole clip.
 
     Args:
         frames: uint8 [N, H, W, 3].
-        depth: float32 [N, h, w], at the depth network's resolution.
+        depth: float32 [N, h, w], at the depth network's resolution; at least of the frames that are `sampled`.
         band: relative depth within which two depths are one surface.
     """
     times = sampled(len(frames))

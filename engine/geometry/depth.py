@@ -13,8 +13,11 @@ import torch
 from ..errors import InputError
 from ..graph.executor import FrameWork, Part
 from ..store.arrays import ArrayWriter
-from . import steady
+from . import steady, still
+from .background import background_plate, sampled, stands_still
 from .depth_models import DepthModel
+from .still import Background
+from .structure import structured
 
 FAR_TO_NEAR = 12.0
 """Relative disparity has no zero: its 1st percentile over the clip is taken to lie this many times farther than its
@@ -47,39 +50,93 @@ def estimate_depth(
     rows: Callable[[tuple[int, int]], ArrayWriter],
     *,
     smooth: bool,
-    sharpen: int,
+    structure: bool,
+    empty_scene: "EmptyScene",
+    look: Callable[[np.ndarray], Part],
     scratch: Path,
     on_frame: Callable[[int], None],
 ) -> ClipDepth:
-    """Run the network on every frame, steady and sharpen the result, append it to an array.
+    """Run the network on every frame, find the scene's structure in the result, append it to an array.
 
-    Between the passes over the frames only numbers are looked at, of all of them together: the clip has one scale.
+    A clip from a camera that stands still has one background, whose depth is estimated once; things that move stand
+    before it. Otherwise the clip gets one scale and each frame is averaged with its neighbors along the flow.
 
     Args:
         predict: `predict_frame` of a range of one frame.
         rows: opens the output array for maps of a given (h, w).
+        smooth: average over time.
+        structure: hard borders, flat planes, upright things (`structure.py`), and the still background.
+        empty_scene: finds the scene without what moves in it, if the camera stands still.
+        look: `predict_frame` of a picture that is no frame of the clip.
         scratch: folder for the raw maps between the passes.
         on_frame: called with the number of network evaluations done.
     """
     raw, relative, fov_deg = _collect(each(predict, count), count, scratch, on_frame)
-    _to_log_in_place(raw, relative=relative)
-    if smooth and count > 1:
-        raw.flush()
-        drifts = [float(step) for part in each(Drift(folder=scratch), count) for step in part["drift"]]
-        correction = steady.scale_corrections(drifts)
-        for t in range(count):
-            sky = raw[t] >= steady.SKY
-            raw[t] = np.where(sky, raw[t], raw[t] + correction[t])
+    span = _disparity_span(raw) if relative else None
+    for t in range(count):
+        raw[t] = _to_log(raw[t], span)
     raw.flush()
+    empty = empty_scene(_load(scratch, _SMALL), raw) if structure and count > 1 else None
+    if empty is not None:
+        work = _before_background(each, count, scratch, empty, _to_log(look(empty[0])["raw"][0], span))
+    else:
+        if smooth and count > 1:
+            drifts = [float(step) for part in each(Drift(folder=scratch), count) for step in part["drift"]]
+            correction = steady.scale_corrections(drifts)
+            for t in range(count):
+                raw[t] = np.where(raw[t] >= steady.SKY, raw[t], raw[t] + correction[t])
+            raw.flush()
+        work = Steady(folder=scratch, smooth=smooth)
+        if structure:
+            _keep(each(Structured(folder=scratch, smooth=smooth), count), count, scratch)
+            work = Voted(folder=scratch, smooth=smooth)
     summary = _Summary()
     with rows(raw.shape[1:]) as out:
-        for part in each(Steady(folder=scratch, smooth=smooth, sharpen=sharpen), count):
+        for part in each(work, count):
             for depth in part["depth"]:
                 summary.add(depth)
             out.append(part["depth"])
-    for name in (_RAW, _SMALL):
-        (scratch / name).unlink()
+    for path in scratch.glob("*.npy"):
+        path.unlink()
     return summary.result(fov_deg)
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyScene:
+    """Finds the scene as a standing camera sees it, without what moves in it.
+
+    Attributes:
+        frames: uint8 [N, H, W, 3] at full size.
+        given: the user's own picture of it, uint8 [H, W, 3].
+        locked: whether the camera stands still; None looks.
+        band: relative depth within which two depths are one surface.
+    """
+
+    frames: np.ndarray
+    given: np.ndarray | None
+    locked: bool | None
+    band: float
+
+    def __call__(self, small: np.ndarray, log_depth: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """The picture (uint8 [h, w, 3]) and where it is known (bool), from frames and log depth [N, h, w] at one size;
+        None if the camera moves."""
+        if self.given is not None:
+            return self.given, np.ones(self.given.shape[:2], bool)
+        if not (stands_still(self.frames) if self.locked is None else self.locked):
+            return None
+        depth = {t: steady.from_log(log_depth[t]) for t in sampled(len(small))}
+        plate = background_plate(small, depth, band=self.band)
+        return plate.color, plate.confidence >= 0.5
+
+
+def structure_of(frames: np.ndarray) -> Callable[[int, np.ndarray], np.ndarray]:
+    """Finds the structure in a depth map of frame t of frames [N, H, W, 3]."""
+
+    def refine(t: int, depth: np.ndarray) -> np.ndarray:
+        picture = cv2.resize(frames[t], depth.shape[::-1], interpolation=cv2.INTER_AREA)
+        return steady.from_log(structured(picture, steady.to_log(depth)))
+
+    return refine
 
 
 def predict_frame(model: DepthModel, frame: np.ndarray) -> Part:
@@ -113,22 +170,133 @@ class Drift:
 
 @dataclass(frozen=True, kw_only=True)
 class Steady:
-    """Depth [T, h, w] of frames, averaged with their neighbours and sharpened."""
+    """Depth [T, h, w] of frames, averaged with their neighbors."""
 
     folder: Path
     smooth: bool
-    sharpen: int
     batch: ClassVar[int] = 1
 
     def __call__(self, run: object, frames: range) -> Part:
+        return {"depth": steady.from_log(self.log_depth(frames.start))[None]}
+
+    def log_depth(self, t: int) -> np.ndarray:
         raw, small = self._maps
-        t = frames.start
-        log_depth = steady.temporal_mean(t, len(raw), lambda i: raw[i], lambda i: small[i]) if self.smooth else raw[t]
-        return {"depth": steady.from_log(steady.sharpen(log_depth, self.sharpen))[None]}
+        return steady.temporal_mean(t, len(raw), lambda i: raw[i], lambda i: small[i]) if self.smooth else raw[t]
 
     @cached_property
     def _maps(self) -> tuple[np.ndarray, np.ndarray]:
         return _open(self.folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structured:
+    """Structured log depth [T, h, w] of frames."""
+
+    folder: Path
+    smooth: bool
+    batch: ClassVar[int] = 1
+
+    def __call__(self, run: object, frames: range) -> Part:
+        _, small = _open(self.folder)
+        log_depth = Steady(folder=self.folder, smooth=self.smooth).log_depth(frames.start)
+        return {"structured": structured(small[frames.start], log_depth)[None]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voted:
+    """Depth [T, h, w] of frames: the median of the structured maps of a few frames along the flow."""
+
+    folder: Path
+    smooth: bool
+    batch: ClassVar[int] = 1
+
+    def __call__(self, run: object, frames: range) -> Part:
+        maps, small, t = self._maps, _load(self.folder, _SMALL), frames.start
+        if self.smooth:
+            return {
+                "depth": steady.from_log(steady.temporal_median(t, len(maps), maps.__getitem__, small.__getitem__))[
+                    None
+                ]
+            }
+        return {"depth": steady.from_log(maps[t])[None]}
+
+    @cached_property
+    def _maps(self) -> np.ndarray:
+        return _load(self.folder, "structured.npy")
+
+
+def _before_background(
+    each: Each, count: int, scratch: Path, empty: tuple[np.ndarray, np.ndarray], log_depth: np.ndarray
+) -> FrameWork:
+    """Find the background and what moves before it in each frame; what is left to do is to put them together."""
+    color, known = empty
+    size = _load(scratch, _RAW).shape[:0:-1]
+    color = cv2.resize(color, size, interpolation=cv2.INTER_AREA)
+    known = cv2.resize(known.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+    log_depth = cv2.resize(log_depth, size, interpolation=cv2.INTER_NEAREST)
+    background = Background(color=color, log_depth=structured(color, log_depth), known=known)
+    for name in ("color", "log_depth", "known"):
+        np.save(scratch / f"background_{name}.npy", getattr(background, name))
+    _keep(each(FindThings(folder=scratch), count), count, scratch)
+    return PlaceThings(folder=scratch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OnBackground:
+    folder: Path
+    batch: ClassVar[int] = 1
+
+    @cached_property
+    def background(self) -> Background:
+        color, log_depth, known = (
+            np.load(self.folder / f"background_{name}.npy") for name in ("color", "log_depth", "known")
+        )
+        return Background(color=color, log_depth=log_depth, known=known)
+
+    def frame(self, t: int) -> tuple[np.ndarray, np.ndarray]:
+        """Picture and log depth at the background's scale."""
+        raw, small = _open(self.folder)
+        return small[t], still.aligned(raw[t], self.background, still.differing(small[t], self.background))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindThings(_OnBackground):
+    """What moves in frames: `things` uint8 [T, h, w] (0 is background) and their log depths [T, 255]."""
+
+    def __call__(self, run: object, frames: range) -> Part:
+        labels, distances = still.labeled(
+            still.moving_things(*self.frame(frames.start), self.background), self.background.known.shape
+        )
+        return {"things": labels[None], "distances": distances[None]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceThings(_OnBackground):
+    """Depth [T, h, w] of frames: the background's, and the moving things' before it."""
+
+    def __call__(self, run: object, frames: range) -> Part:
+        t = frames.start
+        labels, distances = _load(self.folder, "things.npy"), _load(self.folder, "distances.npy")
+        near = range(max(0, t - still.STEADY_OVER), min(len(labels), t + still.STEADY_OVER + 1))
+        neighbors = [still.unlabeled(labels[i], distances[i]) for i in near if i != t]
+        things = still.steadied(still.unlabeled(labels[t], distances[t]), neighbors)
+        _, log_depth = self.frame(t)
+        return {"depth": steady.from_log(still.placed(things, log_depth, self.background))[None]}
+
+
+def _keep(parts: Iterator[Part], count: int, scratch: Path) -> None:
+    """Arrays of all frames as files of their names, on disk: memory does not grow with the clip's length."""
+    files: dict[str, np.memmap] = {}
+    done = 0
+    for part in parts:
+        for name, values in part.items():
+            if name not in files:
+                shape = (count, *values.shape[1:])
+                files[name] = np.lib.format.open_memmap(scratch / f"{name}.npy", "w+", values.dtype, shape)
+            files[name][done : done + len(values)] = values
+        done += len(next(iter(part.values())))
+    for file in files.values():
+        file.flush()
 
 
 def _collect(
@@ -158,28 +326,38 @@ def _collect(
 _RAW, _SMALL = "raw.npy", "small.npy"
 
 
+def _load(folder: Path, name: str) -> np.ndarray:
+    return np.load(folder / name, mmap_mode="r")
+
+
 def _open(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    raw, small = (np.load(folder / name, mmap_mode="r") for name in (_RAW, _SMALL))
-    return raw, small
+    return _load(folder, _RAW), _load(folder, _SMALL)
 
 
-def _to_log_in_place(raw: np.ndarray, *, relative: bool) -> None:
-    if relative:
-        sample = raw[:, ::4, ::4]
-        low, high = np.percentile(sample, [1, 99])
-        span = max(float(high - low), 1e-6)
-    for t in range(len(raw)):
-        values = raw[t]
-        if relative:
-            scaled = (values - low) / span * (1 - 1 / FAR_TO_NEAR) + 1 / FAR_TO_NEAR
-            values = 1 / np.maximum(scaled, 0.25 / FAR_TO_NEAR)
-        raw[t] = steady.to_log(values)
+def _disparity_span(raw: np.ndarray) -> tuple[float, float]:
+    """The clip's least disparity and its range, outliers left out."""
+    low, high = np.percentile(raw[:, ::4, ::4], [1, 99])
+    return float(low), max(float(high - low), 1e-6)
+
+
+def _to_log(values: np.ndarray, span: tuple[float, float] | None) -> np.ndarray:
+    """Log depth of a network's map; of relative disparity with `span`."""
+    if span is not None:
+        low, width = span
+        scaled = (values - low) / width * (1 - 1 / FAR_TO_NEAR) + 1 / FAR_TO_NEAR
+        values = 1 / np.maximum(scaled, 0.25 / FAR_TO_NEAR)
+    return steady.to_log(values)
 
 
 def read_depth(
-    folder: Path, count: int, rows: Callable[[tuple[int, int]], ArrayWriter], *, first: int = 0
+    folder: Path,
+    count: int,
+    rows: Callable[[tuple[int, int]], ArrayWriter],
+    *,
+    first: int = 0,
+    refine: Callable[[int, np.ndarray], np.ndarray] | None = None,
 ) -> ClipDepth:
-    """Depth the user brings, used as it is: no filter, no scale.
+    """Depth the user brings, used as it is, no filter, no scale, unless `refine` is given (`structure_of`).
 
     Accepted: one `.npy` or `.npz` with [N, h, w], or a file a frame in the order of their names: `.npy` float [h, w] in
     scene units, or 16-bit `.png` in millimetres (0 is unknown). inf is sky, NaN and non-positive are unknown.
@@ -216,6 +394,8 @@ def read_depth(
             if depth.shape != shape or np.isnan(depth).all():
                 problem = "no positive depth" if depth.shape == shape else f"{depth.shape}, the first is {shape}"
                 raise InputError(f"{folder}, map {t}: {problem}", param="--depth-dir")
+            if refine is not None:
+                depth = refine(t - first, depth)
             summary.add(depth)
             out.append(depth[None])
     return summary.result(None)

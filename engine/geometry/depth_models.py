@@ -89,6 +89,9 @@ def network_size(width: int, height: int, *, area: float, multiple: int) -> tupl
     return rows, columns
 
 
+_MOST_AREA = 4.0
+
+
 class EmbeddedDepth:
     """The depth network in the package: log depth without a free shift."""
 
@@ -103,10 +106,23 @@ class EmbeddedDepth:
 
     @torch.no_grad()
     def predict(self, frames: Tensor) -> tuple[Tensor, float | None]:
-        size = network_size(frames.shape[3], frames.shape[2], area=self.network.train_area, multiple=32)
-        images = F.interpolate(frames.to(self.device), size=size, mode="bilinear", antialias=True)
-        log_depth, sky_logit = self.network(images)
-        return torch.where(sky_logit > 0, torch.inf, log_depth.exp()), None
+        """The mean log depth over several sizes: the largest comes closest to the clip's, at most `_MOST_AREA` times the
+        training area; small ones see what kind of place it is, large ones where one thing ends."""
+        height, width = frames.shape[2:]
+        area = self.network.train_area
+        most = max(1.0, min(_MOST_AREA, height * width / area))
+        sizes = [network_size(width, height, area=area * times, multiple=32) for times in (1.0, most**0.5, most)]
+        logs, skies = [], []
+        for size in dict.fromkeys(sizes):
+            images = F.interpolate(frames.to(self.device), size=size, mode="bilinear", antialias=True)
+            log_depth, sky = (
+                F.interpolate(values[:, None], size=sizes[-1], mode="bilinear")[:, 0] for values in self.network(images)
+            )
+            middle = log_depth.flatten(1).median(1).values[:, None, None]
+            logs.append((log_depth - middle, middle))
+            skies.append(sky)
+        mean = torch.stack([relative for relative, _ in logs]).mean(0) + logs[0][1]
+        return torch.where(torch.stack(skies).mean(0) > 0, torch.inf, mean.exp()), None
 
 
 class TransformersDepth:

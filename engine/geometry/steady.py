@@ -1,4 +1,4 @@
-"""Depth over time: one scale without flicker, averaged along the motion, crisp where objects end.
+"""Depth over time: one scale without flicker, averaged along the motion.
 
 Everything works on log depth, sky being the constant SKY (so that differences to sky are large but finite).
 """
@@ -93,19 +93,26 @@ def temporal_mean(
     return np.where(np.isfinite(center), mean / total, np.nan).astype(np.float32)
 
 
-def sharpen(log_depth: np.ndarray, passes: int) -> np.ndarray:
-    """Move depths that lie between two surfaces to the nearer of them in value: no flying pixels, no rubber sheets.
+def temporal_median(
+    t: int, count: int, log_depth: Callable[[int], np.ndarray], image: Callable[[int], np.ndarray]
+) -> np.ndarray:
+    """Log depth of frame t as most of its neighbors have it along the flow, weighted by how alike the colors are.
 
-    A 5x5 window spans a border when its disparities differ by more than 15 % of the nearest and by more than 5 % of the
-    frame's median disparity; a receding floor passes neither test where its parallax could be seen.
+    A median, where a mean would smear: borders that agree stay as hard as they are.
     """
-    disparity = np.exp(-np.nan_to_num(log_depth, nan=SKY))
-    kernel = np.ones((5, 5), np.uint8)
-    least = 0.05 * float(np.median(disparity))
-    for _ in range(passes):
-        near, far = cv2.dilate(disparity, kernel), cv2.erode(disparity, kernel)
-        border = (near - far > 0.15 * near) & (near - far > least)
-        side = np.where(disparity - far > near - disparity, near, far)
-        disparity = np.where(border, side, disparity)
-    moved = -np.log(np.maximum(disparity, np.exp(-SKY)))
-    return np.where(np.isnan(log_depth), np.nan, moved).astype(np.float32)
+    center, center_image = log_depth(t), image(t).astype(np.float32)
+    values, weights = [center], [np.ones_like(center)]
+    for other in range(max(0, t - _RADIUS), min(count, t + _RADIUS + 1)):
+        if other == t:
+            continue
+        flow = optical_flow(image(t), image(other))
+        moved = warp(log_depth(other), flow, nearest=True)
+        color = np.abs(warp(image(other), flow).astype(np.float32) - center_image).mean(axis=2)
+        values.append(moved)
+        weights.append(np.where(np.isfinite(moved), np.exp(-0.5 * np.square(color / _COLOR_SIGMA)), 0))
+    stack, weight = np.stack(values), np.stack(weights)
+    order = np.argsort(stack, axis=0)  # NaN, which weighs nothing, last
+    running = np.take_along_axis(weight, order, 0).cumsum(0)
+    middle = (running >= running[-1] / 2).argmax(0)
+    median = np.take_along_axis(np.take_along_axis(stack, order, 0), middle[None], 0)[0]
+    return np.where(np.isfinite(center), median, np.nan).astype(np.float32)

@@ -6,12 +6,13 @@ it stands at one distance, that of the ground at its foot where it touches the g
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
 
 from .steady import SKY
-from .things import RELIEF, level
+from .things import RELIEF, level, upright_things
 
 WEAK, STRONG = 12.0, 26.0
 """Levels of 255 by which a thing's pixels differ from the background: all of them, and some of them."""
@@ -25,11 +26,12 @@ _IN_FRONT = 0.01
 _FLOATING = 0.25
 _WIDE_RELIEF = 0.7
 _OVERLAP = 0.3
+_SAME, _TOUCHES = 0.15, 0.25
 STEADY_OVER = 3
 """Frames to either side over which a thing's distance is averaged."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Background:
     """A still background at the depth maps' size.
 
@@ -42,6 +44,12 @@ class Background:
     color: np.ndarray
     log_depth: np.ndarray
     known: np.ndarray
+
+    @cached_property
+    def resting(self) -> list[tuple[np.ndarray, float]]:
+        """Upright things that are part of the background, and their log depths."""
+        masks = upright_things(self.log_depth)
+        return [(mask, float(np.median(self.log_depth[mask]))) for mask in masks]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +115,20 @@ def moving_things(frame: np.ndarray, log_depth: np.ndarray, background: Backgrou
         mask = labels == k
         if np.median(before[mask]) < NEARER and np.quantile(before[mask], 0.75) < 2 * NEARER:
             continue
-        things.append(Thing(mask, _distance(mask, log_depth, background.log_depth)))
+        distance = _distance(mask, log_depth, background.log_depth)
+        for resting, rested in background.resting:
+            if _parts_of_one(mask, distance, resting, rested):
+                distance = rested
+        things.append(Thing(mask, distance))
     return things
+
+
+def _parts_of_one(mask: np.ndarray, distance: float, resting: np.ndarray, rested: float) -> bool:
+    """Whether a moving thing is a limb of one that rests: a person who hardly moves is background for the most part."""
+    if abs(distance - rested) > _SAME:
+        return False
+    rim = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool) & ~mask
+    return float(resting[rim].mean()) > _TOUCHES
 
 
 def _distance(mask: np.ndarray, log_depth: np.ndarray, behind: np.ndarray) -> float:

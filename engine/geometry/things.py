@@ -20,6 +20,8 @@ _LOWEST = 0.06
 _NEARER = 0.3
 _ALIKE = 0.12
 _GAP = 3
+_GROUND = 0.04
+"""Log depth by which ground comes nearer over a twelfth of the picture's height, at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,29 @@ def upright_things(log_depth: np.ndarray) -> Iterator[np.ndarray]:
         # A row that reaches far beyond its neighbors took some of the background along.
         upright = np.ones((max(3, h // 50) | 1, 1), np.uint8)
         mask = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, upright), cv2.MORPH_OPEN, upright)
-        if mask.any():
-            yield mask.astype(bool)
+        if mask.any() and _stands(mask > 0, log_depth):
+            yield mask > 0
+
+
+def _stands(mask: np.ndarray, log_depth: np.ndarray) -> bool:
+    """Whether a thing stands on, or hovers over, ground: what is beside its lower end comes nearer from row to row.
+
+    Between walls, which keep their distance downwards, a thing is part of the wall. One that the picture's lower edge
+    cuts counts as standing.
+    """
+    h, w = mask.shape
+    rows = np.flatnonzero(mask.any(1))
+    lowest = int(rows[-1])
+    if lowest >= h - 2:
+        return True
+    foot = np.flatnonzero(mask[max(rows[0], lowest - h // 20) : lowest + 1].any(0))
+    aside = w // 40
+    above = max(0, lowest - h // 12)
+    for beside in (slice(max(0, foot[0] - 2 * aside), foot[0] - 2), slice(foot[-1] + 3, foot[-1] + 2 * aside)):
+        low, high = log_depth[lowest : lowest + 3, beside], log_depth[above : above + 3, beside]
+        if low.size and high.size and float(np.median(high)) - float(np.median(low)) > _GROUND:
+            return True
+    return False
 
 
 def _spans(log_depth: np.ndarray) -> list[Span]:

@@ -8,10 +8,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from .anchor.background import Plate
 from .anchor.render import FRAMES_AT_ONCE, draw_anchor, to_tensor, to_uint8
 from .cameras import CameraPath
 from .diffusion.conditioning import anchor_mask, augmented_frames, working_anchor
+from .geometry.background import Plate
 from .geometry.depth import predict_frame
 from .graph.context import Run
 from .graph.executor import Part

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .anchor.background import Plate
 from .cameras import CameraPath, SourceView
 from .diffusion.sampler import Condition
 from .diffusion.tuner import SourceBank
+from .geometry.background import Plate
 from .graph.context import Run
 from .graph.stage import Inputs
 from .models import adapters

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .anchor.background import background_plate, clean_plate, stands_still
 from .anchor.render import to_tensor, to_uint8
 from .cameras import path_warnings, through_geometry
 from .diffusion.conditioning import time_ids
@@ -26,6 +25,7 @@ from .diffusion.sampler import sample as sample_windows
 from .diffusion.tuner import Tuner, tune
 from .errors import CameraError
 from .frame_tasks import Cover, DecodeLatents, DrawAnchor, EncodeAnchor, EncodeSource, ImagineAnchor, PredictDepth
+from .geometry.background import background_plate, clean_plate, stands_still
 from .geometry.depth import EmptyScene, estimate_depth, predict_frame, read_depth, structure_of
 from .graph.context import Run
 from .graph.executor import FrameWork, Part

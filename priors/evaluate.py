@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from diffusers import StableVideoDiffusionPipeline
 from torch import Tensor
 
-from ..engine.geometry.depth import estimate_depth, predict_frame
+from ..engine.geometry.depth import EmptyScene, estimate_depth, predict_frame
 from ..engine.geometry.depth_models import DepthModel, EmbeddedDepth
 from ..engine.geometry.depth_network import DepthNet
 from ..engine.geometry.steady import to_log
@@ -222,8 +222,8 @@ def unet_rows(pipeline: StableVideoDiffusionPipeline, clips: ClipFolder, count: 
     return rows
 
 
-def engine_depth(model: DepthModel, frames: np.ndarray, *, smooth: bool) -> np.ndarray:
-    """Depth [T, h, w] of a clip [T, H, W, 3] as the engine estimates it, steadied over time or not."""
+def engine_depth(model: DepthModel, frames: np.ndarray, *, smooth: bool, structure: bool) -> np.ndarray:
+    """Depth [T, h, w] of a clip [T, H, W, 3] as the engine estimates it, steadied over time and structured or not."""
 
     def each(work: FrameWork, count: int) -> Iterator[Part]:
         return (work(None, frames) for frames in batches(count, work.batch))
@@ -233,7 +233,8 @@ def engine_depth(model: DepthModel, frames: np.ndarray, *, smooth: bool) -> np.n
         estimate_depth(
             each, PredictClip(model, frames), len(frames),
             lambda shape: ArrayWriter(path, shape_per_row=shape, dtype=np.float32),
-            smooth=smooth, sharpen=0, scratch=Path(folder), on_frame=lambda done: None,
+            smooth=smooth, structure=structure, empty_scene=EmptyScene(frames, None, None, 0.05),
+            look=lambda picture: predict_frame(model, picture), scratch=Path(folder), on_frame=lambda done: None,
         )  # fmt: skip
         return read_array(path).copy()
 
@@ -255,12 +256,13 @@ def flicker_rows(model: DepthModel, folder: Path, what: str) -> list[Row]:
 
     Static is what lies at one true depth, within 0.1 %, over the whole clip of a standing camera.
     """
-    changes: dict[str, list[float]] = {"frame by frame": [], "steadied": []}
+    changes: dict[str, list[float]] = {"frame by frame": [], "steadied": [], "structured": []}
     for scene in sorted(folder.glob("scene_*")):
         frames, truth = scene_source(scene)
         static = np.isfinite(truth).all(0) & (truth.max(0) <= 1.001 * truth.min(0))
-        for name, smooth in (("frame by frame", False), ("steadied", True)):
-            log_depth = to_log(engine_depth(model, frames, smooth=smooth))
+        for name in changes:
+            smooth, structure = name != "frame by frame", name == "structured"
+            log_depth = to_log(engine_depth(model, frames, smooth=smooth, structure=structure))
             log_depth = np.stack(
                 [cv2.resize(d, static.shape[::-1], interpolation=cv2.INTER_NEAREST) for d in log_depth]
             )

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ...kernels.splat import Splat, splat
 from ..cameras import CameraPath
+from ..geometry.background import Plate, hidden
 from ..geometry.upsample import guided_upsample
 from ..graph.executor import Part
-from .background import Plate, hidden
 
 FRAMES_AT_ONCE = 2
 """Frames lifted and drawn together: memory is bounded by this, whatever the clip's length."""

@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 import torch
 
-from ...engine.anchor.background import Plate
 from ...engine.anchor.render import draw_anchor, to_tensor
 from ...engine.cameras import CameraPath, CameraSpec, path_warnings
 from ...engine.cameras.path import scaled_intrinsics
 from ...engine.errors import InputError
+from ...engine.geometry.background import Plate
 from ...engine.geometry.upsample import guided_upsample
 from ...engine.pipeline import Result
 from ...engine.report.html.pictures import spread, tinted_holes

@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("diffusers")
 
-from recapture.engine.anchor.background import background_plate, clean_plate, hidden, stands_still
 from recapture.engine.config import override
 from recapture.engine.errors import InputError
+from recapture.engine.geometry.background import background_plate, clean_plate, hidden, stands_still
 from recapture.engine.pipeline import Recapture
 from recapture.engine.video import VideoWriter, write_png
 

@@ -4,12 +4,12 @@ import cv2
 import numpy as np
 import pytest
 
-from recapture.engine.depth import still
-from recapture.engine.depth.planes import find_planes, flatten, solve_slopes
-from recapture.engine.depth.ramps import resolve_ramps
-from recapture.engine.depth.steady import SKY, temporal_median
-from recapture.engine.depth.structure import structured
-from recapture.engine.depth.things import straighten
+from recapture.engine.geometry import still
+from recapture.engine.geometry.planes import find_planes, flatten, solve_slopes
+from recapture.engine.geometry.ramps import resolve_ramps
+from recapture.engine.geometry.steady import SKY, temporal_median
+from recapture.engine.geometry.structure import structured
+from recapture.engine.geometry.things import straighten
 
 H, W = 176, 320
 

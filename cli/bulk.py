@@ -79,6 +79,7 @@ def bulk(
     silence_libraries()
     from ..cluster.bulk.ray_entrypoint import BulkRun, price_bulk, run_bulk
     from ..cluster.bulk.resume import Resume
+    from ..engine.geometry.depth_models import find_depth_model
 
     asked = BulkRun(
         manifest=manifest, out=out, cluster=cluster, concurrency=concurrency, model=model, device=device,
@@ -90,6 +91,7 @@ def bulk(
         _print_price(price_bulk(asked, usd_per_gpu_hour=usd_per_gpu_hour), as_json=as_json)
         return
     display = _Lines(quiet=as_json)
+    display.say(find_depth_model("auto").sentence)
     progress = run_bulk(asked, on_wait=display.say, on_beat=display.on_beat)
     if as_json:
         from dataclasses import asdict

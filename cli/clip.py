@@ -39,8 +39,9 @@ Frames = Annotated[int | None, typer.Option(help="Use at most this many frames."
 Depth = Annotated[
     str | None,
     typer.Option(
-        help="Depth model: embedded, or a directory or hub name of depth_anything, depth_pro, zoedepth.",
-        show_default="embedded",
+        help="Depth model: auto (the best on this machine), embedded, depth (Depth Anything V2 Small), or a directory or "
+        "hub name of depth_anything, depth_pro, zoedepth.",
+        show_default="auto",
     ),
 ]
 DepthDir = Annotated[

@@ -103,8 +103,10 @@ def _evaluate(
             on_line=on_line, vbench_python=vbench_python,
         )  # fmt: skip
         lines = evaluation.run()
-    kinds = "with true and estimated depth" if "," in depth else f"with {depth} depth"
-    write_summary(lines, out, f"Model {engine.models.entry.name}, seed {seed}, {len(entries)} paths, {kinds}.")
+    kinds = "true and estimated" if "," in depth else depth
+    network = "" if depth == "true" else f" by {engine.models.depth_source(base.depth.model).name}"
+    about = f"Model {engine.models.entry.name}, seed {seed}, {len(entries)} paths, with {kinds} depth{network}."
+    write_summary(lines, out, about)
     if as_json:
         emit({"lines": len(lines), "rows": str(out / "rows.parquet"), "page": str(out / "index.html")})
         return

@@ -1,4 +1,4 @@
-"""`recapture presets`, `models` and `doctor`: what there is to choose from, and what this machine would use."""
+"""`recapture presets` and `doctor`: what there is to choose from, and what this machine would use."""
 
 import platform
 import shutil
@@ -35,22 +35,6 @@ def presets(as_json: Json = False) -> None:
     typer.echo("\nJoin moves with +, as in 'arc(20deg)+zoom(1.1)'.")
 
 
-def models(as_json: Json = False) -> None:
-    """Video, depth and multiview models that can be named."""
-    from ..engine.geometry.depth_models import KINDS
-    from ..engine.models.video import MODELS
-
-    if as_json:
-        video = [{"name": e.name, "source": e.source, "licence": e.licence, "about": e.about} for e in MODELS.values()]
-        emit({"video": video, "depth": ["embedded", *KINDS], "multiview": ["embedded"]})
-        return
-    typer.echo("Video models (--model), or a directory in the diffusers layout of StableVideoDiffusionPipeline:")
-    for entry in MODELS.values():
-        typer.echo(f"  {entry.name:8}{entry.about}\n{'':10}{entry.licence}")
-    typer.echo(f"Depth models (--depth): embedded, or a directory or hub name of {', '.join(KINDS)}")
-    typer.echo("Multiview models (--multiview): embedded, a directory, or an adapter as package.module:Class")
-
-
 _PACKAGES = (
     "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "av", "numpy", "opencv-python-headless",
     "pyarrow", "numba", "triton", "xformers", "ray", "deepspeed",
@@ -69,6 +53,7 @@ def doctor(as_json: Json = False) -> None:
     if versions["torch"]:
         import torch
 
+        from ..engine.geometry.depth_models import find_depth_model
         from ..engine.hub import EMBEDDED
         from ..engine.pipeline import pick_device
         from ..engine.store import default_store
@@ -83,6 +68,7 @@ def doctor(as_json: Json = False) -> None:
             "store": str(place),
             "store_free_gib": round(free / 2**30, 1),
             "embedded_weights": {part: (EMBEDDED / part).is_dir() for part in ("tiny", "depth")},
+            "depth": find_depth_model("auto").sentence,
         }
     if as_json:
         emit(found)
@@ -96,6 +82,7 @@ def doctor(as_json: Json = False) -> None:
     gpus_text = ", ".join(found["gpus"]) if found["gpus"] else "none"  # pyright: ignore[reportArgumentType, reportCallIssue]
     typer.echo(f"GPUs: {gpus_text}; a run would use {found['device']} with {found['threads']} threads")
     typer.echo(f"store: {found['store']} ({found['store_free_gib']} GiB free)")
+    typer.echo(found["depth"])
     if sys.version_info[:2] not in ((3, 11), (3, 12)):
         typer.echo("note: Python 3.11 and 3.12 are what the project is tested with")
 

@@ -10,6 +10,7 @@ from .. import __version__
 from . import bulk, info, preview
 from .bench import bench
 from .evaluate import evaluate
+from .models import models
 from .output import emit
 from .remote import remote
 from .run import run
@@ -30,8 +31,8 @@ app.command()(bulk.bulk)
 app.command()(bulk.submit)
 app.command()(evaluate)
 app.command()(info.presets)
-app.command()(info.models)
 app.command()(info.doctor)
+app.add_typer(models, name="models")
 app.add_typer(bulk.jobs, name="jobs")
 app.command()(serve)
 app.add_typer(store, name="store")

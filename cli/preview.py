@@ -92,7 +92,7 @@ def preview(
             force=force,
             limits=limits(max_frames),
             on_progress=display.on_progress,
-            on_stage=lambda record, result: display.on_stage(record),
+            on_stage=display.on_stage,
         )
         sheet = save_anchor_sheet(result, folder)
     seconds = time.monotonic() - started
@@ -105,6 +105,7 @@ def preview(
             "frames": len(result.source),
             "size": [result.camera.width, result.camera.height],
             "seconds": seconds,
+            "notes": result.run.notes,
             "warnings": result.run.warnings,
         })  # fmt: skip
         return

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from ..engine.pipeline import StageRecord
+    from ..engine.pipeline import Result, StageRecord
 
 
 class Display:
@@ -29,6 +29,7 @@ class Display:
             disable=not sys.stderr.isatty() or quiet,
         )
         self._task: TaskID | None = None
+        self._noted = False
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -40,8 +41,12 @@ class Display:
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
 
-    def on_stage(self, record: "StageRecord | str") -> None:
-        """A stage begins (its name) or has ended (its record)."""
+    def on_stage(self, record: "StageRecord | str", result: "Result | None" = None) -> None:
+        """A stage begins (its name) or has ended (its record). Before the first, what was chosen for the user is said."""
+        if result is not None and not self._noted:
+            self._noted = True
+            for sentence in result.run.notes:
+                self.say(sentence)
         if self._task is not None:
             self._bars.remove_task(self._task)
             self._task = None

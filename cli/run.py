@@ -257,7 +257,7 @@ def run(
                 for sentence in result.run.memory.sentences():
                     display.say(f"memory  {sentence}")
             planned = True
-            display.on_stage(record)
+            display.on_stage(record, result)
             if not isinstance(record, str) and record.name == "anchor":
                 sheet = save_anchor_sheet(result, out)
                 display.say(f"anchor sheet  {sheet}  ({100 * result.hole_share:.1f} % holes)")
@@ -295,7 +295,7 @@ def _print_plan(engine: "Recapture", clip: str, spec: Any, options: dict[str, An
     with Display(quiet=as_json) as display:
         preview = engine(
             clip, spec, until="anchor", on_progress=display.on_progress,
-            on_stage=lambda record, result: display.on_stage(record), **options,
+            on_stage=display.on_stage, **options,
         )  # fmt: skip
     plan = make_plan(preview)
     if as_json:

@@ -55,6 +55,7 @@ def serve(
     import socket
 
     from ..engine.errors import InputError
+    from ..engine.geometry.depth_models import find_depth_model
     from ..engine.models.video import find_model
     from ..engine.pipeline import pick_device
     from ..serve.keys import create_key
@@ -63,6 +64,7 @@ def serve(
 
     pick_device(device)
     find_model(model)
+    depth = find_depth_model("auto")
     try:
         with socket.create_server((host, port)) as free:
             port = free.getsockname()[1]
@@ -86,6 +88,7 @@ def serve(
         if secret:
             typer.echo(f"key    {secret}  (tenant local; shown once)")
         typer.echo(f"data   {settings.data}")
+        typer.echo(depth.sentence)
         if host not in ("127.0.0.1", "::1", "localhost"):
             typer.echo("note: keys travel in the clear; put TLS in front of this (docs/serving.md)", err=True)
 

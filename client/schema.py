@@ -358,6 +358,9 @@ class Model(Answered):
     about: str
     frames: int
     """Frames in a window."""
+    depth: str = ""
+    """The depth model that goes with it; empty where its worker does not say."""
+    depth_license: str = ""
 
 
 class ModelList(Answered):

@@ -24,8 +24,9 @@ class DecodeConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DepthConfig:
-    model: str = "embedded"
-    """`embedded`, a directory in the transformers layout, or a hub name of depth_anything, depth_pro or zoedepth."""
+    model: str = "auto"
+    """`auto` (the best on this machine; a run's own configuration names which), `embedded`, `depth`, a directory in the
+    transformers layout, or a hub name of depth_anything, depth_pro or zoedepth."""
     smooth: bool = True
     """Filter over time along the optical flow: a composite is only as steady as its depth."""
     structure: bool | None = None

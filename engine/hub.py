@@ -1,42 +1,271 @@
-"""Model directories: the embedded ones, those downloaded from a hub, and what their weights are."""
+"""Models as files: the embedded ones, the hub's cache on this machine, downloads into it, digests. No torch here.
 
+Downloads land in the cache that all programs of a user share (`HF_HOME`, `HF_HUB_CACHE`). They come from the hub that
+`HF_ENDPOINT` names, with the token in `HF_TOKEN` or that `hf auth login` stored.
+"""
+
+import errno
 import hashlib
+import json
 import re
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from .errors import ModelError
 
 EMBEDDED = Path(__file__).parent / "weights"
 
+COMPONENTS = ("unet", "vae", "image_encoder", "scheduler", "feature_extractor")
+KINDS = ("depth_anything", "depth_pro", "zoedepth")
+"""Model types of transformers that estimate depth here."""
 
-def download(repository: str, *, param: str, allow: list[str]) -> Path:
-    """A hub repository's files in the local hub cache.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Which files make a model of one kind, and how such a repository is told from others.
+
+    Attributes:
+        marker: the file at the top whose `field` holds one of `values`.
+        configs: config file by folder; "" is the top.
+        networks: folders that hold weights.
+        variant: precision to take where a repository holds several; None takes the plain files.
+    """
+
+    kind: Literal["video", "depth"]
+    marker: str
+    field: str
+    values: tuple[str, ...]
+    configs: Mapping[str, tuple[str, ...]]
+    networks: tuple[str, ...]
+    variant: str | None
+
+    def choose(self, names: Collection[str]) -> list[str]:
+        """The files to fetch out of a repository's: one precision, and what says its license.
+
+        Raises:
+            ModelError: the repository lacks a file.
+        """
+        chosen = [self.marker]
+        for folder, files in self.configs.items():
+            chosen += [_join(folder, file) for file in files]
+        lacking = sorted(set(chosen) - set(names))
+        for folder in self.networks:
+            here = [name.rpartition("/")[2] for name in names if name.rpartition("/")[0] == folder]
+            weights = _one_precision(here, self.variant)
+            lacking += [] if weights else [_join(folder, "*.safetensors")]
+            chosen += [_join(folder, file) for file in weights]
+        if lacking:
+            raise ModelError(f"the repository lacks {', '.join(lacking)}, which a {self.kind} model has")
+        return [*dict.fromkeys(chosen), *(name for name in names if re.match(r"README\.md$|LICENSE", name))]
+
+    def lacking(self, folder: Path) -> list[str]:
+        """What a directory lacks of a whole model; in the hub's cache a file is there only when it is complete."""
+        lacking = [] if (folder / self.marker).is_file() else [self.marker]
+        for part, files in self.configs.items():
+            lacking += [_join(part, file) for file in files if not (folder / part / file).is_file()]
+        for part in self.networks:
+            found = {path.name for path in (folder / part).glob("*.safetensors") if path.is_file()}
+            named = {
+                shard
+                for index in (folder / part).glob("*.safetensors.index*.json")
+                for shard in json.loads(index.read_text())["weight_map"].values()
+            }
+            lacking += [_join(part, file) for file in sorted(named - found)]
+            lacking += [] if found else [_join(part, "*.safetensors")]
+        return lacking
+
+    def is_of(self, marker: Path) -> bool:
+        """Whether a marker file says that its directory is of this kind."""
+        try:
+            return json.loads(marker.read_text()).get(self.field) in self.values
+        except (OSError, ValueError, AttributeError):
+            return False
+
+
+VIDEO = Layout(
+    kind="video",
+    marker="model_index.json",
+    field="_class_name",
+    values=("StableVideoDiffusionPipeline",),
+    configs={
+        **{part: ("config.json",) for part in ("unet", "vae", "image_encoder")},
+        "scheduler": ("scheduler_config.json",),
+        "feature_extractor": ("preprocessor_config.json",),
+    },
+    networks=("unet", "vae", "image_encoder"),
+    variant="fp16",
+)
+DEPTH = Layout(
+    kind="depth",
+    marker="config.json",
+    field="model_type",
+    values=KINDS,
+    configs={"": ("preprocessor_config.json",)},
+    networks=("",),
+    variant=None,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What a download would bring, asked of the hub and not yet begun.
+
+    Attributes:
+        sizes: bytes by file.
+        missing: files that are not in the cache yet.
+        license: as the repository's card has it.
+        license_page: where to read it.
+    """
+
+    repository: str
+    commit: str
+    layout: Layout
+    sizes: Mapping[str, int]
+    missing: tuple[str, ...]
+    license: str
+    license_page: str
+
+    @property
+    def bytes_to_fetch(self) -> int:
+        return sum(self.sizes[name] for name in self.missing)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name can be a hub repository's, owner/repository."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith((".", "/"))
+
+
+def page_of(repository: str) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{repository}"
+
+
+def cache_folder() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def cached_repositories() -> set[str]:
+    """Names of the model repositories of which the cache holds anything."""
+    return {folder.name.removeprefix("models--").replace("--", "/") for folder in cache_folder().glob("models--*--*")}
+
+
+def snapshot(repository: str, layout: Layout) -> Path | None:
+    """A repository's directory in the cache if the model is whole there, else None. Never asks the hub."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        marker = try_to_load_from_cache(repository, layout.marker)
+    except HFValidationError:
+        return None
+    if not isinstance(marker, str):
+        return None
+    return None if layout.lacking(Path(marker).parent) else Path(marker).parent
+
+
+def fetch(repository: str, layout: Layout, *, param: str) -> Path:
+    """A repository's directory: from the cache if the model is whole there, else downloaded.
 
     Raises:
-        ModelError: says which page to visit, or how to give a local directory.
+        ModelError: says which page to visit, or how to give a local directory to the option `param`.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    found = snapshot(repository, layout)
+    return found or download(look(repository, (layout,), param=param), param=param)
 
-    page = f"https://huggingface.co/{repository}"
-    local = f"or give a local copy: {param} /path/to/directory"
+
+def look(repository: str, layouts: tuple[Layout, ...] = (VIDEO, DEPTH), *, param: str | None = None) -> Offer:
+    """Ask the hub what a model would take, without fetching more than the small file that says its kind.
+
+    Raises:
+        ModelError: the repository is gated, unreachable or absent, or holds no model of these kinds.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    with _explained(repository, param):
+        info = HfApi().model_info(repository)
+        assert info.sha is not None
+        names = {sibling.rfilename for sibling in info.siblings or ()}
+        layout = next(
+            (
+                layout
+                for layout in layouts
+                if layout.marker in names
+                and layout.is_of(Path(hf_hub_download(repository, layout.marker, revision=info.sha)))
+            ),
+            None,
+        )
+        if layout is None:
+            raise ModelError(
+                f"{repository} holds no model that is understood: "
+                + " or ".join(f"{layout.marker} with {layout.field} {', '.join(layout.values)}" for layout in layouts),
+                param=param,
+            )
+        files = [
+            hf_hub_download(repository, name, revision=info.sha, dry_run=True) for name in layout.choose(sorted(names))
+        ]
+    page = page_of(repository)
+    text = next((name for name in sorted(names) if name.startswith("LICENSE")), None)
+    return Offer(
+        repository=repository,
+        commit=info.sha,
+        layout=layout,
+        sizes={file.filename: file.file_size or 0 for file in files},
+        missing=tuple(file.filename for file in files if file.will_download),
+        license=_license_in(info.card_data.to_dict() if info.card_data else {}),
+        license_page=page if text is None else f"{page}/blob/main/{text}",
+    )
+
+
+def download(offer: Offer, *, param: str | None = None, on_bytes: Callable[[str, int], None] | None = None) -> Path:
+    """Fetch an offer's files into the cache; returns the model's directory there.
+
+    A cut connection is taken up where it broke. Ended in between, the next download keeps the files that are finished;
+    `main` points to the new files only when all of them are there and are what their names say.
+
+    Args:
+        on_bytes: called with a file's name and how many bytes more of it have come; absent, the hub's own bar is shown.
+
+    Raises:
+        ModelError: no room on the disk, the connection is lost, or a file is damaged.
+    """
+    from huggingface_hub import hf_hub_download
+
+    _check_room(offer, param)
+    with _explained(offer.repository, param):
+        for name in offer.sizes:
+            bar: Any = None if on_bytes is None else _counter(name, on_bytes)
+            path = Path(hf_hub_download(offer.repository, name, revision=offer.commit, tqdm_class=bar))
+            if name in offer.missing:
+                _verify(path, name)
+        hf_hub_download(offer.repository, offer.layout.marker)  # points main to it
+    folder = snapshot(offer.repository, offer.layout)
+    if folder is None:
+        raise ModelError(f"{offer.repository} has changed meanwhile; run the same again", param=param)
+    return folder
+
+
+def size_on_disk(folder: Path) -> int:
+    """Bytes of a directory's files, links followed."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def license_of(folder: Path) -> str | None:
+    """The license that a model directory's card (README.md) names, None where it names none."""
+    if not (folder / "README.md").is_file():
+        return None
+    from huggingface_hub.repocard import metadata_load
+
     try:
-        return Path(snapshot_download(repository, allow_patterns=allow))
-    except GatedRepoError:
-        raise ModelError(
-            f"{repository} is gated: accept its licence at {page}, then `hf auth login`; {local}",
-            param=param,
-            code="model_gated",
-        ) from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise ModelError(f"the hub has no {repository} that you may read ({page}); {local}", param=param) from None
-    except Exception as error:  # no network, proxy, disk: the hub client raises its transport's own errors
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"cannot fetch {repository} from the hub ({reason}); check the network and {page}, {local}",
-            param=param,
-            code="model_unreachable",
-        ) from None
+        return _license_in(metadata_load(folder / "README.md") or {}) or None
+    except ValueError:  # its YAML is no YAML
+        return None
 
 
 def weights_digest(folder: Path, parts: tuple[str, ...]) -> str:
@@ -55,3 +284,115 @@ def weights_digest(folder: Path, parts: tuple[str, ...]) -> str:
                     blob = hashlib.file_digest(file, "sha256").hexdigest()
             total.update(f"{path.relative_to(folder)} {blob}\n".encode())
     return total.hexdigest()
+
+
+def _join(folder: str, file: str) -> str:
+    return f"{folder}/{file}" if folder else file
+
+
+def _one_precision(files: list[str], variant: str | None) -> list[str]:
+    """Weights of one precision among a folder's files: the variant's if it is there, one file rather than pieces."""
+    weights = [file for file in files if re.search(r"\.safetensors(\.index(\.\w+)?\.json)?$", file)]
+    chosen = [file for file in weights if variant and re.search(rf"\.{variant}\b", file)]
+    if not any(file.endswith(".safetensors") for file in chosen):
+        plain = r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+        chosen = [file for file in weights if re.fullmatch(plain, file)]
+    whole = [file for file in chosen if file.endswith(".safetensors") and "-of-" not in file]
+    return sorted(whole or chosen)
+
+
+def _license_in(card: Mapping[str, Any]) -> str:
+    """The license's name in a card's metadata; empty where it has none."""
+    name = card.get("license_name") if card.get("license") in (None, "other") else None
+    return str(name or card.get("license") or "")
+
+
+def _check_room(offer: Offer, param: str | None) -> None:
+    folder = cache_folder()
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    if free < offer.bytes_to_fetch:
+        raise ModelError(
+            f"{offer.repository} needs {offer.bytes_to_fetch / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free; "
+            "make room, or let HF_HOME name another disk",
+            param=param,
+            code="disk_full",
+        )
+
+
+def _verify(path: Path, name: str) -> None:
+    """Raises ModelError, and removes the file, where its content is not what its blob's name says."""
+    blob = path.resolve()
+    if not re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return  # a small file, which git names otherwise
+    with blob.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != blob.name:
+        path.unlink()
+        blob.unlink()
+        raise ModelError(f"{name} came damaged and was removed; run the same again", code="model_damaged")
+
+
+def _counter(name: str, on_bytes: Callable[[str, int], None]) -> type:
+    """A class that the hub's client takes for a progress bar."""
+
+    class Counter:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def __enter__(self) -> "Counter":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def update(self, count: float | None = 1) -> None:
+            on_bytes(name, int(count or 0))
+
+        def _ignore(self, *_: object, **__: object) -> None: ...
+
+        close = update_transfer = set_postfix_str = set_transfer_postfix_str = _ignore
+
+    return Counter
+
+
+@contextmanager
+def _explained(repository: str, param: str | None) -> Iterator[None]:
+    """Whatever the hub's client raises becomes a ModelError that says what to do."""
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    page = page_of(repository)
+    local = f"; or give a local copy: {param} /path/to/directory" if param else ""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(error.message, param=error.param or param, code=error.code) from None
+    except GatedRepoError:
+        then = "`hf auth login`, or HF_TOKEN" if get_token() is None else "use a token of the account that accepted it"
+        raise ModelError(
+            f"{repository} is gated: accept its license at {page}, then {then}{local}", param=param, code="model_gated"
+        ) from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise ModelError(f"the hub has no {repository} that you may read ({page}){local}", param=param) from None
+    except Exception as error:  # no network, proxy, disk: the hub's client raises its transport's own errors
+        causes = [error]
+        while (cause := causes[-1].__cause__) is not None:
+            causes.append(cause)  # pyright: ignore[reportArgumentType]
+        reason = str(causes[-1]).strip().splitlines()
+        said = reason[0][:160] if reason else type(error).__name__
+        code = "model_unreachable"
+        if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
+            said = "HF_HUB_OFFLINE is set"
+        elif isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+            said, code = f"it answers {error.response.status_code}: the token is not valid for this", "model_gated"
+        elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            said, code = f"the disk of {cache_folder()} is full", "disk_full"
+        raise ModelError(
+            f"cannot fetch {repository} from the hub ({said}); check the network and {page}{local}",
+            param=param,
+            code=code,
+        ) from None

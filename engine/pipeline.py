@@ -221,6 +221,10 @@ class Recapture:
         if seed is not None:
             config = replace(config, seed=seed)
         check(config)
+        notes: list[str] = []
+        if config.depth.model == "auto" and depth_dir is None:
+            notes.append(self.models.depth_source("auto").sentence)
+            config = self.models.settle(config)
         spec = parse_camera(camera) if isinstance(camera, str) else camera
         self._interrupt = False
         started = time.monotonic()
@@ -231,7 +235,7 @@ class Recapture:
                 clip=clip, clip_path=Path(video).absolute(), clip_name=Path(video).name, info=info or probe(clip, limits),
                 limits=limits, camera=spec, config=config,
                 models=self.models, depth_dir=depth_dir, mask_dir=mask_dir, clean_plate=clean_plate, force=force,
-                map_frames=self._map_frames,
+                notes=notes, map_frames=self._map_frames,
             )  # fmt: skip
             if on_progress is not None:
                 run.on_progress = on_progress

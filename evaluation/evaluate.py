@@ -98,6 +98,7 @@ class Evaluation:
         Raises:
             InputError: an option that a row or a `--vary` needs does not exist.
         """
+        self.base = self.engine.models.settle(self.base)
         for job in self.jobs():  # refused before anything runs
             override(self.base, job.config)
         for folder in ("finished", "work", "pictures"):

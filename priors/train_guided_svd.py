@@ -30,10 +30,10 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..engine.hub import weights_digest
+from ..engine.hub import COMPONENTS, weights_digest
 from ..engine.models.adapters import ADAPTERS, target_names
 from ..engine.models.temporal_bypass import temporal_bypass
-from ..engine.models.video import COMPONENTS, ModelShape, VideoModel, find_model
+from ..engine.models.video import ModelShape, VideoModel, find_model
 from ..engine.pipeline import DEVICES, pick_device
 from .train_unet import MOTION_BUCKET, NOISE_AUGMENTATION, HeldOut, Latents, denoising_loss, widen_input
 from .training import Run, recipe_arguments

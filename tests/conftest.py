@@ -1,14 +1,21 @@
 """Real classes at tiny size: a Stable-Video-Diffusion directory with random weights."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does
+# What a developer has pulled must not change what a test runs. Read when the hub's client is imported.
+os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="recapture-test-hub-")
 
 import pytest
 import torch
 
 from .small_models import write_small_svd, write_svd_configs
+
+atexit.register(shutil.rmtree, os.environ["HF_HUB_CACHE"], ignore_errors=True)
 
 # Networks this small lose more to waking threads than they gain.
 torch.set_num_threads(1)

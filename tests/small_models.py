@@ -1,4 +1,4 @@
-"""Stable-Video-Diffusion directories small enough for a test, of the exact class layout, with random weights."""
+"""Model directories small enough for a test, of the exact class layouts, with random weights."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,14 @@ from diffusers import (
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
 )
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+)
 
 from recapture.priors.train_multiview import build_unet
 
@@ -108,4 +115,26 @@ def write_svd_configs(folder: Path) -> Path:
         projection_dim=1024,
         hidden_act="gelu",
     ).save_pretrained(folder / "image_encoder")
+    return folder
+
+
+def write_small_depth(folder: Path, *, width: int = 16, **extra: object) -> Path:
+    """A Depth Anything directory; relative disparity unless `extra`, of its config, says otherwise."""
+    torch.manual_seed(0)
+    dino = Dinov2Config(
+        hidden_size=width, num_hidden_layers=4, num_attention_heads=2, mlp_ratio=2, image_size=56, patch_size=14,
+        out_features=["stage1", "stage2", "stage3", "stage4"], reshape_hidden_states=False, apply_layernorm=True,
+    )  # fmt: skip
+    config = DepthAnythingConfig(
+        backbone_config=dino, head_hidden_size=8, reassemble_hidden_size=16, neck_hidden_sizes=[8] * 4,
+        fusion_hidden_size=8, patch_size=14, **extra,
+    )  # fmt: skip
+    DepthAnythingForDepthEstimation(config).save_pretrained(folder)
+    processor = {
+        "size": {"height": 56, "width": 56},
+        "ensure_multiple_of": 14,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder

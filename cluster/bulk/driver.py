@@ -199,8 +199,8 @@ class Driver:
             case Ready(worker, pipeline):
                 if pipeline != self._pipeline:
                     raise WorkersError(
-                        "a worker has another version of the code or of the model than this driver; give both the "
-                        "same image and the same --model",
+                        "a worker has another version of the code or of a model than this driver; give both the same "
+                        "image, the same --model and the same `recapture models pull`",
                         code="version_mismatch",
                     )
                 self._failed_starts = 0

@@ -57,7 +57,8 @@ class EngineSetup:
 
 def pipeline_digest(engine: Recapture, *, warm_start: bool) -> str:
     """sha256 over what decides a row's pixels besides the row: stages, weights and the model's own options."""
-    config, models = engine.default_config(), engine.models
+    models = engine.models
+    config = models.settle(engine.default_config())
     parts = {
         "stages": {stage.name: stage.version for stage in STAGES},
         "weights": [models.unet_digest, models.encoder_digest],

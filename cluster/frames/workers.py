@@ -20,11 +20,11 @@ import torch
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from ...engine.catalog import MODELS
 from ...engine.errors import ClusterError, InputError
 from ...engine.graph.context import Models, Run
 from ...engine.graph.executor import FrameWork, Part, batches, in_process
 from ...engine.graph.stage import Inputs, Stage, perform
-from ...engine.models.video import MODELS
 from ...engine.planning.memory import Room
 from ...engine.store import Entry, Store
 from ...engine.store.arrays import read_array

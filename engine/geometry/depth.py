@@ -20,8 +20,11 @@ from .still import Background
 from .structure import structured
 
 FAR_TO_NEAR = 12.0
-"""Relative disparity has no zero: its 1st percentile over the clip is taken to lie this many times farther than its
-99th, one scale and one shift for all frames."""
+"""Relative disparity has no zero of its own: its 1st percentile over the clip is taken to lie this many times farther
+than its 99th, one scale and one shift for all frames. A clip that sees the sky has a zero: see `_log_of_disparity`."""
+
+_ZERO, _ZERO_SHARE = 1e-3, 0.005
+"""Disparity, in units of its 99th percentile, that is none; the share of the clip from which that is no accident."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +75,13 @@ def estimate_depth(
         on_frame: called with the number of network evaluations done.
     """
     raw, relative, fov_deg = _collect(each(predict, count), count, scratch, on_frame)
-    span = _disparity_span(raw) if relative else None
+    to_log = _log_of_disparity(raw) if relative else steady.to_log
     for t in range(count):
-        raw[t] = _to_log(raw[t], span)
+        raw[t] = to_log(raw[t])
     raw.flush()
     empty = empty_scene(_load(scratch, _SMALL), raw) if structure and count > 1 else None
     if empty is not None:
-        work = _before_background(each, count, scratch, empty, _to_log(look(empty[0])["raw"][0], span))
+        work = _before_background(each, count, scratch, empty, to_log(look(empty[0])["raw"][0]))
     else:
         if smooth and count > 1:
             drifts = [float(step) for part in each(Drift(folder=scratch), count) for step in part["drift"]]
@@ -334,19 +337,28 @@ def _open(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return _load(folder, _RAW), _load(folder, _SMALL)
 
 
-def _disparity_span(raw: np.ndarray) -> tuple[float, float]:
-    """The clip's least disparity and its range, outliers left out."""
-    low, high = np.percentile(raw[:, ::4, ::4], [1, 99])
-    return float(low), max(float(high - low), 1e-6)
+def _log_of_disparity(raw: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Log depth by relative disparity, one rule for the clip's maps [N, h, w].
 
+    Networks of relative disparity end in a ReLU and learn that the sky has none: where many pixels sit at zero, zero is
+    infinity, the shift is known and only the scale is free. Where none do, the shift is a guess (`FAR_TO_NEAR`).
+    """
+    sample = raw[:, ::4, ::4]
+    low, high = (float(value) for value in np.percentile(sample, [1, 99]))
+    nothing = _ZERO * high
+    if high > 0 and np.mean(sample <= nothing) >= _ZERO_SHARE:
 
-def _to_log(values: np.ndarray, span: tuple[float, float] | None) -> np.ndarray:
-    """Log depth of a network's map; of relative disparity with `span`."""
-    if span is not None:
-        low, width = span
-        scaled = (values - low) / width * (1 - 1 / FAR_TO_NEAR) + 1 / FAR_TO_NEAR
-        values = 1 / np.maximum(scaled, 0.25 / FAR_TO_NEAR)
-    return steady.to_log(values)
+        def from_zero(disparity: np.ndarray) -> np.ndarray:
+            return steady.to_log(np.where(disparity > nothing, high / np.maximum(disparity, nothing), np.inf))
+
+        return from_zero
+    span = max(high - low, 1e-6)
+
+    def shifted(disparity: np.ndarray) -> np.ndarray:
+        scaled = (disparity - low) / span * (1 - 1 / FAR_TO_NEAR) + 1 / FAR_TO_NEAR
+        return steady.to_log(1 / np.maximum(scaled, 0.25 / FAR_TO_NEAR))
+
+    return shifted
 
 
 def read_depth(

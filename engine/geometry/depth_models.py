@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..catalog import DEPTH_MODELS, UNSTATED, best_depth
 from ..errors import ModelError
-from ..hub import EMBEDDED, download, weights_digest
-
-KINDS = ("depth_anything", "depth_pro", "zoedepth")
+from ..hub import DEPTH, EMBEDDED, KINDS, fetch, is_hub_name, license_of, weights_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +20,19 @@ class DepthSource:
     """A depth model that was found, not yet loaded."""
 
     name: str
+    """Names it again, wherever its files are: `embedded`, the directory as given, or the hub repository."""
     folder: Path
     kind: str
     """`embedded` or one of KINDS."""
     licence: str
     digest: str
+
+    @property
+    def sentence(self) -> str:
+        """What a person reads where `auto` chose this model."""
+        if self.kind == "embedded":
+            return "Depth: embedded model (small). Better: recapture models pull depth"
+        return f"Depth: {self.name} ({self.licence})"
 
 
 class DepthModel(Protocol):
@@ -40,25 +47,27 @@ class DepthModel(Protocol):
 
 
 def find_depth_model(name: str) -> DepthSource:
-    """Where a depth model lies and what it is.
+    """Where a depth model lies and what it is; `auto` is the best on this machine. Only a hub name is downloaded.
 
     Raises:
-        ModelError: neither `embedded`, nor a directory or hub repository of a kind that is understood.
+        ModelError: no name of `DEPTH_MODELS`, nor a directory or hub repository of a kind that is understood.
     """
-    if name == "embedded":
-        folder = EMBEDDED / "depth"
+    entry = best_depth() if name == "auto" else DEPTH_MODELS.get(name)
+    if entry is not None and entry.name == "embedded":
         digest = weights_digest(EMBEDDED, ("depth",))
         return DepthSource(
-            name=name, folder=folder, kind="embedded", licence="Apache-2.0 (see the model card)", digest=digest
+            name=entry.name, folder=Path(entry.source), kind="embedded", licence=entry.licence, digest=digest
         )
+    name = name if entry is None else entry.source
     folder = Path(name)
     if not folder.is_dir():
-        if "/" not in name or name.startswith((".", "/")):
+        if not is_hub_name(name):
             raise ModelError(
-                f"no depth model {name!r}; give embedded, a directory or a hub name of {', '.join(KINDS)}",
+                f"no depth model {name!r}; give auto, {', '.join(DEPTH_MODELS)}, a directory or a hub name of "
+                f"{', '.join(KINDS)}",
                 param="--depth",
             )
-        folder = download(name, param="--depth", allow=["*.json", "*.safetensors"])
+        folder = fetch(name, DEPTH, param="--depth")
     try:
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
     except (OSError, ValueError):
@@ -68,7 +77,8 @@ def find_depth_model(name: str) -> DepthSource:
     if kind not in KINDS:
         raise ModelError(f"{folder} holds a {kind!r} model; {', '.join(KINDS)} are understood", param="--depth")
     digest = weights_digest(folder, tuple(p.name for p in sorted(folder.iterdir()) if p.is_file()))
-    return DepthSource(name=name, folder=folder, kind=kind, licence="not stated, see the model's card", digest=digest)
+    licence = entry.licence if entry is not None else license_of(folder) or UNSTATED
+    return DepthSource(name=name, folder=folder, kind=kind, licence=licence, digest=digest)
 
 
 def load_depth_model(source: DepthSource, device: torch.device) -> DepthModel:

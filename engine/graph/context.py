@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..cameras import CameraSpec
-from ..config import RunConfig
+from ..catalog import ModelEntry
+from ..config import RunConfig, override
 from ..diffusion.conditioning import Encoder
 from ..diffusion.tuner import AdamW, OptimiserOf, Share
 from ..errors import InputError
@@ -23,7 +24,7 @@ from ..hub import weights_digest
 from ..models import adapters
 from ..models.attention import Attention, set_attention
 from ..models.multiview import MultiviewModel, MultiviewSource, load_multiview_model, multiview_source
-from ..models.video import ENCODER_PARTS, ModelEntry, ModelShape, VideoModel, find_model
+from ..models.video import ENCODER_PARTS, ModelShape, VideoModel, find_model
 from ..planning.memory import MemoryPlan, Room, room_on
 from ..store import Writer
 from ..video import ClipInfo, Limits
@@ -89,6 +90,10 @@ class Models:
         self._depth[name] = source, model
         return model
 
+    def settle(self, config: RunConfig) -> RunConfig:
+        """The configuration with the depth model's name in place of `auto`."""
+        return override(config, {"depth": {"model": self.depth_source(config.depth.model).name}})
+
     def multiview(self, source: MultiviewSource) -> MultiviewModel:
         if source.digest not in self._multiview:
             self._multiview[source.digest] = load_multiview_model(source, self.device)
@@ -123,6 +128,8 @@ class Run:
     on_progress: Progress = lambda stage, done, total, detail: None
     on_step_end: StepCallback = lambda stage, step, sigma, latents: None
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What was chosen for the user, a sentence each; nothing is wrong."""
     started: float = field(default_factory=time.monotonic)
     map_frames: FrameMap = in_process
     """Who does the work that goes frame by frame."""

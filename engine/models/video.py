@@ -5,10 +5,9 @@
 
 import json
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,55 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..catalog import MODELS, UNSTATED, ModelEntry
 from ..errors import ModelError
-from ..hub import EMBEDDED, download
-
-COMPONENTS = ("unet", "vae", "image_encoder", "scheduler", "feature_extractor")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelEntry:
-    """A model by name, before anything is loaded."""
-
-    name: str
-    source: str
-    """A directory, or the name of a hub repository."""
-    licence: str
-    about: str
-
-    @property
-    def source_name(self) -> str:
-        """What an adapter's config names as its base: the hub repository, or the model's own name."""
-        return (
-            self.source
-            if "/" in self.source and not Path(self.source).is_dir()
-            else f"recapture/{Path(self.name).name}"
-        )
-
-
-MODELS = {
-    entry.name: entry
-    for entry in (
-        ModelEntry(
-            name="tiny",
-            source=str(EMBEDDED / "tiny"),
-            licence="Apache-2.0 (see the model card for the training data)",
-            about="embedded, a few million parameters, runs on a laptop",
-        ),
-        ModelEntry(
-            name="svd",
-            source="stabilityai/stable-video-diffusion-img2vid",
-            licence="Stability AI Community License",
-            about="Stable Video Diffusion, 14 frames at 1024x576, 1.5 B parameters",
-        ),
-        ModelEntry(
-            name="svd-xt",
-            source="stabilityai/stable-video-diffusion-img2vid-xt",
-            licence="Stability AI Community License",
-            about="Stable Video Diffusion XT, 25 frames at 1024x576, 1.5 B parameters",
-        ),
-    )
-}
+from ..hub import COMPONENTS, EMBEDDED, VIDEO, fetch, is_hub_name, license_of
 
 
 def find_model(name: str) -> tuple[ModelEntry, Path]:
@@ -75,19 +28,18 @@ def find_model(name: str) -> tuple[ModelEntry, Path]:
     """
     entry = MODELS.get(name)
     if entry is None:
-        looks_like_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "/"))
-        if not Path(name).is_dir() and not looks_like_hub:
+        if not Path(name).is_dir() and not is_hub_name(name):
             raise ModelError(
                 f"no model {name!r}; give {', '.join(MODELS)}, a directory in the diffusers layout of "
                 "StableVideoDiffusionPipeline, or a hub name such as owner/repository",
                 param="--model",
             )
-        entry = ModelEntry(name=name, source=name, licence="not stated, see the model's card", about="user's model")
+        entry = ModelEntry(name=name, source=name, licence=UNSTATED, about="user's model")
     folder = Path(entry.source)
     if folder.is_relative_to(EMBEDDED) and not folder.is_dir():
         raise ModelError(f"the embedded weights are not in this installation ({folder}); install the package again")
     if not folder.is_dir():
-        folder = download(entry.source, param="--model", allow=["*.json", "*/*.json", "*/*.safetensors"])
+        folder = fetch(entry.source, VIDEO, param="--model")
     missing = [part for part in COMPONENTS if not (folder / part).is_dir()]
     if missing:
         raise ModelError(
@@ -95,6 +47,8 @@ def find_model(name: str) -> tuple[ModelEntry, Path]:
             f"StableVideoDiffusionPipeline with {', '.join(COMPONENTS)}/",
             param="--model",
         )
+    if entry.licence == UNSTATED:
+        entry = replace(entry, licence=license_of(folder) or UNSTATED)
     return entry, folder
 
 

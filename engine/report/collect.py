@@ -87,6 +87,7 @@ def gather(result: "Result") -> dict[str, Any]:
         },
         "windows": [[window.start, window.stop - 1] for window in result.windows],
         "measures": measures(result),
+        "notes": list(run.notes),
         "warnings": list(run.warnings),
         "command": command,
         "command_leaves_out": unsaid,

@@ -82,7 +82,8 @@ def resample_render(
     job = find_render(service, tenant, render)
     if job.status != "completed":
         raise NotNow(f"the render is {job.status}; only a completed one can be sampled again")
-    config = resampled(RunConfig.from_json(job.request["config"]), asked)
+    assert job.result is not None
+    config = resampled(RunConfig.from_json(job.request["config"]), asked, depth=job.result.get("depth"))
     uri = job.request.get("uri")
     source = Input(upload=job.request["input"]) if uri is None else Input(uri=uri)
     request = render_request(

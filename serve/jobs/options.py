@@ -73,13 +73,17 @@ def clip_sections(options: ClipOptions) -> dict[str, dict[str, Any]]:
     )
 
 
-def resampled(config: RunConfig, asked: Resample) -> RunConfig:
+def resampled(config: RunConfig, asked: Resample, *, depth: str | None) -> RunConfig:
     """The configuration of a render with another sample: all that its tuning depends on stays.
+
+    Args:
+        depth: the depth model that the render used; its own configuration may only say `auto`.
 
     Raises:
         InputError: values that do not go together.
     """
     changes = {
+        "depth": {"model": depth},
         "sample": {"seed": asked.seed, "steps": asked.sample_steps},
         "refine": {"sigma": asked.sdedit_sigma, "steps": asked.sdedit_steps},
     }

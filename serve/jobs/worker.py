@@ -96,12 +96,18 @@ class Worker:
 
     def run(self) -> None:
         """Take jobs until told to stop."""
-        entry = self.models.entry
-        model = {"id": entry.name, "licence": entry.licence, "about": entry.about, "frames": self.models.shape.frames}
+        entry, depth = self.models.entry, self.models.depth_source(RunConfig().depth.model)
+        model = {
+            "id": entry.name, "licence": entry.licence, "about": entry.about, "frames": self.models.shape.frames,
+            "depth": depth.name, "depth_license": depth.licence,
+        }  # fmt: skip
         self.workers.register(self.name, self.kinds, model, self.models.device.type)
         if "render" in self.kinds:
             self.models.video(RunConfig().tune.rank)  # warm before the first job comes
-        log.info("worker_ready", worker=self.name, kinds=self.kinds, model=entry.name, device=str(self.models.device))
+        log.info(
+            "worker_ready", worker=self.name, kinds=self.kinds, model=entry.name, depth=depth.name,
+            device=str(self.models.device),
+        )  # fmt: skip
         awake_until = 0.0
         try:
             while not self.stop.is_set():
@@ -187,6 +193,7 @@ class Worker:
                     "frames_digest": digest_of([result.entries[stage].digest for stage in ("deliver", "generate")]),
                     "reused": [record.name for record in result.records if record.reused],
                     "clip_sha256": result.run.clip_sha256,
+                    "depth": result.run.config.depth.model,
                     "device": self.models.device.type,
                     "worker": self.name,
                     "adapters": [str(path.relative_to(store.root)) for path in tuned_adapters(result.entries).values()],

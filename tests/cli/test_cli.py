@@ -274,13 +274,19 @@ def test_lists(recapture):
     presets = json.loads(recapture("presets", "--json").out)
     assert {"arc", "dolly_zoom", "static"} <= {preset["name"] for preset in presets}
     assert "arc" in recapture("presets").out
-    assert {"tiny", "svd", "svd-xt"} == {
-        model["name"] for model in json.loads(recapture("models", "--json").out)["video"]
-    }
+    models = json.loads(recapture("models", "list", "--json").out)
+    assert [(model["kind"], model["name"]) for model in models if model["here"]] == [
+        ("video", "tiny"),
+        ("depth", "embedded"),
+        ("multiview", "embedded"),
+    ]
+    assert {model["name"] for model in models} == {"tiny", "svd", "svd-xt", "embedded", "depth"}
+    assert recapture("models", "list").out.count("not here: recapture models pull") == 3
     found = json.loads(recapture("doctor", "--json").out)
     assert found["packages"]["torch"]
     assert found["device"] in ("cpu", "cuda")
     assert "a run would use" in recapture("doctor").out
+    assert found["depth"] == "Depth: embedded model (small). Better: recapture models pull depth"
 
 
 def test_store_commands(recapture, clip, quick, depth_dir, tmp_path):

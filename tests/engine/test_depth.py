@@ -8,11 +8,8 @@ import pytest
 import torch
 from transformers import (
     BeitConfig,
-    DepthAnythingConfig,
-    DepthAnythingForDepthEstimation,
     DepthProConfig,
     DepthProForDepthEstimation,
-    Dinov2Config,
     ZoeDepthConfig,
     ZoeDepthForDepthEstimation,
 )
@@ -24,6 +21,8 @@ from recapture.engine.geometry.depth_models import find_depth_model, load_depth_
 from recapture.engine.geometry.upsample import guided_upsample
 from recapture.engine.graph.executor import Part
 from recapture.engine.store.arrays import ArrayWriter, read_array
+
+from ..small_models import write_small_depth
 
 H, W = 64, 96
 
@@ -125,6 +124,24 @@ def test_relative_disparity_gets_one_scale_and_shift_for_the_clip(tmp_path):
     assert low < high
 
 
+def test_where_the_sky_is_seen_disparity_has_a_zero(tmp_path):
+    """One frame sees the sky; the other, of the same clip, is on the same scale."""
+    true = np.linspace(2, 80, H, dtype=np.float32)[::-1, None].repeat(W, 1)
+    ground = 7 / true
+    open_air = ground.copy()
+    open_air[:10] = 0.001  # noise of the network's
+    maps = [open_air, ground]
+    depth, _ = estimate(Drawn(maps, relative=True), np.stack([textured()] * 2), tmp_path, smooth=False, structure=False)
+    assert np.isinf(depth[0, :10]).all()
+    scale = true[-1, 0] / depth[1, -1, 0]
+    assert np.allclose(depth[1] * scale, true, rtol=1e-4)
+    assert np.allclose(depth[0, 10:], depth[1, 10:])
+    nothing, _ = estimate(
+        Drawn([np.zeros((H, W), np.float32)] * 2, relative=True), np.stack([textured()] * 2), tmp_path
+    )
+    assert np.isfinite(nothing).all()
+
+
 def test_guided_upsampling_puts_depth_edges_on_colour_edges():
     frames = torch.zeros(1, 3, 64, 96)
     frames[..., 45:] = 1.0  # not on the coarse grid
@@ -193,26 +210,10 @@ def depth_models(tmp_path_factory) -> dict[str, Path]:
     """Random weights in the exact class layouts, a few hundred kB each."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("depth-models")
-    dino = Dinov2Config(
-        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, image_size=56, patch_size=14,
-        out_features=["stage1", "stage2", "stage3", "stage4"], reshape_hidden_states=False, apply_layernorm=True,
-    )  # fmt: skip
-    common = {
-        "reassemble_hidden_size": 16,
-        "neck_hidden_sizes": [8, 8, 8, 8],
-        "fusion_hidden_size": 8,
-        "patch_size": 14,
+    found = {
+        "relative": write_small_depth(root / "relative"),
+        "metric": write_small_depth(root / "metric", depth_estimation_type="metric", max_depth=20),
     }
-    size = {
-        "size": {"height": 56, "width": 56},
-        "ensure_multiple_of": 14,
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-    }
-    found = {}
-    for name, extra in [("relative", {}), ("metric", {"depth_estimation_type": "metric", "max_depth": 20})]:
-        config = DepthAnythingConfig(backbone_config=dino, head_hidden_size=8, **common, **extra)
-        found[name] = save_model(root / name, DepthAnythingForDepthEstimation(config), **size)
     small = {
         "model_type": "dinov2", "image_size": 32, "patch_size": 8, "num_hidden_layers": 2, "intermediate_size": 32,
         "hidden_size": 16, "num_attention_heads": 2,
@@ -269,7 +270,7 @@ def test_depth_anything_directories(depth_models):
 
 def test_models_that_cannot_be_used(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ModelError, match="embedded, a directory"):
+    with pytest.raises(ModelError, match="embedded, depth, a directory"):
         find_depth_model("nonsense")
     with pytest.raises(ModelError, match=r"config\.json"):
         find_depth_model(str(tmp_path))

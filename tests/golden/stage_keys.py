@@ -98,7 +98,7 @@ def cases(engine: Recapture) -> dict[str, Case]:
         "bulk row": Case(config=config_of(engine, row, Path(), warm_start=False), camera=row.camera),
         "bulk row, warm": Case(config=config_of(engine, row, Path(), warm_start=True), camera=row.camera, warm=True),
         "request": Case(config=asked),
-        "resample": Case(config=resampled(asked, Resample(seed=11, sample_steps=3, sdedit_steps=2))),
+        "resample": Case(config=resampled(asked, Resample(seed=11, sample_steps=3, sdedit_steps=2), depth="embedded")),
     }
 
 

@@ -19,11 +19,12 @@ from fastapi.routing import APIRoute
 from recapture.client import Client, Options
 from recapture.client.errors import AuthenticationError, InvalidRequest, NotFound, RateLimited, UploadFailed
 from recapture.client.schema import TERMINAL, PreviewCreate, RenderCreate, Resample, Status, Variant
-from recapture.engine.config import _BOUNDS
+from recapture.engine.config import _BOUNDS, RunConfig
 from recapture.serve.api.middleware import MOST_JSON_BYTES, OPEN
 from recapture.serve.artifacts import CONTENT
 from recapture.serve.jobs.jobs import UNCLAIMED_S
 from recapture.serve.jobs.lease import WEIGHTS
+from recapture.serve.jobs.options import resampled
 from recapture.serve.jobs.records import FINAL, Job
 from recapture.serve.logs import redacted
 from recapture.serve.processes.maintenance import Keeper
@@ -488,3 +489,11 @@ def test_names_that_are_said_twice_agree():
     assert set(get_args(Variant)) == set(CONTENT)
     assert set(TERMINAL) == set(FINAL) < set(get_args(Status))
     assert list(WEIGHTS) == [stage.name for stage in STAGES]
+
+
+def test_a_resample_keeps_the_depth_that_its_render_was_tuned_with():
+    """Whatever was pulled to the worker's machine since."""
+    kept = resampled(RunConfig(), Resample(seed=5), depth="depth-anything/Depth-Anything-V2-Small-hf")
+    assert kept.depth.model == "depth-anything/Depth-Anything-V2-Small-hf"
+    assert kept.sample.seed == 5
+    assert resampled(RunConfig(), Resample(), depth=None) == RunConfig()  # of a render made before this was kept

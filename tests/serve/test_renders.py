@@ -293,7 +293,9 @@ async def _asynchronous(url: str, key: str, clip, target) -> str:
         assert seen[-1].status == "completed"
         done = await client.renders.wait(asked)
         await client.renders.download(done, target)
-        assert (await client.models())[0].frames == 4
+        model = (await client.models())[0]
+        assert (model.frames, model.depth) == (4, "embedded")
+        assert model.depth_license.startswith("Apache-2.0")
         assert "arc" in {preset.name for preset in await client.presets()}
         assert (await client.preview(upload, "static", count=1)).hole_share == pytest.approx(0, abs=0.05)
         assert (await client.estimate(upload, "static", options=QUICK)).frames == 6

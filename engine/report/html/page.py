@@ -65,7 +65,7 @@ def render_report(result: "Result", facts: dict[str, Any], scratch: Path) -> str
         share_label=escape(facts["sentence"], quote=True),
         generated_percent=f"{100 * facts['shares']['generated']:.2f}",
         headline_facts=escape(_headline(facts)),
-        warnings=_notes(facts["warnings"]),
+        warnings=_notes([*facts["notes"], *facts["warnings"]]),
         wipe=_wipe(result, wipe, facts),
         working_size=size_text(*facts["working_size"]),
         times=_times(result),

@@ -60,6 +60,7 @@ def pull(
     from ..engine import hub
     from ..engine.catalog import named
     from ..engine.errors import InputError, ModelError
+    from ..engine.layout import DEPTH, VIDEO
 
     entry = named(name)
     repository = name if entry is None else entry.source
@@ -68,7 +69,7 @@ def pull(
     try:
         offer = hub.look(repository)
     except ModelError as error:
-        here = next((at for layout in (hub.VIDEO, hub.DEPTH) if (at := hub.snapshot(repository, layout))), None)
+        here = next((at for layout in (VIDEO, DEPTH) if (at := hub.snapshot(repository, layout))), None)
         if error.code != "model_unreachable" or here is None:
             raise
         typer.echo(f"warning: {error.message}", err=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from . import hub
-from .hub import DEPTH, EMBEDDED, VIDEO, Layout
+from .hub import EMBEDDED
+from .layout import DEPTH, VIDEO, Layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..engine.hub import COMPONENTS, weights_digest
+from ..engine.hub import weights_digest
+from ..engine.layout import COMPONENTS
 from ..engine.models.adapters import ADAPTERS, target_names
 from ..engine.models.temporal_bypass import temporal_bypass
 from ..engine.models.video import ModelShape, VideoModel, find_model

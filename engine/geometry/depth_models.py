@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..catalog import DEPTH_MODELS, UNSTATED, best_depth
 from ..errors import ModelError
-from ..hub import DEPTH, EMBEDDED, KINDS, fetch, is_hub_name, license_of, weights_digest
+from ..hub import EMBEDDED, fetch, is_hub_name, license_of, weights_digest
+from ..layout import DEPTH, KINDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

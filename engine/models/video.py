@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..catalog import MODELS, UNSTATED, ModelEntry
 from ..errors import ModelError
-from ..hub import COMPONENTS, EMBEDDED, VIDEO, fetch, is_hub_name, license_of
+from ..hub import EMBEDDED, fetch, is_hub_name, license_of
+from ..layout import COMPONENTS, VIDEO
 
 
 def find_model(name: str) -> tuple[ModelEntry, Path]:

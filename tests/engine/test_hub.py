@@ -17,7 +17,7 @@ from recapture.engine.catalog import DEPTH_MODELS, MODELS, best_depth, holdings
 from recapture.engine.config import override
 from recapture.engine.errors import ModelError
 from recapture.engine.geometry.depth_models import find_depth_model
-from recapture.engine.hub import DEPTH, VIDEO
+from recapture.engine.layout import DEPTH, VIDEO
 from recapture.engine.models.video import VideoModel, find_model
 from recapture.engine.pipeline import Recapture, Result
 

@@ -20,6 +20,8 @@ _LOWEST = 0.06
 _NEARER = 0.3
 _ALIKE = 0.12
 _GAP = 3
+_DEEPEST = 0.4
+"""Relief in log depth beyond which a pixel is no part of the thing's surface but background (or sky) in its mask."""
 _GROUND = 0.04
 """Log depth by which ground comes nearer over a twelfth of the picture's height, at least."""
 
@@ -61,7 +63,7 @@ def level(
         depth = float(np.quantile(np.repeat(list(middles.values()), widths), _NEARER))
     for y, middle in middles.items():
         here = thing[y]
-        out[y, here] = depth + relief * (log_depth[y, here] - middle)
+        out[y, here] = depth + relief * np.clip(log_depth[y, here] - middle, -_DEEPEST, _DEEPEST)
 
 
 def upright_things(log_depth: np.ndarray) -> Iterator[np.ndarray]:

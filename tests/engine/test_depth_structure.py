@@ -165,6 +165,17 @@ def test_what_moves_before_a_still_background_has_its_outline_and_stands_at_its_
     assert np.abs(out[45:140, 100:122] - empty.log_depth[145, 0]).max() < 0.1
 
 
+def test_sky_in_the_mask_of_a_thing_does_not_send_it_away():
+    log_depth, picture = room()
+    log_depth[:60] = SKY
+    empty = still.Background(color=picture, log_depth=log_depth, known=np.ones((H, W), bool))
+    seen, blurred, _ = walker(3)
+    blurred[:60] = SKY  # the model takes the head for sky
+    (thing,) = still.moving_things(seen, blurred, empty)
+    head = still.placed([thing], blurred, empty)[45:60, 100:122]
+    assert np.abs(head - thing.distance).max() < 0.2
+
+
 def test_a_shadow_lies_on_the_ground_and_leaves_in_the_wind_stay_where_they_are():
     empty = background()
     picture = empty.color.copy()

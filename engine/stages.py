@@ -69,7 +69,7 @@ def _standing_options(run: Run) -> dict[str, Any]:
     "frames",
     config=_depth_options,
     weights=lambda run: run.depth_digest,
-    version=2,
+    version=3,
     per_clip=True,
     by_frame=True,
 )

@@ -13,12 +13,12 @@ import torch
 from diffusers import StableVideoDiffusionPipeline
 
 from recapture.engine import hub
-from recapture.engine.catalog import DEPTH_MODELS, MODELS, best_depth, holdings
+from recapture.engine.catalog import DEPTH_MODELS, MODELS, best_depth, find_model, holdings
 from recapture.engine.config import override
 from recapture.engine.errors import ModelError
 from recapture.engine.geometry.depth_models import find_depth_model
 from recapture.engine.layout import DEPTH, VIDEO
-from recapture.engine.models.video import VideoModel, find_model
+from recapture.engine.models.video import VideoModel
 from recapture.engine.pipeline import Recapture, Result
 
 from ..small_models import write_small_depth

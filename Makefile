@@ -9,7 +9,7 @@ OUT ?= demo-out
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all ci lint lock setup clean
+.PHONY: demo test test-all ci lint options lock setup clean
 
 setup: $(READY)
 
@@ -40,6 +40,10 @@ ci: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The options of requests, as the client has them, after a change of engine/config.py.
+options: $(READY)
+	$(BIN)/python -m recapture.serve.request_options
 
 # torch and what only its CUDA build brings stay out of the lock: they differ from machine to machine. Triton is the
 # version that this torch's CUDA build brings.

@@ -242,7 +242,7 @@ class _Setting:
     """A folder with a manifest, runs over it, and what the runs' outcomes were."""
 
     def __init__(self, folder: Path, rows: list[dict[str, Any]], options: dict[str, Any] = OPTIONS) -> None:
-        self.folder, self.out = folder, open_place(str(folder / "out"), param="--out")
+        self.folder, self.out = folder, open_place(str(folder / "out"), param="out")
         self.manifest = _manifest(folder, rows, options)
         self.seen: list[tuple[float, Outcome]] = []
 
@@ -279,8 +279,8 @@ def write_footage(path: Path, frames: int, *, seed: int = 0, width: int = 160, h
 def _manifest(folder: Path, rows: list[dict[str, Any]], options: dict[str, Any] = OPTIONS) -> Manifest:
     rows = [{**row, "options": json.dumps(options)} for row in rows]
     parquet.write_table(pa.Table.from_pylist(rows, schema=COLUMNS), folder / "manifest.parquet")
-    place = open_place(str(folder / "manifest.parquet"), param="MANIFEST")
-    return read_manifest(place, Roots([str(folder)]), open_place(str(folder / "out"), param="--out"))
+    place = open_place(str(folder / "manifest.parquet"), param="manifest")
+    return read_manifest(place, Roots([str(folder)]), open_place(str(folder / "out"), param="out"))
 
 
 def _counted(renderer: RowRenderer, row: Row, counting: Counting, index: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,7 +24,7 @@ OPERATIONS = ("splat", "masked_loss", "latent_mask")
 
 @bench.command()
 def kernels(
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Device to time on.")] = "cpu",
     quick: Quick = False,
     out: Out = None,
     as_json: Json = False,
@@ -34,10 +34,8 @@ def kernels(
 
     from ..engine.errors import InputError
 
-    if device not in ("cpu", "cuda"):
-        raise InputError(f"no device {device!r}; there are cpu, cuda", param="--device")
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("no CUDA device is available; use --device cpu", param="--device")
+        raise InputError("no CUDA device is available; set `device` to cpu", param="device")
     rows: list[dict[str, Any]] = []
     for name in OPERATIONS:
         typer.echo(f"timing {name}", err=True)
@@ -149,7 +147,7 @@ def _chosen(part: list[str] | None, parts: Sequence[str]) -> list[str]:
 
     chosen = part or list(parts)
     if unknown := set(chosen) - set(parts):
-        raise InputError(f"no part {', '.join(sorted(unknown))}; there are {', '.join(parts)}", param="--part")
+        raise InputError(f"no part {', '.join(sorted(unknown))}; there are {', '.join(parts)}", param="part")
     return chosen
 
 
@@ -179,7 +177,7 @@ def _append(rows: list[dict[str, Any]], out: Path | None) -> None:
         with out.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
     except OSError as error:
-        raise OutputError(f"{out} cannot be written ({error.strerror})", param="--out") from None
+        raise OutputError(f"{out} cannot be written ({error.strerror})", param="out") from None
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

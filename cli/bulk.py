@@ -2,11 +2,15 @@
 
 import sys
 import time
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..engine.config import OPTIONS
+from .clip import Device
+from .options import spelling, takes
 from .output import Json, emit
 
 if TYPE_CHECKING:
@@ -14,62 +18,77 @@ if TYPE_CHECKING:
     from ..cluster.bulk.price import Price
     from ..cluster.jobs import JobStatus
 
-ManifestUri = Annotated[
-    str,
-    typer.Argument(
-        help="Rows as .parquet, .csv or .jsonl: a path, s3:// or gs://.", metavar="MANIFEST", show_default=False
-    ),
-]
-Out = Annotated[str, typer.Option(help="Folder or s3://, gs:// for results and bundles.", show_default=False)]
-Concurrency = Annotated[int | None, typer.Option(help="Workers.", show_default="one a GPU; without GPUs one a CPU")]
-Model = Annotated[str, typer.Option(help="tiny, svd, svd-xt, a directory or a hub name, the same on every machine.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Keep = Annotated[
-    str,
-    typer.Option(
-        help="Of a finished clip: results; adapters (also the tuned adapters, in each bundle); all (also every stage)."
-    ),
-]
-AllowRoot = Annotated[
-    list[str] | None,
-    typer.Option(help="Rows may name what lies below this; repeat it.", show_default="the manifest's folder"),
-]
-StoreUri = Annotated[str | None, typer.Option("--store", help="Stage store of all workers.", show_default="OUT/stages")]
-MaxGpuHours = Annotated[
-    float | None, typer.Option(help="Admit no further row beyond this; exit code 3.", show_default=False)
-]
-Attempts = Annotated[int, typer.Option(help="Workers that a row may lose before that is its error.", min=1, max=100)]
-WarmStart = Annotated[
-    bool, typer.Option("--warm-start", help="Begin a clip's further paths from its nearest tuned one.")
-]
-Takeover = Annotated[bool, typer.Option("--takeover", help="Do not ask whether another driver is alive on OUT.")]
-Upgrade = Annotated[bool, typer.Option("--upgrade", help="Do rows again that another version made.")]
-RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Do rows again that failed.")]
+
+@dataclass(kw_only=True)
+class Rows:
+    """What `bulk` and `submit` do with which rows."""
+
+    manifest: Annotated[
+        str,
+        typer.Argument(
+            help="Rows as .parquet, .csv or .jsonl: a path, s3:// or gs://.", metavar="MANIFEST", show_default=False
+        ),
+    ]
+    out: Annotated[str, typer.Option(help="Folder or s3://, gs:// for results and bundles.", show_default=False)]
+    concurrency: Annotated[
+        int | None, typer.Option(help="Workers.", show_default="one per GPU; without GPUs one per CPU")
+    ] = None
+    device: Device = "auto"
+    keep: Annotated[
+        Literal["results", "adapters", "all"],
+        typer.Option(help="Of a finished clip: results; also the tuned adapters, in each bundle; also every stage."),
+    ] = "results"
+    allow_root: Annotated[
+        list[str] | None,
+        typer.Option(help="Rows may name what lies below this; repeat it.", show_default="the manifest's folder"),
+    ] = None
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store", help="Stage store of all workers.", show_default="OUT/stages", envvar="RECAPTURE_BULK_STORE"
+        ),
+    ] = None
+    max_gpu_hours: Annotated[
+        float | None, typer.Option(help="Admit no further row beyond this; exit code 3.", show_default=False)
+    ] = None
+    attempts: Annotated[
+        int, typer.Option(help="Workers that a row may lose before that is its error.", min=1, max=100)
+    ] = 3
+    takeover: Annotated[bool, typer.Option("--takeover", help="Do not ask whether another driver is alive on OUT.")] = (
+        False
+    )
+    upgrade: Annotated[bool, typer.Option("--upgrade", help="Render rows again that another version made.")] = False
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Render rows again that failed.")] = False
+
+    def words(self) -> list[str]:
+        """Words of `recapture bulk` that say the same, but for MANIFEST and OUT."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        said = []
+        for name, value in given.items():
+            if name in ("manifest", "out"):
+                continue
+            values = value if isinstance(value, list) else [] if value in (None, False) else [value]
+            said += [
+                word for one in values for word in ([spelling(name)] if one is True else [spelling(name), str(one)])
+            ]
+        return said
 
 
+_OPTIONS = OPTIONS["model"], OPTIONS["tune.warm_start"]
+
+
+@takes(*_OPTIONS)
 def bulk(
-    manifest: ManifestUri,
-    out: Out,
+    rows: Rows,
+    options: dict[str, Any],
     cluster: Annotated[
         str | None, typer.Option(help="local, auto, or HOST:PORT of a Ray cluster.", show_default="local")
     ] = None,
-    concurrency: Concurrency = None,
-    model: Model = "tiny",
-    device: Device = "auto",
-    keep: Keep = "results",
-    allow_root: AllowRoot = None,
-    store: StoreUri = None,
-    max_gpu_hours: MaxGpuHours = None,
-    attempts: Attempts = 3,
-    warm_start: WarmStart = False,
-    takeover: Takeover = False,
-    upgrade: Upgrade = False,
-    retry_failed: RetryFailed = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Price what is left of MANIFEST; run nothing.")] = False,
     usd_per_gpu_hour: Annotated[float | None, typer.Option(help="For --dry-run.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """Film every row of MANIFEST. Interrupted or killed, the same command goes on where it was.
+    """Render every row of MANIFEST. Interrupted or killed, the same command resumes.
 
     Exit codes: 0 all rows well, 1 the run failed, 2 usage or a bad manifest, 3 some rows failed or were not admitted,
     130 interrupted.
@@ -82,10 +101,11 @@ def bulk(
     from ..engine.geometry.depth_models import find_depth_model
 
     asked = BulkRun(
-        manifest=manifest, out=out, cluster=cluster, concurrency=concurrency, model=model, device=device,
-        keep=keep,  # type: ignore[arg-type] - checked where it is used
-        allow_roots=tuple(allow_root or ()), store=store, max_gpu_hours=max_gpu_hours, attempts=attempts,
-        warm_start=warm_start, resume=Resume(takeover=takeover, upgrade=upgrade, retry_failed=retry_failed),
+        manifest=rows.manifest, out=rows.out, cluster=cluster, concurrency=rows.concurrency,
+        model=options.get("model", "tiny"), device=rows.device, keep=rows.keep, allow_roots=tuple(rows.allow_root or ()),
+        store=rows.store, max_gpu_hours=rows.max_gpu_hours, attempts=rows.attempts,
+        warm_start=options.get("tune.warm_start", False),
+        resume=Resume(takeover=rows.takeover, upgrade=rows.upgrade, retry_failed=rows.retry_failed),
     )  # fmt: skip
     if dry_run:
         _print_price(price_bulk(asked, usd_per_gpu_hour=usd_per_gpu_hour), as_json=as_json)
@@ -99,7 +119,7 @@ def bulk(
         emit(asdict(progress))
     else:
         typer.echo(_line(progress))
-        typer.echo(f"results    {out.partition('?')[0].rstrip('/')}/results")
+        typer.echo(f"results    {rows.out.partition('?')[0].rstrip('/')}/results")
     if progress.exit_code:
         raise typer.Exit(progress.exit_code)
 
@@ -158,22 +178,11 @@ JobId = Annotated[str, typer.Argument(help="As `submit` printed it.", metavar="J
 jobs = typer.Typer(help="Bulk runs that were submitted to a cluster.", no_args_is_help=True)
 
 
+@takes(*_OPTIONS)
 def submit(
-    manifest: ManifestUri,
-    out: Out,
+    rows: Rows,
+    options: dict[str, Any],
     address: Address,
-    concurrency: Concurrency = None,
-    model: Model = "tiny",
-    device: Device = "auto",
-    keep: Keep = "results",
-    allow_root: AllowRoot = None,
-    store: StoreUri = None,
-    max_gpu_hours: MaxGpuHours = None,
-    attempts: Attempts = 3,
-    warm_start: WarmStart = False,
-    takeover: Takeover = False,
-    upgrade: Upgrade = False,
-    retry_failed: RetryFailed = False,
     wheel: Annotated[
         Path | None, typer.Option(help="This project's wheel.", show_default="built from this tree")
     ] = None,
@@ -187,18 +196,11 @@ def submit(
 
     from ..cluster.jobs import Jobs, build_wheel
 
-    given = {
-        "--concurrency": concurrency, "--model": model, "--device": device, "--keep": keep, "--store": store,
-        "--max-gpu-hours": max_gpu_hours, "--attempts": attempts,
-    }  # fmt: skip
-    options = [word for name, value in given.items() if value is not None for word in (name, str(value))]
-    options += [word for root in allow_root or () for word in ("--allow-root", root)]
-    flags = {"--warm-start": warm_start, "--takeover": takeover, "--upgrade": upgrade, "--retry-failed": retry_failed}
-    options += [name for name, on in flags.items() if on]
+    words = rows.words() + [word for path, value in options.items() for word in OPTIONS[path].words(value) or ()]
     cluster = Jobs(address)
     with tempfile.TemporaryDirectory() as folder:
         packed = None if installed else (wheel or build_wheel(Path(folder)))
-        job_id = cluster.submit(manifest, options, out=out, wheel=packed)
+        job_id = cluster.submit(rows.manifest, words, out=rows.out, wheel=packed)
     if as_json:
         emit({"job_id": job_id})
         return

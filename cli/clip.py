@@ -1,98 +1,139 @@
-"""What `recapture run` and `recapture preview` have in common: the clip's options, and how they are read."""
+"""What `recapture run` and `recapture preview` have in common: the clip and what comes with it, and how they are read."""
 
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from ..engine.cameras import CameraSpec
     from ..engine.pipeline import Recapture, Result
 
-Clip = Annotated[str, typer.Argument(help="The video.", metavar="CLIP", show_default=False)]
-Camera = Annotated[
-    str,
-    typer.Option(
-        help="The new path: a preset expression such as 'arc(20deg)+zoom(1.1)' (see `recapture presets`) or a camera file.",
-        show_default=False,
-    ),
-]
-SourceCamera = Annotated[
-    Path | None, typer.Option(help="Camera file of the source, in the same world as --camera's.", show_default=False)
-]
-PathScale = Annotated[
-    float | None, typer.Option(help="Scene units in one unit of the camera file.", show_default=False)
-]
 StoreOption = Annotated[
     str | None,
     typer.Option(
-        "--store", help="Where finished stages are kept: a folder or s3://, gs://. Default: the user's cache.",
-        show_default=False,
-    ),
-]  # fmt: skip
-FirstFrame = Annotated[int | None, typer.Option(help="First frame of the clip to use.", show_default="0")]
-Frames = Annotated[int | None, typer.Option(help="Use at most this many frames.", show_default=False)]
-Depth = Annotated[
-    str | None,
-    typer.Option(
-        help="Depth model: auto (the best on this machine), embedded, depth (Depth Anything V2 Small), or a directory or "
-        "hub name of depth_anything, depth_pro, zoedepth.",
-        show_default="auto",
+        "--store",
+        help="Where finished stages are kept: a folder or s3://, gs://.",
+        show_default="the user's cache",
     ),
 ]
-DepthDir = Annotated[
-    Path | None,
-    typer.Option(help="Your own depth: one .npy/.npz [N, h, w], or .npy / 16-bit .png (mm) files.", show_default=False),
-]
-MaskDir = Annotated[
-    Path | None, typer.Option(help="PNG masks a frame: white pixels of the source may be used.", show_default=False)
-]
-Locked = Annotated[
-    bool | None,
-    typer.Option(
-        "--locked/--not-locked",
-        help="The source camera stands still: fill holes with background that other frames show.",
-        show_default="found out",
-    ),
-]
-CleanPlate = Annotated[
-    Path | None,
-    typer.Option(help="Picture of the empty scene from the clip's own camera: fills holes.", show_default=False),
-]
-Route = Annotated[
-    str | None,
-    typer.Option(
-        "--anchor",
-        help="What fills the anchor where no point falls: points (nothing), multiview (a model's guess), or auto (by path).",
-        show_default="points",
-    ),
-]
-Multiview = Annotated[
-    str | None,
-    typer.Option(
-        help="Multiview model: embedded, a directory, or an adapter as package.module:Class.", show_default="embedded"
-    ),
-]
-AllowNoncommercial = Annotated[
-    bool | None,
-    typer.Option("--allow-noncommercial", help="Use models whose licence forbids commercial use: this use is none."),
-]
-Fov = Annotated[float | None, typer.Option(help="Horizontal field of view of the clip, degrees.", show_default=False)]
-Force = Annotated[bool, typer.Option("--force", help="Go on where the path sees next to nothing of the clip.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-MaxFrames = Annotated[int, typer.Option(help="Refuse clips with more frames than this.")]
 
 
-def given_only(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The options that were typed."""
-    return {name: {k: v for k, v in values.items() if v is not None} for name, values in sections.items()}
+def _device(name: str) -> str:
+    from ..engine.config import check_device
+
+    check_device(name)
+    return name
+
+
+def _devices() -> list[str]:
+    return ["auto", "cpu", "cuda", "cuda:0", "cuda:1"]
+
+
+Device = Annotated[
+    str,
+    typer.Option(help="auto, cpu, cuda, or one GPU as cuda:1.", callback=_device, autocompletion=_devices),
+]
+
+
+def _presets() -> list[str]:
+    from ..engine.cameras import presets
+
+    return [preset.name for preset in presets()]
+
+
+@dataclass(kw_only=True)
+class Shot:
+    """A clip, the camera to render it from, and what the user brings besides."""
+
+    clip: Annotated[str, typer.Argument(help="The video.", metavar="CLIP", show_default=False)]
+    camera: Annotated[
+        str,
+        typer.Option(
+            help="The new path: a preset expression such as 'arc(20deg)+zoom(1.1)' (see `recapture presets`) or a "
+            "camera file.",
+            show_default=False,
+            autocompletion=_presets,
+        ),
+    ]
+    source_camera: Annotated[
+        Path | None,
+        typer.Option(
+            help="Camera file of the source, in the same world as --camera's.",
+            show_default=False,
+            rich_help_panel="Inputs",
+        ),
+    ] = None
+    path_scale: Annotated[
+        float | None,
+        typer.Option(help="Scene units in one unit of the camera file.", show_default=False, rich_help_panel="Inputs"),
+    ] = None
+    depth_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your own depth: one .npy/.npz \\[N, h, w], or .npy / 16-bit .png (mm) files.",
+            show_default=False,
+            rich_help_panel="Inputs",
+        ),
+    ] = None
+    mask_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="One PNG mask per frame: white pixels of the source may be used.",
+            show_default=False,
+            rich_help_panel="Inputs",
+        ),
+    ] = None
+    clean_plate: Annotated[
+        Path | None,
+        typer.Option(
+            help="Picture of the empty scene from the clip's own camera: fills holes.",
+            show_default=False,
+            rich_help_panel="Inputs",
+        ),
+    ] = None
+    force: Annotated[
+        bool, typer.Option("--force", help="Continue where the path sees next to nothing of the clip.")
+    ] = False
+    max_frames: Annotated[int, typer.Option(help="Refuse clips with more frames than this.")] = 3000
+    device: Device = "auto"
+    store: StoreOption = None
+
+    def parsed_camera(self) -> "CameraSpec":
+        """Raises CameraError: it is malformed, whatever the clip."""
+        from ..engine.cameras import parse_camera
+
+        return parse_camera(self.camera, source_camera=self.source_camera, path_scale=self.path_scale)
+
+    def inputs(self) -> dict[str, Any]:
+        """Arguments of the engine's call besides clip, camera and configuration."""
+        from ..engine.video import Limits
+
+        return {
+            "depth_dir": self.depth_dir,
+            "mask_dir": self.mask_dir,
+            "clean_plate": self.clean_plate,
+            "force": self.force,
+            "limits": Limits(max_frames=self.max_frames),
+        }
 
 
 def open_engine(model: str, device: str, store: str | None) -> "Recapture":
+    """The engine, warm for nothing yet.
+
+    Raises:
+        ModelError: the model cannot be found; this is known before PyTorch is loaded.
+        InputError: this machine has no such device.
+    """
+    from ..engine.catalog import find_model
+
+    find_model(model)
     silence_libraries()
     from ..engine.pipeline import Recapture
 
@@ -117,18 +158,6 @@ def silence_libraries() -> None:
         warnings.simplefilter("ignore")
 
 
-def parse_spec(camera: str, source_camera: Path | None, path_scale: float | None) -> Any:
-    from ..engine.cameras import parse_camera
-
-    return parse_camera(camera, source_camera=source_camera, path_scale=path_scale)
-
-
-def limits(max_frames: int) -> Any:
-    from ..engine.video import Limits
-
-    return Limits(max_frames=max_frames)
-
-
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Refuse an output folder that cannot be written before any work is done; leave no empty one behind an error.
@@ -144,7 +173,7 @@ def claimed(folder: Path) -> Iterator[None]:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".recapture-"):
             pass
     except OSError as error:
-        raise OutputError(f"{folder} cannot be written ({error.strerror})", param="--out") from None
+        raise OutputError(f"{folder} cannot be written ({error.strerror})", param="out") from None
     try:
         yield
     except BaseException:

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 if TYPE_CHECKING:
     from ..cluster.tuning.trainer import Tuning
@@ -15,21 +17,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crew:
-    """What was asked of a cluster.
+    """What is asked of a cluster; without an address, nothing."""
 
-    Attributes:
-        address: None is no cluster.
-        gpus: to take; None is one if the cluster has any.
-        workers: None is one a GPU, and one where there is none.
-        tune_devices: that tune a clip together; None lets a warm worker do it.
-        deepspeed: DeepSpeed's JSON for them.
-    """
-
-    address: str | None
-    gpus: int | None
-    workers: int | None
-    tune_devices: int | None
-    deepspeed: Path | None
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            help="Let Ray's workers do it: local (on this machine), auto, or HOST:PORT of a cluster.",
+            show_default=False,
+            rich_help_panel="Cluster",
+        ),
+    ] = None
+    gpus: Annotated[
+        int | None,
+        typer.Option(help="GPUs of the cluster to take.", min=0, show_default="1 if any", rich_help_panel="Cluster"),
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Warm workers; several may share a GPU.",
+            min=1,
+            show_default="one per GPU",
+            rich_help_panel="Cluster",
+        ),
+    ] = None
+    tune_devices: Annotated[
+        int | None,
+        typer.Option(
+            help="Devices of the cluster that tune this clip together.",
+            min=1,
+            show_default="one warm worker",
+            rich_help_panel="Cluster",
+        ),
+    ] = None
+    deepspeed: Annotated[
+        Path | None,
+        typer.Option(help="DeepSpeed's JSON for --tune-devices.", show_default="stage 0", rich_help_panel="Cluster"),
+    ] = None
 
     def check(self, config: "RunConfig") -> None:
         """Refuse what is known to fail before anything is started.
@@ -42,17 +66,14 @@ class Crew:
         if self.address is None:
             for name in ("gpus", "workers", "tune_devices", "deepspeed"):
                 if getattr(self, name) is not None:
-                    raise InputError(
-                        "is for a cluster: give --cluster local, auto or HOST:PORT too",
-                        param="--" + name.replace("_", "-"),
-                    )
+                    raise InputError("is for a cluster: give `cluster` local, auto or HOST:PORT too", param=name)
             return
         if self.deepspeed is not None and self.tune_devices is None:
-            raise InputError("give --tune-devices too", param="--deepspeed")
+            raise InputError("give `tune_devices` too", param="deepspeed")
         try:
             import ray  # noqa: F401
         except ModuleNotFoundError:
-            raise InputError("Ray is not installed: pip install 'recapture[cluster]'", param="--cluster") from None
+            raise InputError("Ray is not installed: pip install 'recapture[cluster]'", param="cluster") from None
         tuning = self.tuning(gpu=False)
         if tuning is not None:
             tuning.check(config)

@@ -5,19 +5,23 @@ from typing import Annotated, Any
 
 import typer
 
+from ..engine.config import OPTIONS
+from ..engine.errors import InputError
 from .clip import Device, StoreOption, clock, open_engine
+from .options import takes
 from .output import Json, emit
 from .progress import Display
 
 
+@takes(OPTIONS["model"], OPTIONS["seed"])
 def evaluate(
+    options: dict[str, Any],
     dataset: Annotated[
         Path | None, typer.Argument(metavar="[DATASET]", help="Folder of scenes with truth.", show_default=False)
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for tables and pictures; a rerun goes on in it.", show_default=False)
     ] = None,
-    model: Annotated[str, typer.Option(help="Video model.")] = "tiny",
     rows: Annotated[
         str | None,
         typer.Option(help="Rows of the table, comma-separated; `--rows list` names them.", show_default="all"),
@@ -41,7 +45,6 @@ def evaluate(
         Path | None,
         typer.Option(help="Python of an environment with `vbench`: run it on the pictures too.", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.", min=0, max=2**31 - 1)] = 0,
     device: Device = "auto",
     store: StoreOption = None,
     as_json: Json = False,
@@ -54,7 +57,20 @@ def evaluate(
         typer.echo(comparison(read_lines(compare[0]), read_lines(compare[1])))
         return
     _evaluate(
-        dataset, out, model, rows, depth, vary or [], paths, gcd, controls, vbench_python, seed, device, store, as_json
+        dataset,
+        out,
+        options.get("model", "tiny"),
+        rows,
+        depth,
+        vary or [],
+        paths,
+        gcd,
+        controls,
+        vbench_python,
+        options.get("seed", 0),
+        device,
+        store,
+        as_json,
     )
 
 
@@ -65,7 +81,6 @@ def _evaluate(
 ) -> None:  # fmt: skip
     import time
 
-    from ..engine.errors import InputError
     from ..evaluation.dataset import read_dataset
     from ..evaluation.evaluate import Evaluation
     from ..evaluation.gcd import read_gcd
@@ -79,13 +94,13 @@ def _evaluate(
             typer.echo(f"{row.name:24}{row.about}")
         return
     if (dataset is None) == (gcd is None) or (gcd is None) != (controls is None):
-        raise InputError("give a DATASET folder, or --gcd with --controls", param="DATASET")
+        raise InputError("give a DATASET folder, or --gcd with --controls", param="dataset")
     if out is None:
-        raise InputError("say where the tables go", param="--out")
+        raise InputError("say where the tables go", param="out")
     entries = read_dataset(dataset) if dataset is not None else read_gcd(_given(gcd), _given(controls))
     entries = [entry for entry in entries if paths is None or paths in entry.name]
     if not entries:
-        raise InputError(f"no path's name contains {paths!r}", param="--paths")
+        raise InputError(f"no path's name contains {paths!r}", param="paths")
     started = time.monotonic()
     engine = open_engine(model, device, store)
     base = engine.default_config(seed=seed)
@@ -99,7 +114,7 @@ def _evaluate(
 
         evaluation = Evaluation(
             engine=engine, entries=entries, out=out, scorer=Scorer(), base=base, vary=variations,
-            rows=_chosen(rows, list(ROWS), "--rows"), depths=_chosen(depth, ["true", "estimated"], "--depth"),
+            rows=_chosen(rows, list(ROWS), "rows"), depths=_chosen(depth, ["true", "estimated"], "depth"),
             on_line=on_line, vbench_python=vbench_python,
         )  # fmt: skip
         lines = evaluation.run()
@@ -126,8 +141,6 @@ def _chosen(text: str | None, known: list[str], param: str) -> list[Any]:
     Raises:
         InputError: a name that there is not.
     """
-    from ..engine.errors import InputError
-
     if text is None:
         return known
     wanted = [word.strip() for word in text.split(",")]

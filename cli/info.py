@@ -4,11 +4,11 @@ import platform
 import shutil
 import sys
 from dataclasses import asdict
-from importlib import metadata
 
 import typer
 
 from .. import __version__
+from .defaults import config_file
 from .output import Json, emit
 
 
@@ -49,6 +49,7 @@ def doctor(as_json: Json = False) -> None:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": versions,
+        "defaults": str(config_file()),
     }
     if versions["torch"]:
         import torch
@@ -76,6 +77,7 @@ def doctor(as_json: Json = False) -> None:
     typer.echo(f"recapture {__version__}, Python {found['python']}, {found['platform']}")
     for name, version in versions.items():
         typer.echo(f"  {name:24}{version or '-'}")
+    typer.echo(f"defaults: {found['defaults']}{'' if config_file().is_file() else ' (not there)'}")
     if "device" not in found:
         typer.echo("rendering needs: pip install 'recapture[engine]'")
         return
@@ -88,6 +90,8 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

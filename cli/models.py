@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..engine.config import OPTIONS
+from ..engine.errors import InputError, ModelError
 from .output import Json, emit
 from .store import size_text
 
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
     from ..engine.hub import Offer
 
 models = typer.Typer(help="Video, depth and multiview models: list them, download them.", no_args_is_help=True)
-_OPTIONS = {"video": "--model", "depth": "--depth", "multiview": "--multiview"}
+_PATHS = {"video": "model", "depth": "depth.model", "multiview": "anchor.multiview"}
+_FLAGS = {kind: OPTIONS[path].flag for kind, path in _PATHS.items()}
 
 
 @models.command("list")
@@ -37,7 +40,7 @@ def ls(as_json: Json = False) -> None:
             for held, size in rows
         ])  # fmt: skip
         return
-    for kind, option in _OPTIONS.items():
+    for kind, option in _FLAGS.items():
         typer.echo(f"{kind.capitalize()} models ({option})")
         for held, size in rows:
             if held.kind == kind:
@@ -59,7 +62,6 @@ def pull(
     """Download a model once; after that it works without a network. Interrupted, the same command goes on."""
     from ..engine import hub
     from ..engine.catalog import named
-    from ..engine.errors import InputError, ModelError
     from ..engine.layout import DEPTH, VIDEO
 
     entry = named(name)
@@ -89,7 +91,7 @@ def pull(
 def _use(name: str, offer: "Offer") -> str:
     if name == "depth":
         return "nothing to do: --depth auto, the default, now takes it"
-    return f"{_OPTIONS[offer.layout.kind]} {name}"
+    return f"{_FLAGS[offer.layout.kind]} {name}"
 
 
 @contextmanager

@@ -4,10 +4,9 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from ..engine.pipeline import Result, StageRecord
 
 
@@ -15,6 +14,9 @@ class Display:
     """Shows a run on standard error, so that standard output stays for results."""
 
     def __init__(self, *, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
         self._bars = Progress(
             TextColumn("{task.description:10}"),

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from ..engine.config import OPTIONS, Quality
+from ..engine.errors import InputError, RecaptureError
+from .options import takes
 from .output import Json, emit
 
 if TYPE_CHECKING:
     from ..client import Client, Render
 
 remote = typer.Typer(
-    help="Render on a service elsewhere: RECAPTURE_URL and RECAPTURE_API_KEY say which and as whom.",
+    help="Render on a service elsewhere: RECAPTURE_URL says which, RECAPTURE_API_KEY as whom.",
     no_args_is_help=True,
 )
 
@@ -22,6 +25,7 @@ RenderId = Annotated[str, typer.Argument(metavar="RENDER", help="Id of the rende
 
 
 @remote.command("run")
+@takes(*(option for option in OPTIONS.values() if option.request), OPTIONS["seed"])
 def run(
     clip: Annotated[
         str,
@@ -29,32 +33,29 @@ def run(
             metavar="CLIP", help="The video; a URI (file://, s3://) is one that the service reads.", show_default=False
         ),
     ],
+    options: dict[str, Any],
     camera: Annotated[str, typer.Option(help="A preset expression, or one of our camera files.", show_default=False)],
     out: Annotated[
         Path | None,
         typer.Option(help="Where the video goes; without it the render is only started.", show_default=False),
     ] = None,
-    quality: Annotated[str, typer.Option(help="draft, standard or paper.")] = "standard",
-    seed: Annotated[int, typer.Option(help="Of everything random.", min=0, max=2**31 - 1)] = 0,
-    option: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE of any other option; may be repeated.", show_default=False)
-    ] = None,
+    quality: Annotated[Quality, typer.Option(help="How much work the service spends.")] = "standard",
     url: Url = None,
     as_json: Json = False,
 ) -> None:
     """Upload CLIP, unless the service has it, render it there, and bring the video."""
     from ..client import Options
-    from ..engine.errors import InputError
 
+    if out is not None and out.is_dir():
+        raise InputError(f"{out} is a folder; give the video's own name", param="out")
     with _client(url) as client:
-        options = Options.model_validate({"quality": quality, **_options(option or [])})
+        seed = options.pop("seed", 0)
+        asked = {OPTIONS[path].request_name: OPTIONS[path].given(value) for path, value in options.items()}
         spec = _camera(camera)
         source = clip if "://" in clip else client.uploads.create(Path(clip))
-        render = client.renders.create(source, spec, options=options, seed=seed)
+        render = client.renders.create(source, spec, options=Options(quality=quality, **asked), seed=seed)
         typer.echo(f"render {render.id}", err=True)
         if out is not None:
-            if out.is_dir():
-                raise InputError(f"{out} is a folder; give the video's own name", param="--out")
             render = _follow(client, render, quiet=as_json)
             client.renders.download(render, out)
         _show(render, as_json)
@@ -95,10 +96,9 @@ def fetch(
 ) -> None:
     """Wait for a render and bring one of its files; a download that broke off goes on where it was."""
     from ..client.schema import Variant
-    from ..engine.errors import InputError
 
     if variant not in get_args(Variant):
-        raise InputError(f"{variant!r} is not one of {', '.join(get_args(Variant))}", param="--variant")
+        raise InputError(f"{variant!r} is not one of {', '.join(get_args(Variant))}", param="variant")
     with _client(url) as client:
         done = _follow(client, client.renders.retrieve(render), quiet=False)
         typer.echo(client.renders.download(done, out, variant=variant))  # pyright: ignore[reportArgumentType]
@@ -149,7 +149,6 @@ def _client(url: str | None) -> Iterator["Client"]:
     from pydantic import ValidationError
 
     from ..client import APIError, Client, ClientError
-    from ..engine.errors import InputError, RecaptureError
 
     try:
         with Client(url) as client:
@@ -162,19 +161,7 @@ def _client(url: str | None) -> Iterator["Client"]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InputError(first["msg"], param=f"--option {where}") from None
-
-
-def _options(words: list[str]) -> dict[str, Any]:
-    from ..engine.errors import InputError
-
-    chosen = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise InputError(f"{word!r} is not NAME=VALUE", param="--option")
-        chosen[name] = value  # the schema makes numbers of them
-    return chosen
+        raise InputError(first["msg"], param=where) from None
 
 
 def _camera(text: str) -> Any:

@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..engine.config import OPTIONS
+from ..engine.errors import InputError
+from .clip import Device
+from .options import takes
 from .output import Json, emit
 
 if TYPE_CHECKING:
@@ -20,11 +24,12 @@ DatabaseOption = Annotated[
 DEFAULT_DATA = Path("recapture-data")
 
 
+@takes(OPTIONS["model"])
 def serve(
+    options: dict[str, Any],
     data: Data = DEFAULT_DATA,
     database: DatabaseOption = None,
-    model: Annotated[str, typer.Option(help="Video model that is served.")] = "tiny",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     host: Annotated[str, typer.Option(help="Address to listen on. Anything but this machine wants TLS in front.")] = (
         "127.0.0.1"
     ),
@@ -54,14 +59,14 @@ def serve(
     """Start the service on this machine: HTTP, a renderer and a previewer. Ctrl-C stops it; renders go on at the next start."""
     import socket
 
-    from ..engine.errors import InputError
+    from ..engine.catalog import find_model
     from ..engine.geometry.depth_models import find_depth_model
-    from ..engine.models.video import find_model
     from ..engine.pipeline import pick_device
     from ..serve.keys import create_key
     from ..serve.logs import set_up_logs
     from ..serve.processes.supervisor import Supervisor
 
+    model = options.get("model", "tiny")
     pick_device(device)
     find_model(model)
     depth = find_depth_model("auto")
@@ -69,7 +74,7 @@ def serve(
         with socket.create_server((host, port)) as free:
             port = free.getsockname()[1]
     except OSError as error:
-        raise InputError(f"{host}:{port} cannot be listened on ({error.strerror})", param="--port") from None
+        raise InputError(f"{host}:{port} cannot be listened on ({error.strerror})", param="port") from None
     settings = _settings(
         {
             "data": data.absolute(), "database": database, "model": model, "device": device, "host": host, "port": port,
@@ -137,11 +142,10 @@ def revoke(
     database: DatabaseOption = None,
 ) -> None:
     """End a key; it is refused from the next request on."""
-    from ..engine.errors import InputError
     from ..serve.keys import revoke_key
 
     if not revoke_key(_records(data, database), key_id):
-        raise InputError(f"there is no good key {key_id!r}", param="ID")
+        raise InputError(f"there is no good key {key_id!r}", param="key_id")
     typer.echo(f"revoked {key_id}")
 
 
@@ -164,14 +168,13 @@ def webhook_secret(
 
 def _roots(words: list[str]) -> dict[str, list[str]]:
     """Folders by tenant, of words TENANT=FOLDER."""
-    from ..engine.errors import InputError
     from ..engine.store.remote_path import Roots, absolute_uri
 
     roots: dict[str, list[str]] = {}
     for word in words:
         tenant, equals, uri = word.partition("=")
         if not (tenant and equals and uri):
-            raise InputError(f"{word!r} is not TENANT=FOLDER", param="--allow-root")
+            raise InputError(f"{word!r} is not TENANT=FOLDER", param="allow_root")
         roots.setdefault(tenant, []).append(absolute_uri(uri))
     for uris in roots.values():
         Roots(uris)  # refused here and not by a process that is started again and again
@@ -181,15 +184,13 @@ def _roots(words: list[str]) -> dict[str, list[str]]:
 def _settings(values: dict[str, Any]) -> "Settings":
     from pydantic import ValidationError
 
-    from ..engine.errors import InputError
     from ..serve.settings import Settings
 
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0]).replace("_", "-").removesuffix("s")
-        raise InputError(str(first["msg"]), param=f"--{name}") from None
+        raise InputError(str(first["msg"]), param=str(first["loc"][0]).removesuffix("s")) from None
 
 
 def _records(data: Path, database: str | None):

@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .base import Asked
+from .options import ClipOptions, Options, SampleOptions
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Variant = Literal[
@@ -18,12 +21,6 @@ TERMINAL: tuple[Status, ...] = ("completed", "failed", "cancelled", "expired")
 
 MOST_UPLOAD_BYTES = 2 << 30
 MOST_CAMERA_FRAMES = 3000
-
-
-class Asked(BaseModel):
-    """A request, or a part of one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
 
 class Answered(BaseModel):
@@ -83,41 +80,6 @@ Camera = Annotated[str, Field(min_length=1, max_length=2000)] | CameraFile
 """A preset expression such as `arc(15deg)+zoom(1.1)`, or the content of a camera file. A string is never a path."""
 
 
-class ClipOptions(Asked):
-    """What is read of the clip."""
-
-    first_frame: int = Field(0, ge=0, le=10**7)
-    frames: int | None = Field(None, ge=2, le=3000)
-    """At most this many frames; None takes the whole clip."""
-    fov_deg: float | None = Field(None, ge=5, le=160)
-    locked: bool | None = None
-
-
-class Options(ClipOptions):
-    """As the command's options; None takes what the quality sets."""
-
-    quality: Literal["draft", "standard", "paper"] = "standard"
-    anchor: Literal["points", "multiview", "auto"] | None = None
-    """What fills the anchor where no point of the clip falls: nothing, a multiview model, or what suits the path."""
-    height: int | None = Field(None, ge=32, le=2048)
-    width: int | None = Field(None, ge=32, le=2048)
-    rank: int | None = Field(None, ge=1, le=64)
-    lr: float | None = Field(None, ge=1e-7, le=0.1)
-    spatial_steps: int | None = Field(None, ge=0, le=2000)
-    temporal_steps: int | None = Field(None, ge=0, le=2000)
-    schedule: Literal["decoupled", "joint"] | None = None
-    warm_start: bool | None = None
-    sample_steps: int | None = Field(None, ge=1, le=200)
-    start: Literal["noise", "anchor"] | None = None
-    start_sigma: float | None = Field(None, ge=0.01, le=700)
-    guidance: float | None = Field(None, ge=1, le=20)
-    overlap: int | None = Field(None, ge=1, le=32)
-    sdedit_sigma: float | None = Field(None, ge=0, le=700)
-    sdedit_steps: int | None = Field(None, ge=1, le=200)
-    composite: Literal["on", "off"] | None = None
-    feather_px: float | None = Field(None, ge=0, le=64)
-
-
 WebhookUrl = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^https?://")]
 """Where the service sends a signed message when the render has ended."""
 
@@ -137,13 +99,10 @@ class RenderCreate(EstimateCreate):
     webhook_url: WebhookUrl | None = None
 
 
-class Resample(Asked):
+class Resample(SampleOptions):
     """Another sample with the adapters as they are tuned; None keeps what the render had."""
 
     seed: Seed | None = None
-    sample_steps: int | None = Field(None, ge=1, le=200)
-    sdedit_sigma: float | None = Field(None, ge=0, le=700)
-    sdedit_steps: int | None = Field(None, ge=1, le=200)
     webhook_url: WebhookUrl | None = None
 
 

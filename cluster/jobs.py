@@ -56,7 +56,7 @@ class Jobs:
 
     def __init__(self, address: str) -> None:
         if not address.startswith(("http://", "https://")):
-            raise InputError(f"{address!r} is not of the form http://HEAD:8265", param="--address")
+            raise InputError(f"{address!r} is not of the form http://HEAD:8265", param="address")
         self._address, found = address, token()
         with self._errors():
             self._client = JobSubmissionClient(
@@ -89,7 +89,7 @@ class Jobs:
             words = [
                 "python",
                 "-m",
-                "recapture.cli.main",
+                "recapture",
                 "bulk",
                 manifest,
                 "--out",
@@ -138,15 +138,15 @@ class Jobs:
         except AuthenticationError:
             raise ClusterError(
                 f"{self._address} wants a token, or another one; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to its file",
-                param="--address",
+                param="address",
                 code="unauthorized",
             ) from None
         except ConnectionError as error:
-            raise ClusterError(f"nobody answers at {self._address} ({error})", param="--address") from None
+            raise ClusterError(f"nobody answers at {self._address} ({error})", param="address") from None
         except RuntimeError as error:
             if job_id is not None and "404" in str(error):
-                raise InputError(f"{self._address} has no job {job_id!r}", param="JOB") from None
-            raise ClusterError(f"{self._address} refused: {_first_line(error)}", param="--address") from None
+                raise InputError(f"{self._address} has no job {job_id!r}", param="job") from None
+            raise ClusterError(f"{self._address} refused: {_first_line(error)}", param="address") from None
 
 
 def token() -> str | None:
@@ -166,9 +166,9 @@ def build_wheel(folder: Path) -> Path:
     tree = Path(__file__).resolve().parents[1]
     if not (tree / "pyproject.toml").is_file():
         raise InputError(
-            "this installation is no source tree, from which a wheel could be built; give --wheel FILE, or --installed "
+            "this installation is no source tree, from which a wheel could be built; give `wheel`, or `installed` "
             "where the cluster's image has recapture",
-            param="--wheel",
+            param="wheel",
         )
     copy = folder / "tree"  # setuptools leaves its build folder in the tree that it builds
     shutil.copytree(
@@ -180,19 +180,19 @@ def build_wheel(folder: Path) -> Path:
     )  # fmt: skip
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
-        raise InputError(f"the wheel cannot be built: {done.stderr.strip()[-300:]}", param="--wheel")
+        raise InputError(f"the wheel cannot be built: {done.stderr.strip()[-300:]}", param="wheel")
     return wheels[0]
 
 
 def _packed(manifest: Path, folder: Path) -> str:
     """Put the manifest into a folder that travels with the job; its name there."""
     if not manifest.is_file():
-        raise InputError(f"{manifest} does not exist", param="MANIFEST")
+        raise InputError(f"{manifest} does not exist", param="manifest")
     if manifest.stat().st_size > _MAX_MANIFEST_BYTES:
         raise InputError(
             f"{manifest} has {manifest.stat().st_size} bytes; up to {_MAX_MANIFEST_BYTES} travel with a job, so put it "
             "where the cluster reads it (s3://, gs://)",
-            param="MANIFEST",
+            param="manifest",
         )
     folder.mkdir()
     shutil.copyfile(manifest, folder / f"manifest{manifest.suffix.lower()}")
@@ -213,7 +213,7 @@ def _status(job: JobDetails) -> JobStatus:
 
 def _progress(out: str) -> dict[str, Any] | None:
     try:
-        return json.loads((open_place(out, param="--out") / "progress.json").read() or b"")
+        return json.loads((open_place(out, param="out") / "progress.json").read() or b"")
     except (OSError, ValueError, InputError):
         return None
 

@@ -53,7 +53,7 @@ def connect(address: str | None, *, cpus: int | None = None, gpus: int | None = 
         )
     except (ConnectionError, AuthenticationError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
-        raise ClusterError(f"no Ray cluster answers at {address} ({reason})", param="--cluster") from None
+        raise ClusterError(f"no Ray cluster answers at {address} ({reason})", param="cluster") from None
     try:
         yield
     finally:
@@ -79,7 +79,7 @@ def require(*, gpus: float = 0, cpus: float = 0) -> None:
     Raises:
         InputError: it has fewer GPUs or CPUs.
     """
-    for name, param, needed in (("GPU", "--gpus", gpus), ("CPU", "--workers", cpus)):
+    for name, param, needed in (("GPU", "gpus", gpus), ("CPU", "workers", cpus)):
         there = ray.cluster_resources().get(name, 0.0)
         if needed > there:
             raise InputError(
@@ -120,11 +120,11 @@ def _refuse_silent(address: str) -> None:
     if not colon or not port.isdigit():
         if address == "auto":
             return
-        raise InputError(f"{address!r} is none of local, auto, HOST:PORT", param="--cluster")
+        raise InputError(f"{address!r} is none of local, auto, HOST:PORT", param="cluster")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:
-        raise ClusterError(f"no Ray cluster answers at {address} ({error})", param="--cluster") from None
+        raise ClusterError(f"no Ray cluster answers at {address} ({error})", param="cluster") from None
 
 
 def _ensure_token(path: Path) -> None:

@@ -1,13 +1,17 @@
-"""Models that have a name, and those in the hub's cache on this machine. No torch here."""
+"""Models by name, and those in the hub's cache on this machine. No torch here.
+
+`tiny` is embedded in the package, `svd` and `svd-xt` are hub repositories, anything else is a path or a hub name.
+"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from . import hub
+from .errors import ModelError
 from .hub import EMBEDDED
-from .layout import DEPTH, VIDEO, Layout
+from .layout import COMPONENTS, DEPTH, VIDEO, Layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +115,38 @@ def named(name: str) -> ModelEntry | None:
     """The hub repository behind a short name, None where it is no such name."""
     entry = MODELS.get(name) or DEPTH_MODELS.get(name)
     return None if entry is None or _is_embedded(entry) else entry
+
+
+def find_model(name: str) -> tuple[ModelEntry, Path]:
+    """The entry and local directory of a model, downloading a hub repository if need be.
+
+    Raises:
+        ModelError: unknown name, gated or unreachable repository, or a directory of another layout.
+    """
+    entry = MODELS.get(name)
+    if entry is None:
+        if not Path(name).is_dir() and not hub.is_hub_name(name):
+            raise ModelError(
+                f"no model {name!r}; give {', '.join(MODELS)}, a directory in the diffusers layout of "
+                "StableVideoDiffusionPipeline, or a hub name such as owner/repository",
+                param="model",
+            )
+        entry = ModelEntry(name=name, source=name, licence=UNSTATED, about="user's model")
+    folder = Path(entry.source)
+    if folder.is_relative_to(EMBEDDED) and not folder.is_dir():
+        raise ModelError(f"the embedded weights are not in this installation ({folder}); install the package again")
+    if not folder.is_dir():
+        folder = hub.fetch(entry.source, VIDEO, param="model")
+    missing = [part for part in COMPONENTS if not (folder / part).is_dir()]
+    if missing:
+        raise ModelError(
+            f"{folder} lacks {', '.join(missing)}/; a model is a directory in the diffusers layout of "
+            f"StableVideoDiffusionPipeline with {', '.join(COMPONENTS)}/",
+            param="model",
+        )
+    if entry.licence == UNSTATED:
+        entry = replace(entry, licence=hub.license_of(folder) or UNSTATED)
+    return entry, folder
 
 
 def best_depth() -> ModelEntry:

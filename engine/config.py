@@ -1,150 +1,262 @@
-"""Everything that can be chosen, one dataclass a stage; a stage's key in the store is its own dataclass and no more.
+"""Everything that can be chosen, one dataclass per stage; a stage's key in the store is its own dataclass and no more.
 
-The defaults are the paper's recipe, the spatial adapter tuned once per clip and real pixels kept; `quality_config` gives
-the others by name.
+Each option is defined here and nowhere else: value, flag, bounds, help (see `options.py`). The defaults are the paper's
+recipe, with the spatial adapter tuned once per clip and real pixels kept; `quality_config` gives the others by name.
 """
 
 import json
-import numbers
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from .errors import InputError
+from .options import option, table_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeConfig:
-    first_frame: int = 0
-    """Index of the clip's first frame that is used."""
-    max_frames: int | None = None
-    """At most this many frames; None takes the whole clip."""
+    first_frame: int = option(
+        0, "Index of the first frame of the clip to use.", "--first-frame", bounds=(0, 10**7), request="clip"
+    )
+    max_frames: int | None = option(
+        None, "Use at most this many frames.", "--frames", bounds=(2, 10**6), unset="all", request="clip"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DepthConfig:
-    model: str = "auto"
-    """`auto` (the best on this machine; a run's own configuration names which), `embedded`, `depth`, a directory in the
-    transformers layout, or a hub name of depth_anything, depth_pro or zoedepth."""
-    smooth: bool = True
-    """Filter over time along the optical flow: a composite is only as steady as its depth."""
-    structure: bool | None = None
-    """Hard borders, flat planes, upright things, one background for a standing camera; None: for estimated depth alone."""
-    fov_deg: float | None = None
-    """Horizontal field of view of the clip; None takes the file's metadata, the depth model's estimate, or 55 degrees."""
+    model: str = option(
+        "auto",
+        "auto (the best on this machine), embedded, depth (Depth Anything V2 Small), a directory or a hub name.",
+        "--depth",
+    )
+    smooth: bool = option(True, "Filter over time along the optical flow: a composite is only as steady as its depth.")
+    structure: bool | None = option(
+        None,
+        "Give depth hard borders, flat planes and upright things.",
+        "--structure",
+        off="--no-structure",
+        unset="for estimated depth",
+        request="clip",
+    )
+    fov_deg: float | None = option(
+        None,
+        "Horizontal field of view of the clip.",
+        "--fov",
+        bounds=(5, 160),
+        unit="deg",
+        unset="estimated",
+        request="clip",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnchorConfig:
-    band: float = 0.05
-    """Relative depth within which two points are one surface."""
-    locked: bool | None = None
-    """Whether the source camera stands still, so that other frames may show what one hides; None finds out."""
-    route: Literal["points", "multiview", "auto"] = "points"
-    """What the new camera sees where no point falls: a hole, or what a multiview model imagines; `auto` decides by path."""
-    multiview: str = "embedded"
-    """The multiview model: `embedded`, a directory, or an adapter as `package.module:Class`."""
-    allow_noncommercial: bool = False
-    """The user says that this use is none that a model's licence forbids."""
+    band: float = option(0.05, "Relative depth within which two points are one surface.", bounds=(0.001, 0.5))
+    locked: bool | None = option(
+        None,
+        "The source camera stands still: other frames show what one hides.",
+        "--locked",
+        off="--not-locked",
+        unset="detected",
+        request="clip",
+    )
+    route: Literal["points", "multiview", "auto"] = option(
+        "points",
+        "What fills holes of the anchor: nothing, a multiview model, or what suits the path.",
+        "--anchor",
+        request="render",
+    )
+    multiview: str = option(
+        "embedded", "Multiview model: embedded, a directory, or package.module:Class.", "--multiview"
+    )
+    allow_noncommercial: bool = option(
+        False, "Confirm that this use complies with non-commercial model licenses.", "--allow-noncommercial"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConditionConfig:
     """What the video model sees of the source and of the anchor."""
 
-    height: int | None = None
-    """Working height in pixels; None derives the size from the model's training area and the clip's shape."""
-    width: int | None = None
-    micro_batch: int = 4
-    """Frames a VAE or image encoder call, counted from frame 0; fixed, so that no split changes a bit."""
-    noise_augmentation: float = 0.02
-    motion_bucket: int = 127
-    augmentations: int = 64
-    """Random crops and flips of source frames that the spatial adapter learns from."""
-    mask_mode: Literal["area", "min"] = "area"
-    mask_threshold: float = 0.9
+    height: int | None = option(
+        None,
+        "Working height of the model, with a width.",
+        "--height",
+        bounds=(32, 4096),
+        unit="px",
+        unset="by model and clip",
+        request="render",
+    )
+    width: int | None = option(
+        None,
+        "Working width of the model, with a height.",
+        "--width",
+        bounds=(32, 4096),
+        unit="px",
+        unset="by model and clip",
+        request="render",
+    )
+    micro_batch: int = option(4, "Frames per call of the VAE or image encoder, counted from frame 0.", bounds=(1, 64))
+    noise_augmentation: float = option(0.02, "Noise added to the image prompt.", bounds=(0, 1))
+    motion_bucket: int = option(127, "Amount of motion that the model is asked for.", bounds=(0, 255))
+    augmentations: int = option(
+        64, "Random crops and flips of source frames that the spatial adapter learns from.", bounds=(2, 1024)
+    )
+    mask_mode: Literal["area", "min"] = option(
+        "area", "Latent mask: valid share of a cell, or valid only where all of it is.", "--mask"
+    )
+    mask_threshold: float = option(
+        0.9, "Least valid share of a latent cell, for an area mask.", "--mask-threshold", bounds=(0.01, 1)
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TuneConfig:
-    rank: int = 16
-    lr: float = 5e-4
-    spatial_steps: int = 400
-    temporal_steps: int = 400
-    spatial_batch: int = 1
-    """Frames a spatial step."""
-    temporal_batch: int = 1
-    """Windows a temporal step; several devices share them."""
-    schedule: Literal["decoupled", "joint"] = "decoupled"
-    """`joint` is the paper: each step tunes both. `decoupled` tunes the spatial adapter once per clip."""
-    spatial_prompt: Literal["other", "none"] = "other"
-    """Image prompt of the spatial pass: another source frame, or dropped (a frame as its own prompt teaches copying)."""
-    normalisation: Literal["window", "frame", "none"] = "window"
-    sigma_mean: float = 0.7
-    """Mean of ln sigma."""
-    sigma_std: float = 1.6
-    weight_decay: float = 0.0
-    warm_start: bool = False
-    """Begin the temporal adapter as that of the nearest path the clip was tuned for, and stop where that one got to."""
-    checkpointing: Literal["none", "balanced", "full", "stock"] = "none"
-    """Activations kept for the backward pass: all, all but the transformer blocks' inside, no block's inside, or as
-    diffusers does. Changes no bit."""
-    checkpoint_every: int = 50
+    rank: int = option(16, "LoRA rank.", "--rank", bounds=(1, 256), request="render")
+    lr: float = option(5e-4, "Learning rate.", "--lr", bounds=(1e-7, 0.1), request="render")
+    spatial_steps: int = option(
+        400, "Tuning steps of the spatial adapter.", "--spatial-steps", bounds=(0, 100_000), request="render"
+    )
+    temporal_steps: int = option(
+        400, "Tuning steps of the temporal adapter.", "--temporal-steps", bounds=(0, 100_000), request="render"
+    )
+    spatial_batch: int = option(1, "Frames per step of the spatial adapter.", bounds=(1, 64))
+    temporal_batch: int = option(
+        1, "Windows per step of the temporal adapter; several devices share them.", "--temporal-batch", bounds=(1, 64)
+    )
+    schedule: Literal["decoupled", "joint"] = option(
+        "decoupled", "Spatial adapter once per clip, or both in each step (the paper).", "--schedule", request="render"
+    )
+    spatial_prompt: Literal["other", "none"] = option(
+        "other", "Image prompt of the spatial pass: another source frame, or none."
+    )
+    normalisation: Literal["window", "frame", "none"] = option(
+        "window", "What the masked loss is divided by: valid cells of the window or of each frame, or nothing."
+    )
+    sigma_mean: float = option(0.7, "Mean of ln sigma in tuning.", bounds=(-5, 5))
+    sigma_std: float = option(1.6, "Standard deviation of ln sigma in tuning.", bounds=(0.01, 5))
+    weight_decay: float = option(0.0, "Weight decay of AdamW.", bounds=(0, 1))
+    warm_start: bool = option(
+        False,
+        "Begin with the adapter of the clip's nearest tuned path.",
+        "--warm-start",
+        off="--no-warm-start",
+        request="render",
+    )
+    checkpointing: Literal["none", "balanced", "full", "stock"] = option(
+        "none",
+        "Recompute activations: less memory, more time, the same bits.",
+        "--checkpointing",
+        panel="Machine",
+    )
+    checkpoint_every: int = option(
+        50, "Steps between two checkpoints that a killed run resumes from.", bounds=(1, 100_000)
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleConfig:
-    seed: int | None = None
-    """Of the noise that sampling begins from; None is the run's. Another one samples again with the same adapters."""
-    steps: int = 25
-    start: Literal["noise", "anchor"] = "noise"
-    """`noise` is the paper; `anchor` begins from the hole-filled anchor, noised to `start_sigma`."""
-    start_sigma: float = 10.0
-    guidance: tuple[float, float] = (1.0, 3.0)
-    """Classifier-free guidance at a window's first and last frame; 1 costs nothing."""
-    overlap: int = 4
-    """Frames that a window shares with the one before it."""
-    decode_chunk: int | None = None
-    """Frames the VAE decodes at once; None is the model's window."""
+    seed: int | None = option(
+        None,
+        "Seed of the sampling alone: another take, the same adapters.",
+        "--sample-seed",
+        bounds=(0, 2**31 - 1),
+        unset="the run's seed",
+    )
+    steps: int = option(25, "Denoising steps per window.", "--sample-steps", bounds=(1, 1000), request="resample")
+    start: Literal["noise", "anchor"] = option(
+        "noise", "Begin sampling from noise (the paper) or from the noised anchor.", "--start", request="render"
+    )
+    start_sigma: float = option(
+        10.0,
+        "Noise over the anchor where sampling starts there.",
+        "--start-sigma",
+        bounds=(0.01, 700),
+        request="render",
+    )
+    guidance: tuple[float, float] = option(
+        (1.0, 3.0),
+        "Classifier-free guidance at a window's last frame; 1 is off.",
+        "--guidance",
+        bounds=(1, 20),
+        request="render",
+    )
+    overlap: int = option(4, "Frames that consecutive windows share.", "--overlap", bounds=(1, 64), request="render")
+    decode_chunk: int | None = option(
+        None,
+        "Frames that the VAE decodes at once.",
+        "--decode-chunk",
+        bounds=(1, 256),
+        unset="the model's window",
+        panel="Machine",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefineConfig:
     """SDEdit with the spatial adapter alone."""
 
-    sigma: float = 1.0
-    """Noise the sample is taken back to; 0 skips the stage."""
-    steps: int = 10
+    sigma: float = option(
+        1.0, "Noise that SDEdit starts from; 0 skips it.", "--sdedit-sigma", bounds=(0, 700), request="resample"
+    )
+    steps: int = option(10, "Denoising steps of SDEdit.", "--sdedit-steps", bounds=(1, 1000), request="resample")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeliverConfig:
-    composite: Literal["on", "off"] = "on"
-    """`on` keeps real pixels wherever the anchor has them; `off` delivers the pure model output, as the paper does."""
-    feather_px: float = 8.0
-    """How far into a hole the generated picture is bent to meet the real pixels at its rim, in pixels of the clip."""
+    composite: Literal["on", "off"] = option(
+        "on",
+        "Keep real pixels where there are any, or deliver pure model output (the paper).",
+        "--composite",
+        request="render",
+    )
+    feather_px: float = option(
+        8.0,
+        "How far holes are blended to meet the real pixels at their rim.",
+        "--feather",
+        bounds=(0, 64),
+        unit="px",
+        request="render",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    model: str = "tiny"
-    seed: int = 0
-    attention: Literal["sdpa", "xformers"] = "sdpa"
-    """Operator of the UNet's attention: torch's own, or xformers' (an optional extra, on a GPU only)."""
-    offload: bool = False
-    """VAE and image encoder wait in main memory while the UNet works. Changes no bit."""
-    memory: float | Literal["auto"] | None = None
-    """GiB that the run may take of its device, `auto` for what is free: size, checkpointing, offload and decode chunk are
-    lowered to it before work starts, and stand in the run's configuration instead of this. None lowers nothing."""
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
-    depth: DepthConfig = field(default_factory=DepthConfig)
-    anchor: AnchorConfig = field(default_factory=AnchorConfig)
-    condition: ConditionConfig = field(default_factory=ConditionConfig)
-    tune: TuneConfig = field(default_factory=TuneConfig)
-    sample: SampleConfig = field(default_factory=SampleConfig)
-    refine: RefineConfig = field(default_factory=RefineConfig)
-    deliver: DeliverConfig = field(default_factory=DeliverConfig)
+    model: str = option(
+        "tiny", "tiny, svd, svd-xt, a directory in the diffusers layout, or a hub name.", "--model", panel="Model"
+    )
+    seed: int = option(0, "Seed of everything random.", "--seed", bounds=(0, 2**31 - 1), panel="Model")
+    attention: Literal["sdpa", "xformers"] = option(
+        "sdpa", "Attention operator: torch's own, or xformers (GPU only).", "--attention", panel="Machine"
+    )
+    offload: bool = option(
+        False,
+        "Keep VAE and image encoder in main memory while the UNet works.",
+        "--offload",
+        off="--no-offload",
+        panel="Machine",
+    )
+    memory: float | Literal["auto"] | None = option(
+        None,
+        "Device memory to stay within; checkpointing, decode chunk and size are lowered to it.",
+        "--memory",
+        bounds=(1e-4, 1e5),
+        unit="GiB",
+        unset="no limit",
+        panel="Machine",
+    )
+    decode: DecodeConfig = field(default_factory=DecodeConfig, metadata={"panel": "Clip"})
+    depth: DepthConfig = field(default_factory=DepthConfig, metadata={"panel": "Depth and anchor"})
+    anchor: AnchorConfig = field(default_factory=AnchorConfig, metadata={"panel": "Depth and anchor"})
+    condition: ConditionConfig = field(default_factory=ConditionConfig, metadata={"panel": "Model"})
+    tune: TuneConfig = field(default_factory=TuneConfig, metadata={"panel": "Tuning"})
+    sample: SampleConfig = field(default_factory=SampleConfig, metadata={"panel": "Sampling"})
+    refine: RefineConfig = field(default_factory=RefineConfig, metadata={"panel": "Sampling"})
+    deliver: DeliverConfig = field(default_factory=DeliverConfig, metadata={"panel": "Delivery"})
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -155,7 +267,12 @@ class RunConfig:
         return _build(RunConfig, value, "")
 
 
-QUALITIES: dict[str, dict[str, dict[str, Any]]] = {
+OPTIONS = table_of(RunConfig)
+"""Every option by its path, in the order of definition."""
+
+Quality = Literal["draft", "standard", "paper"]
+
+QUALITIES: dict[Quality, dict[str, dict[str, Any]]] = {
     "draft": {
         "tune": {"spatial_steps": 0, "temporal_steps": 0},
         "sample": {"steps": 10, "start": "anchor"},
@@ -179,6 +296,15 @@ EMBEDDED: dict[str, dict[str, dict[str, Any]]] = {
 """What the embedded model does otherwise."""
 
 
+BY_QUALITY = {
+    f"{section}.{name}"
+    for sections in (*QUALITIES.values(), *EMBEDDED.values())
+    for section, values in sections.items()
+    for name in values
+}
+"""Paths of the options whose default depends on the quality or the model."""
+
+
 def quality_config(quality: str, *, model: str, seed: int = 0) -> RunConfig:
     """The configuration of `draft`, `standard` or `paper` for a model.
 
@@ -186,7 +312,7 @@ def quality_config(quality: str, *, model: str, seed: int = 0) -> RunConfig:
         InputError: no such quality.
     """
     if quality not in QUALITIES:
-        raise InputError(f"{quality!r} is not one of {', '.join(QUALITIES)}", param="--quality")
+        raise InputError(f"{quality!r} is not one of {', '.join(QUALITIES)}", param="quality")
     config = override(RunConfig(model=model, seed=seed), QUALITIES[quality])
     return override(config, EMBEDDED.get(quality, {}) if model == "tiny" else {})
 
@@ -204,99 +330,58 @@ def read_config(path: Path) -> RunConfig:
         config = RunConfig.from_json(document["config"])
         check(config)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is not the config.json of a run ({error})", param="--config") from None
+        raise InputError(f"{path} is not the config.json of a run ({error})", param="config") from None
     return config
 
 
 def override(config: RunConfig, sections: Mapping[str, Mapping[str, Any]]) -> RunConfig:
-    """Replace fields by section and name; the result is checked."""
+    """Replace fields by section and name, those of the run itself under ""; the result is checked.
+
+    Raises:
+        InputError: no such option, or a value that is not accepted.
+    """
     changed = {}
-    for section, values in sections.items():
-        part = getattr(config, section)
+    for where, values in sections.items():
+        part = getattr(config, where) if where else config
         known = {f.name for f in fields(part)}
         unknown = set(values) - known
         if unknown:
-            raise InputError(f"{section} has no option {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}")
-        changed[section] = replace(part, **values)
+            raise InputError(f"{where} has no option {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}")
+        changed |= {where: replace(part, **values)} if where else values
     result = replace(config, **changed)
     check(result)
     return result
 
 
-# Bounds by section and field: (least, most). A number outside is refused by the option's name.
-_BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
-    "decode": {"first_frame": (0, 10**7), "max_frames": (2, 10**6)},
-    "depth": {"fov_deg": (5, 160)},
-    "anchor": {"band": (0.001, 0.5)},
-    "condition": {
-        "height": (32, 4096),
-        "width": (32, 4096),
-        "micro_batch": (1, 64),
-        "noise_augmentation": (0, 1),
-        "motion_bucket": (0, 255),
-        "augmentations": (2, 1024),
-        "mask_threshold": (0.01, 1),
-    },
-    "tune": {
-        "rank": (1, 256),
-        "lr": (1e-7, 0.1),
-        "spatial_steps": (0, 100_000),
-        "temporal_steps": (0, 100_000),
-        "spatial_batch": (1, 64),
-        "temporal_batch": (1, 64),
-        "sigma_mean": (-5, 5),
-        "sigma_std": (0.01, 5),
-        "weight_decay": (0, 1),
-        "checkpoint_every": (1, 100_000),
-    },
-    "sample": {
-        "seed": (0, 2**31 - 1),
-        "steps": (1, 1000),
-        "start_sigma": (0.01, 700),
-        "overlap": (1, 64),
-        "decode_chunk": (1, 256),
-    },
-    "refine": {"sigma": (0, 700), "steps": (1, 1000)},
-    "deliver": {"feather_px": (0, 64)},
-}
-
-
 def check(config: RunConfig) -> None:
-    """Refuse values out of bounds and choices that do not exist.
+    """Refuse values that an option does not accept, and those that do not go together.
 
     Raises:
-        InputError: names the option and what is accepted.
+        InputError: carries the option's path and says what is accepted.
     """
-    for section in ("", *_BOUNDS):
-        part, bounds = (getattr(config, section), _BOUNDS[section]) if section else (config, {})
-        for name, (least, most) in bounds.items():
-            value = getattr(part, name)
-            if value is not None and not isinstance(value, numbers.Real):
-                raise InputError(f"{value!r} is no number, {least:g} to {most:g} is accepted", param=_option(name))
-            if isinstance(getattr(type(part)(), name), int) and not isinstance(value, numbers.Integral):
-                raise InputError(f"{value!r} is no whole number", param=_option(name))
-            if value is not None and not least <= value <= most:
-                raise InputError(f"{value} is out of range, {least:g} to {most:g} is accepted", param=_option(name))
-        for name, kind in get_type_hints(type(part)).items():
-            choices = [a for a in get_args(kind) if isinstance(a, str)]
-            if choices and getattr(part, name) not in choices:
-                accepted = ", ".join(choices)
-                raise InputError(f"{getattr(part, name)!r} is not one of {accepted}", param=_option(name))
-    if config.memory not in (None, "auto"):
-        number = isinstance(config.memory, int | float) and not isinstance(config.memory, bool)
-        if not number or not 0 < config.memory <= 1e5:
-            raise InputError(f"{config.memory!r} is neither auto nor a number of GiB above 0", param="--memory")
-    if config.anchor.route == "points" and (config.anchor.multiview != "embedded" or config.anchor.allow_noncommercial):
-        raise InputError("it is for --anchor multiview or auto; the route is points", param="--multiview")
-    size = config.condition.height, config.condition.width
-    if (size[0] is None) != (size[1] is None):
-        raise InputError("give both --height and --width, or neither", param="--height")
-    if config.tune.schedule == "joint" and config.tune.spatial_steps != config.tune.temporal_steps:
-        raise InputError("the joint schedule tunes both in each step: give one number of steps", param="--schedule")
+    for path, one in OPTIONS.items():
+        one.check(attrgetter(path)(config))
+    anchor, condition, tune = config.anchor, config.condition, config.tune
+    if anchor.route == "points" and (anchor.multiview != "embedded" or anchor.allow_noncommercial):
+        raise InputError("is used only where `anchor.route` is multiview or auto, not points", param="anchor.multiview")
+    if (condition.height is None) != (condition.width is None):
+        raise InputError("give both `condition.height` and `condition.width`, or neither", param="condition.height")
+    if tune.schedule == "joint" and tune.spatial_steps != tune.temporal_steps:
+        raise InputError(
+            "the joint schedule tunes both adapters in each step: give `tune.spatial_steps` and `tune.temporal_steps` "
+            "the same number",
+            param="tune.schedule",
+        )
 
 
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def check_device(name: str) -> None:
+    """Refuse what no machine has.
+
+    Raises:
+        InputError: the name is none of a device.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", name):
+        raise InputError(f"{name!r} is not one of auto, cpu, cuda, cuda:0, cuda:1, ...", param="device")
 
 
 def _build(kind: type, value: dict[str, Any], where: str) -> Any:

@@ -12,13 +12,16 @@ RecaptureError
 └── Cancelled           the caller's callback or Ctrl-C asked to stop (exit 130)
 """
 
+import re
+from collections.abc import Callable
+
 
 class RecaptureError(Exception):
     """One sentence for a person, a stable code for a program.
 
     Args:
-        message: What is wrong and what would be accepted, in one line.
-        param: The option or field at fault, as the user wrote it (`--camera`).
+        message: What is wrong and what would be accepted, in one line. Other parameters are named in backquotes.
+        param: The parameter at fault, as Python has it: `camera`, or `refine.sigma` for a field of the configuration.
         code: Stable machine-readable name; defaults to the class's.
     """
 
@@ -34,6 +37,11 @@ class RecaptureError(Exception):
 
     def __str__(self) -> str:
         return f"{self.param}: {self.message}" if self.param else self.message
+
+    def spelled(self, spelling: Callable[[str], str]) -> tuple[str, str | None]:
+        """Message and parameter with every parameter named as a face of the engine calls it."""
+        message = re.sub(r"`([a-z_]+(?:\.[a-z_]+)?)`", lambda name: spelling(name[1]), self.message)
+        return message, self.param and spelling(self.param)
 
 
 class InputError(RecaptureError):

@@ -261,7 +261,7 @@ def _explained(repository: str, param: str | None) -> Iterator[None]:
     )
 
     page = page_of(repository)
-    local = f"; or give a local copy: {param} /path/to/directory" if param else ""
+    local = f"; or give a local copy: `{param}` /path/to/directory" if param else ""
     try:
         yield
     except ModelError as error:

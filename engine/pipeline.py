@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .cameras import CameraPath, CameraSpec, parse_camera
-from .config import RunConfig, check, quality_config
+from .config import RunConfig, check, check_device, quality_config
 from .errors import Cancelled, InputError, ResourceError
 from .graph.context import Models, Progress, Run
 from .graph.executor import FrameMap, in_process
@@ -27,8 +27,9 @@ from .store import Entry, Store, default_store, stage_key
 from .video import ClipInfo, Limits, admit, probe
 from .warm_start import Neighbour, choose, neighbours
 
-DEVICES = ("auto", "cpu", "cuda")
-_OUT_OF_MEMORY = "out of memory; give --memory auto, or lower --height and --width, or --decode-chunk"
+_OUT_OF_MEMORY = (
+    "out of memory; set `memory` to auto, or lower `condition.height` and `condition.width`, or `sample.decode_chunk`"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +159,7 @@ class Recapture:
         """Find a model by name (`tiny`, `svd`, `svd-xt`), directory or hub repository.
 
         Args:
-            device: `auto` takes a GPU if there is one.
+            device: `auto` takes a GPU if there is one; `cuda:1` is also made torch's current device in this thread.
             torch_dtype: of the UNet; fp32 on a CPU and fp16 on a GPU unless said.
             store: where stages are kept; by default a folder of the user's cache.
 
@@ -167,6 +168,8 @@ class Recapture:
             InputError: the device is not there.
         """
         chosen = pick_device(device)
+        if chosen.index is not None:
+            torch.cuda.set_device(chosen)  # Triton's kernels start on the current device
         dtype = torch_dtype or (torch.float16 if chosen.type == "cuda" else torch.float32)
         opened = store if isinstance(store, Store) else Store(store or default_store())
         return cls(Models(str(model), device=chosen, dtype=dtype), store=opened)
@@ -303,11 +306,15 @@ def _key(run: Run, stage: Stage, entries: Mapping[str, Entry]) -> str:
 
 def pick_device(name: str) -> torch.device:
     """Raises InputError: unknown, or asked for and not there."""
-    if name not in DEVICES:
-        raise InputError(f"no device {name!r}; there are {', '.join(DEVICES)}", param="--device")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("no CUDA device is available; use --device cpu", param="--device")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    check_device(name)
+    kind, _, number = name.partition(":")
+    if kind == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError("no CUDA device is available; set `device` to cpu", param="device")
+    if number and int(number) >= torch.cuda.device_count():
+        raise InputError(f"there is no {name}; this machine has {torch.cuda.device_count()} GPUs", param="device")
+    return torch.device(name)
 
 
 def _refuse_early(run: Run) -> None:
@@ -318,7 +325,7 @@ def _refuse_early(run: Run) -> None:
         raise InputError(
             f"{run.clip_name} has {run.info.frame_count} frames, from frame {run.config.decode.first_frame} on "
             f"{run.frame_count} would be used; at least 2 are needed",
-            param="CLIP",
+            param="video",
         )
 
 
@@ -329,10 +336,10 @@ def _errors_with_a_knob() -> Iterator[None]:
     except KeyboardInterrupt:
         raise Cancelled("interrupted; run the same command again and it goes on from here") from None
     except torch.OutOfMemoryError:
-        raise ResourceError(f"the GPU is {_OUT_OF_MEMORY}", param="--memory") from None
+        raise ResourceError(f"the GPU is {_OUT_OF_MEMORY}", param="memory") from None
     except MemoryError:
-        raise ResourceError(_OUT_OF_MEMORY, param="--memory") from None
+        raise ResourceError(_OUT_OF_MEMORY, param="memory") from None
     except RuntimeError as error:
         if "can't allocate memory" in str(error):  # how torch's CPU allocator says it
-            raise ResourceError(_OUT_OF_MEMORY, param="--memory") from None
+            raise ResourceError(_OUT_OF_MEMORY, param="memory") from None
         raise

@@ -209,8 +209,8 @@ def anchor(run: Run, inputs: Inputs, out: Writer) -> None:
         if not run.force:
             raise CameraError(
                 "the path sees nothing of the clip (at most "
-                f"{100 * max(covered):.1f} % of any frame); turn or move the camera less, or use --force",
-                param="--camera",
+                f"{100 * max(covered):.1f} % of any frame); turn or move the camera less, or use `force`",
+                param="camera",
                 code="camera_sees_nothing",
             )
         run.warn("the path sees almost nothing of the clip")

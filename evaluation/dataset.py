@@ -63,15 +63,15 @@ def read_dataset(folder: Path) -> list[ShotEntry]:
     """
     scenes = sorted(path.parent for path in folder.glob("*/cameras.json"))
     if not scenes:
-        raise InputError(f"{folder} holds no scene: SCENE/cameras.json was looked for", param="DATASET")
+        raise InputError(f"{folder} holds no scene: SCENE/cameras.json was looked for", param="dataset")
     entries = []
     for scene in scenes:
         for needed in ("source/rgb", "source/depth.npz"):
             if not (scene / needed).exists():
-                raise InputError(f"{scene / needed} is missing", param="DATASET")
+                raise InputError(f"{scene / needed} is missing", param="dataset")
         targets = sorted(path.parent for path in scene.glob("target_*/visible.npz"))
         if not targets:
-            raise InputError(f"{scene} has no target_*/ with visible.npz", param="DATASET")
+            raise InputError(f"{scene} has no target_*/ with visible.npz", param="dataset")
         for target in targets:
             entries.append(
                 ShotEntry(
@@ -90,11 +90,11 @@ def _read_shot(scene: Path, target: Path) -> Shot:
         depth = _only_array(scene / "source" / "depth.npz").astype(np.float32)
         packed = _only_array(target / "visible.npz")
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{scene} cannot be read ({error})", param="DATASET") from None
+        raise InputError(f"{scene} cannot be read ({error})", param="dataset") from None
     source, truth = read_frames(scene / "source" / "rgb"), read_frames(target / "rgb")
     shape = source.shape[:3]
     if truth.shape != source.shape or depth.shape != shape or any(pose.shape != (shape[0], 4, 4) for pose in poses):
-        raise InputError(f"{target}: frames, depth and cameras are not of one length and size", param="DATASET")
+        raise InputError(f"{target}: frames, depth and cameras are not of one length and size", param="dataset")
     if packed.dtype == np.uint8 and packed.shape != shape:  # np.packbits
         packed = np.unpackbits(packed.ravel())[: np.prod(shape)].reshape(shape)
     return Shot(
@@ -113,10 +113,10 @@ def read_frames(folder: Path) -> np.ndarray:
     for path in sorted(folder.glob("*.png")):
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is None or (frames and image.shape != frames[0].shape):
-            raise InputError(f"{path} is damaged or of another size than the first", param="DATASET")
+            raise InputError(f"{path} is damaged or of another size than the first", param="dataset")
         frames.append(image[..., ::-1])
     if not frames:
-        raise InputError(f"{folder} holds no PNG frames", param="DATASET")
+        raise InputError(f"{folder} holds no PNG frames", param="dataset")
     return np.stack(frames)
 
 

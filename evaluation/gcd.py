@@ -110,7 +110,7 @@ def read_gcd(folder: Path, controls: Path, *, frames: int = FRAMES, width: int =
         raise InputError(
             f"{folder} holds none of the {len(rows)} scenes of {controls.name}: a folder with {min(rows)}/ was looked "
             f"for (the release as it unpacks, not the point clouds converted from it)",
-            param="--gcd",
+            param="gcd",
         )
     entries = []
     for name in present:
@@ -130,11 +130,9 @@ def _read_controls(path: Path) -> dict[str, dict[str, _Control]]:
     try:
         document = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error})", param="--controls") from None
+        raise InputError(f"{path} cannot be read as JSON ({error})", param="controls") from None
     if not isinstance(document, dict) or not document or not all(isinstance(rows, dict) for rows in document.values()):
-        raise InputError(
-            f'{path} is no control file: {{"scn02900": {{"sample_00": ...}}}} expected', param="--controls"
-        )
+        raise InputError(f'{path} is no control file: {{"scn02900": {{"sample_00": ...}}}} expected', param="controls")
     return {
         scene: {sample: _parse_control(row, f"{path}: {scene}/{sample}") for sample, row in rows.items()}
         for scene, rows in document.items()
@@ -153,7 +151,7 @@ def _parse_control(row: Any, name: str) -> _Control:
         raise InputError(
             f"{name} ({error!r}): frame_start, frame_skip, spherical_start and spherical_end (azimuth, elevation in "
             f"degrees, radius in metres) expected; the control files of ParallelDomain-4D are not for Kubric-4D",
-            param="--controls",
+            param="controls",
         ) from None
     return _Control(frame_start=first, frame_skip=skip, start=start, end=end)
 
@@ -167,12 +165,12 @@ def _require_files(scene: Path, sample: str, frames: list[int]) -> None:
     for view in range(VIEWS):
         for path in (_metadata(scene, view), _frames(scene, view)):
             if not path.exists():
-                raise InputError(f"{path} is missing: a scene has views 0 to {VIEWS - 1}", param="--gcd")
+                raise InputError(f"{path} is missing: a scene has views 0 to {VIEWS - 1}", param="gcd")
     for frame in (frames[0], frames[-1]):
         for path in _pictures(scene, 0, frame):
             if not path.exists():
                 asked = f"{sample} needs frames {frames[0]} to {frames[-1]}"
-                raise InputError(f"{path} is missing: {asked} of every view", param="--gcd")
+                raise InputError(f"{path} is missing: {asked} of every view", param="gcd")
 
 
 def _metadata(scene: Path, view: int) -> Path:
@@ -204,7 +202,7 @@ def _read_shot(scene: Path, control: _Control, count: int, width: int) -> Shot:
         cloud = list(_merged_points(scene, views, frame))
         source, target = (_draw(cloud, K_px, c2w[t], (h, w)) for c2w in (source_c2w, target_c2w))
         if not (source.known.any() and target.known.any()):
-            raise InputError(f"{scene.name}: the path looks past the scene in frame {t}", param="--controls")
+            raise InputError(f"{scene.name}: the path looks past the scene in frame {t}", param="controls")
         sources.append(source)
         targets.append(target)
         visible.append(_visible(target, target_c2w[t], source, source_c2w[t], K_px))
@@ -230,10 +228,10 @@ def _read_view(path: Path, last_frame: int) -> _View:
         raise InputError(
             f"{path} ({error!r}): scene.resolution, scene.frame_rate, camera.K, camera.quaternions and "
             f"camera.positions expected, as Kubric writes them",
-            param="--gcd",
+            param="gcd",
         ) from None
     if len(c2w) <= last_frame:
-        raise InputError(f"{path} has {len(c2w)} camera poses, frame {last_frame} is asked for", param="--gcd")
+        raise InputError(f"{path} has {len(c2w)} camera poses, frame {last_frame} is asked for", param="gcd")
     return _View(K_px=np.diag([width, height, 1.0]) @ unit, c2w=c2w, width=width, height=height, fps=fps)
 
 
@@ -256,9 +254,9 @@ def _merged_points(scene: Path, views: list[_View], frame: int) -> Iterator[tupl
         distance = cv2.imread(str(depth_path), cv2.IMREAD_UNCHANGED)
         size = (view.height, view.width)
         if color is None or color.shape[:2] != size:
-            raise InputError(f"{color_path} is no picture of {size[1]}x{size[0]} pixels", param="--gcd")
+            raise InputError(f"{color_path} is no picture of {size[1]}x{size[0]} pixels", param="gcd")
         if distance is None or distance.shape != size or distance.dtype.kind != "f":
-            raise InputError(f"{depth_path} is no {size[1]}x{size[0]} TIFF of floats", param="--gcd")
+            raise InputError(f"{depth_path} is no {size[1]}x{size[0]} TIFF of floats", param="gcd")
         v, u = np.mgrid[: view.height, : view.width] + 0.5
         rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(view.K_px).T  # [H, W, 3]
         hit = (distance > 0) & (distance < _NOTHING_M)  # False for NaN too

@@ -1,24 +1,19 @@
 """`--vary KNOB=VALUE,VALUE`: options of the pipeline tried one value at a time."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from ..engine.config import RunConfig, override
+from ..engine.config import OPTIONS, RunConfig, override
 from ..engine.errors import InputError
+from ..engine.options import by_section
 from .rows import Overrides
 
 KNOBS = {
-    "anchor": ("anchor.route",),
-    "mask": ("condition.mask_mode",),
-    "mask_threshold": ("condition.mask_threshold",),
+    **{option.name: (path,) for path, option in OPTIONS.items() if "." in path},
     "steps": ("tune.spatial_steps", "tune.temporal_steps"),
-    "sample_steps": ("sample.steps",),
-    "sdedit_sigma": ("refine.sigma",),
-    "sdedit_steps": ("refine.steps",),
-    "feather": ("deliver.feather_px",),
 }
-"""Options that the `run` command calls otherwise than the configuration does."""
+"""Paths of the options by the name of their flag, or by their path where they have none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +32,11 @@ def parse_vary(text: str, base: RunConfig) -> list[Variation]:
     """
     knob, _, listed = text.partition("=")
     if not knob or not listed:
-        raise InputError(f"{text!r} is not KNOB=VALUE,VALUE", param="--vary")
-    places = [place.split(".") for place in KNOBS.get(knob, ())] or _places(knob, base)
+        raise InputError(f"{text!r} is not KNOB=VALUE,VALUE", param="vary")
+    paths = KNOBS.get(knob) or _paths(knob)
     variations = []
     for word in listed.split(","):
-        config: dict[str, dict[str, Any]] = {}
-        for section, field in places:
-            config.setdefault(section, {})[field] = _value(word.strip())
+        config = by_section({path: OPTIONS[path].read(_value(word.strip())) for path in paths})
         override(base, config)
         variations.append(Variation(name=f"{knob}={word.strip()}", config=config))
     return variations
@@ -54,16 +47,14 @@ def merged(first: Overrides, second: Overrides) -> dict[str, dict[str, Any]]:
     return {section: {**first.get(section, {}), **second.get(section, {})} for section in {**first, **second}}
 
 
-def _places(knob: str, base: RunConfig) -> list[list[str]]:
-    sections = {name: part for name, part in asdict(base).items() if isinstance(part, dict)}
-    found = [[s, f] for s, part in sections.items() for f in part if knob in (f, f"{s}.{f}")]
-    if len(found) == 1:
-        return found
-    if found:
-        names = ", ".join(".".join(place) for place in found)
-        raise InputError(f"{knob!r} is one of {names}: give it with its section", param="--vary")
-    known = ", ".join([*KNOBS, *(f"{s}.{f}" for s, part in sections.items() for f in part)])
-    raise InputError(f"there is no knob {knob!r}; there are {known}", param="--vary")
+def _paths(knob: str) -> tuple[str, ...]:
+    """The option whose path, or the last part of it, is the knob."""
+    found = [path for path in OPTIONS if "." in path and knob in (path, path.rpartition(".")[2])]
+    if len(found) > 1:
+        raise InputError(f"{knob!r} is one of {', '.join(found)}: give it with its section", param="vary")
+    if not found:
+        raise InputError(f"no option {knob!r}; there are {', '.join(KNOBS)}", param="vary")
+    return (found[0],)
 
 
 def _value(word: str) -> Any:

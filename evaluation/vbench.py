@@ -22,7 +22,7 @@ DIMENSIONS = (
 )
 """Those that ask for no prompt and judge how a clip looks."""
 
-_PARAM = "--vbench-python"
+_PARAM = "vbench_python"
 _NOT_INSTALLED = 3
 _NAME = "recapture"
 _DRIVER = f"""

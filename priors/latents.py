@@ -31,7 +31,7 @@ from ..engine.anchor.render import to_tensor
 from ..engine.cameras import CameraPath
 from ..engine.diffusion.conditioning import working_anchor
 from ..engine.models.video import load_network
-from ..engine.pipeline import DEVICES, pick_device
+from ..engine.pipeline import pick_device
 from ..kernels.latent_mask import latent_mask
 from ..kernels.splat import splat
 from .frames import ClipFolder, photographs, recolor, size_px
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--part", type=int, default=0, help="this command's share of the clips, of --parts")
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(args.threads)

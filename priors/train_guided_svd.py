@@ -30,12 +30,13 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..engine.catalog import find_model
 from ..engine.hub import weights_digest
 from ..engine.layout import COMPONENTS
 from ..engine.models.adapters import ADAPTERS, target_names
 from ..engine.models.temporal_bypass import temporal_bypass
-from ..engine.models.video import ModelShape, VideoModel, find_model
-from ..engine.pipeline import DEVICES, pick_device
+from ..engine.models.video import ModelShape, VideoModel
+from ..engine.pipeline import pick_device
 from .train_unet import MOTION_BUCKET, NOISE_AUGMENTATION, HeldOut, Latents, denoising_loss, widen_input
 from .training import Run, recipe_arguments
 
@@ -210,7 +211,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), help="train on windows of this many cells")
     parser.add_argument("--image-share", type=float, default=0.25, help="share of steps on single frames")
     parser.add_argument("--log-every", type=int, default=200, help="steps between rows of the curve")
-    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto", help="half on a GPU by default")
     parser.add_argument("--checkpointing", action="store_true", help="less memory: activations are computed twice")
     args = parser.parse_args()

@@ -33,7 +33,7 @@ def check_tenant(tenant: str) -> None:
     if not _TENANT.fullmatch(tenant):
         raise InputError(
             f"{tenant!r} is no name for a tenant: a-z, 0-9, - and _, at most 64 of them, not - or _ first",
-            param="--tenant",
+            param="tenant",
         )
 
 

@@ -3,11 +3,12 @@
 import os
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ..client.schema import MOST_UPLOAD_BYTES
+from ..engine.config import check_device
 from ..engine.errors import StoreError
 from .database import Database
 from .jobs.jobs import Quota
@@ -19,6 +20,11 @@ SETTINGS_VARIABLE = "RECAPTURE_SERVE_SETTINGS"
 
 def _network(value: str) -> str:
     ip_network(value)
+    return value
+
+
+def _device(value: str) -> str:
+    check_device(value)
     return value
 
 
@@ -36,7 +42,7 @@ class Settings(BaseModel):
     database: str | None = None
     """`postgresql://...`; None is a SQLite file in `data`, for one machine only."""
     model: str = Field("tiny", max_length=500)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[str, AfterValidator(_device)] = "auto"
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     lease_s: Seconds = 30.0

@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does
 # What a developer has pulled must not change what a test runs. Read when the hub's client is imported.
 os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="recapture-test-hub-")
+os.environ["XDG_CONFIG_HOME"] = "/nonexistent"  # nor what they have written into config.toml
 
 import pytest
 import torch

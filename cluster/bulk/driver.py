@@ -200,7 +200,7 @@ class Driver:
                 if pipeline != self._pipeline:
                     raise WorkersError(
                         "a worker has another version of the code or of a model than this driver; give both the same "
-                        "image, the same --model and the same `recapture models pull`",
+                        "image, the same `model` and the same `recapture models pull`",
                         code="version_mismatch",
                     )
                 self._failed_starts = 0
@@ -302,9 +302,7 @@ class Driver:
     def _refuse_rest(self) -> None:
         """Rows that the budget left out have a row in the results, too."""
         for row in self._schedule.rest():
-            said = Outcome(
-                status="failed", error_code="budget", error_message="the budget of --max-gpu-hours ended first"
-            )
+            said = Outcome(status="failed", error_code="budget", error_message="the budget of GPU hours ended first")
             self._rows.append(self._result(Claim(row, 0), said, "not_admitted"))
             self.progress.rows["not_admitted"] = self.progress.rows.get("not_admitted", 0) + 1
             self._insist(self._write_due_shard)

@@ -30,7 +30,7 @@ class EngineSetup:
     """What it takes to make a renderer in a worker's process; it travels there, so it holds no open thing.
 
     Attributes:
-        device: as `--device` has it.
+        device: as `Recapture.from_pretrained` takes it.
         stages: URI of the stage store.
         roots: URIs that rows may lie below, the output's own among them.
         keep: `adapters` and `all` write the tuned adapters beside the video; what becomes of the stages is the driver's.
@@ -49,7 +49,7 @@ class EngineSetup:
     def make(self, leases: LeaseClient) -> RowRenderer:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        store = SingleFlightStore(open_place(self.stages, param="--store"), leases=leases)
+        store = SingleFlightStore(open_place(self.stages, param="store"), leases=leases)
         engine = Recapture.from_pretrained(self.model, device=self.device, store=store)
         film = EngineFilm(engine, tuned=self.keep == "adapters", warm_start=self.warm_start)
         return RowRenderer(film, store, Roots(self.roots))

@@ -68,7 +68,7 @@ class ManifestError(InputError):
 
     def __init__(self, problems: list[Problem]) -> None:
         more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-        super().__init__("; ".join(map(str, problems[:_NAMED])) + more, param="MANIFEST")
+        super().__init__("; ".join(map(str, problems[:_NAMED])) + more, param="manifest")
         self.problems = problems
 
 
@@ -128,7 +128,7 @@ def read_manifest(place: Place, roots: Roots, out: Place) -> Manifest:
     """
     suffix = place.path.rpartition(".")[2].lower()
     if suffix not in _READERS:
-        raise InputError(f"{place} is no .parquet, .csv or .jsonl file", param="MANIFEST")
+        raise InputError(f"{place} is no .parquet, .csv or .jsonl file", param="manifest")
     checks = _Checks(roots, out, base=place.path.rpartition("/")[0] if place.local else None)
     rows: list[dict[str, Any]] = []
     batches: list[pa.RecordBatch] = []
@@ -143,15 +143,15 @@ def read_manifest(place: Place, roots: Roots, out: Place) -> Manifest:
                 batches.append(pa.RecordBatch.from_pylist(rows, schema=COLUMNS))
                 rows.clear()
             if len(checks.seen) > _MAX_ROWS:
-                raise InputError(f"{place} has more than {_MAX_ROWS} rows; split it", param="MANIFEST")
+                raise InputError(f"{place} has more than {_MAX_ROWS} rows; split it", param="manifest")
     except FileNotFoundError:
-        raise InputError(f"{place} does not exist", param="MANIFEST") from None
+        raise InputError(f"{place} does not exist", param="manifest") from None
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-        raise InputError(f"{place} cannot be read: {error}", param="MANIFEST") from None
+        raise InputError(f"{place} cannot be read: {error}", param="manifest") from None
     if problems:
         raise ManifestError(problems)
     if not checks.seen:
-        raise InputError(f"{place} has no rows", param="MANIFEST")
+        raise InputError(f"{place} has no rows", param="manifest")
     batches.append(pa.RecordBatch.from_pylist(rows, schema=COLUMNS))
     return Manifest(pa.Table.from_batches(batches).combine_chunks(), list(checks.seen.values()))
 
@@ -194,7 +194,7 @@ def _parquet_rows(place: Place) -> Iterator[tuple[str, dict[str, Any]]]:
         kind, version = metadata.get(_KIND), metadata.get(_VERSION)
         if kind is not None and (kind, version) != (COLUMNS.metadata[_KIND], COLUMNS.metadata[_VERSION]):
             said = f"{kind.decode()} version {(version or b'?').decode()}"
-            raise InputError(f"{place} is a {said}; this release reads version {VERSION}", param="MANIFEST")
+            raise InputError(f"{place} is a {said}; this release reads version {VERSION}", param="manifest")
         number = 0
         for batch in file.iter_batches(batch_size=_BATCH):
             for record in batch.to_pylist():
@@ -236,7 +236,9 @@ class _Checks:
             try:
                 record[field.name] = self._value(field, record.get(field.name))
             except RecaptureError as error:
-                problems.append(Problem(where, field.name, error.message))
+                # A wrong option in a row is named by its section and field, as the row writes it.
+                message = error.message if error.param in (None, field.name) else str(error)
+                problems.append(Problem(where, field.name, message))
         if problems:
             return problems
         start_s, end_s = record["start_s"], record["end_s"]

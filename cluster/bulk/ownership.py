@@ -106,8 +106,8 @@ class Ownership:
                 if now.beats != before.beats:
                     raise OwnershipError(
                         f"a driver on {now.host} (process {now.pid}) writes to {out}; wait for it, stop it, or take "
-                        "over with --takeover",
-                        param="--out",
+                        "over with `takeover`",
+                        param="out",
                     )
             before = read_owner(out)
         fence = 1 + max([before.fence if before else 0, *last_numbers()])
@@ -139,7 +139,7 @@ class Ownership:
         if now is not None and now.driver != self.owner.driver and now.fence >= self.owner.fence:
             raise OwnershipError(
                 f"the driver on {now.host} (process {now.pid}) has taken over {str(self._place).rpartition('/')[0]}",
-                param="--out",
+                param="out",
                 code="taken_over",
             )
 
@@ -162,7 +162,7 @@ def _read(place: Place) -> Owner | None:
     try:
         return _parse(place.read())
     except OSError as error:
-        raise OutputError(f"cannot read {place}: {error.strerror or error}", param="--out") from error
+        raise OutputError(f"cannot read {place}: {error.strerror or error}", param="out") from error
 
 
 def _text(owner: Owner) -> bytes:

@@ -118,14 +118,14 @@ def _sample(manifest: Manifest, left: list[int], roots: Roots, model: str, devic
 
 def _plan(manifest: Manifest, index: int, roots: Roots, engine: Recapture, folder: Path) -> _Cost:
     row = manifest.row(index)
-    place = roots.find(row.input_uri, param="input_uri")
+    place = roots.find(row.input_uri, param="manifest")
     clip = folder / f"clip-{index}"
-    place.download(clip, Limits().max_bytes, param="input_uri")
+    place.download(clip, Limits().max_bytes, param="manifest")
     camera = row.camera
     if is_camera_file(camera):
-        place = roots.find(camera, param="camera")
+        place = roots.find(camera, param="manifest")
         target = folder / f"camera-{index}{Path(place.path).suffix.lower()}"
-        place.download(target, 16 << 20, param="camera")
+        place.download(target, 16 << 20, param="manifest")
         camera = str(target)
     config = config_of(engine, row, clip, warm_start=False)
     preview = engine(clip, parse_camera(camera), config=config, until="anchor")

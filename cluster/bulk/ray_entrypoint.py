@@ -61,13 +61,15 @@ class BulkRun:
             InputError: the manifest cannot be used, or a place cannot be opened.
         """
         if self.concurrency is not None and self.concurrency < 1:
-            raise InputError(f"{self.concurrency} workers do nothing; give at least 1", param="--concurrency")
+            raise InputError(f"{self.concurrency} workers do nothing; give at least 1", param="concurrency")
         if self.max_gpu_hours is not None and not self.max_gpu_hours >= 0:
-            raise InputError(f"{self.max_gpu_hours} is no number of hours", param="--max-gpu-hours")
+            raise InputError(f"{self.max_gpu_hours} is no number of hours", param="max_gpu_hours")
+        if ":" in self.device:
+            raise InputError("Ray hands GPUs to workers by itself; give cuda", param="device")
         if self.keep not in ("results", "adapters", "all"):
-            raise InputError(f"{self.keep!r} is not one of results, adapters, all", param="--keep")
-        out, roots = open_place(self.out, param="--out"), Roots(self.root_uris)
-        return read_manifest(open_place(self.manifest, param="MANIFEST"), roots, out), out, roots
+            raise InputError(f"{self.keep!r} is not one of results, adapters, all", param="keep")
+        out, roots = open_place(self.out, param="out"), Roots(self.root_uris)
+        return read_manifest(open_place(self.manifest, param="manifest"), roots, out), out, roots
 
 
 def run_bulk(
@@ -85,12 +87,12 @@ def run_bulk(
     """
     manifest, out, _ = bulk.open()
     stages_uri = absolute_uri(bulk.store or join_uri(bulk.out, "stages"))
-    stages = open_place(stages_uri, param="--store")
+    stages = open_place(stages_uri, param="store")
     pipeline = pipeline_of(bulk.model, warm_start=bulk.warm_start)
     with connect(bulk.cluster, cpus=bulk.concurrency), _terminable():  # in this order: Ray, too, sets a handler
         gpus = 0 if bulk.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
         if bulk.device == "cuda" and not gpus:
-            raise InputError("the cluster has no GPU; use --device cpu", param="--device")
+            raise InputError("the cluster has no GPU; set `device` to cpu", param="device")
         workers = bulk.concurrency or gpus or int(ray.cluster_resources().get("CPU", 1))
         require(gpus=workers if gpus else 0, cpus=0 if gpus else workers)
         setup = EngineSetup(

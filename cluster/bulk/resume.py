@@ -46,8 +46,8 @@ class UpgradeError(InputError):
         named = ", ".join(clips[:_NAMED]) + (f" and {len(clips) - _NAMED} more" if len(clips) > _NAMED else "")
         super().__init__(
             f"this output was made by another version of the code or the model; {len(rows)} finished rows would be "
-            f"done again (clips {named}); say so with --upgrade, or choose another output",
-            param="--out",
+            f"done again (clips {named}); say so with `upgrade`, or choose another output",
+            param="out",
         )
         self.rows = rows
 

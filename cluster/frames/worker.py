@@ -47,10 +47,10 @@ class Worker:
         here = ray.util.get_node_ip_address()
         models = self._engine.models
         if (models.unet_digest, models.encoder_digest) != (wanted["unet"], wanted["encoders"]):
-            raise ClusterError(f"{here} has other weights under the name {model}", param="--model")
+            raise ClusterError(f"{here} has other weights under the name {model}", param="model")
         if not (self._engine.store.root / wanted["mark"]).exists():
             raise ClusterError(
-                f"{here} does not see the store {store}; it must be a folder that every machine mounts", param="--store"
+                f"{here} does not see the store {store}; it must be a folder that every machine mounts", param="store"
             )
         return here
 

@@ -31,12 +31,12 @@ Settings = dict[str, Any]
 """DeepSpeed's own JSON."""
 
 _OURS = {
-    "optimizer": "the optimiser is AdamW, its options are --lr and the configuration's",
+    "optimizer": "the optimiser is AdamW, its options are `tune.lr` and the configuration's",
     "scheduler": "the learning rate is constant",
     "fp16": "the model's precision decides",
     "bf16": "the model's precision decides",
     "gradient_accumulation_steps": "give a larger batch and more devices instead",
-    "train_batch_size": "the batch is --temporal-batch and the configuration's",
+    "train_batch_size": "the batch is `tune.temporal_batch` and the configuration's",
 }
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -52,10 +52,10 @@ def read_settings(path: Path | None) -> Settings:
         if not isinstance(given, dict):
             raise ValueError("no JSON object")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as DeepSpeed's JSON ({error})", param="--deepspeed") from None
+        raise InputError(f"{path} cannot be read as DeepSpeed's JSON ({error})", param="deepspeed") from None
     for name, why in _OURS.items():
         if name in given:
-            raise InputError(f"{path} sets {name!r}: {why}", param="--deepspeed")
+            raise InputError(f"{path} sets {name!r}: {why}", param="deepspeed")
     fixed = {"train_micro_batch_size_per_gpu": 1, "steps_per_print": 1 << 30}
     return {"zero_optimization": {"stage": 0}, **given, **fixed}
 
@@ -76,7 +76,7 @@ class Zero:
         self._stage = int(settings["zero_optimization"].get("stage", 0))
         if self._stage == 3:
             if model.dtype != torch.float32:
-                raise InputError("stage 3 needs a model in fp32; stages 0 to 2 take any", param="--deepspeed")
+                raise InputError("stage 3 needs a model in fp32; stages 0 to 2 take any", param="deepspeed")
             model.unet = copy.deepcopy(model.unet)
             parameters = {name: list(adapters.adapter_parameters(model.unet, name).values()) for name in parameters}
         self._parameters = parameters

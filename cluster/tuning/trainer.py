@@ -61,11 +61,11 @@ class Tuning:
         tune = config.tune
         if tune.schedule == "joint":
             raise InputError(
-                "several devices tune one adapter at a time; use --schedule decoupled", param="--tune-devices"
+                "several devices tune one adapter at a time; set `tune.schedule` to decoupled", param="tune_devices"
             )
         for param, batch, steps in (
-            ("--spatial-batch", tune.spatial_batch, tune.spatial_steps),
-            ("--temporal-batch", tune.temporal_batch, tune.temporal_steps),
+            ("tune.spatial_batch", tune.spatial_batch, tune.spatial_steps),
+            ("tune.temporal_batch", tune.temporal_batch, tune.temporal_steps),
         ):
             if steps and batch % self.devices:
                 raise InputError(

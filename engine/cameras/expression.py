@@ -120,7 +120,7 @@ def parse_expression(text: str) -> PresetSpec:
         CameraError: with the column at which the text stops making sense and what would be accepted there.
     """
     if len(text) > _MAX_LENGTH:
-        raise CameraError(f"an expression has at most {_MAX_LENGTH} characters, not {len(text)}", param="--camera")
+        raise CameraError(f"an expression has at most {_MAX_LENGTH} characters, not {len(text)}", param="camera")
     return PresetSpec(text=text.strip(), motions=tuple(_Parser(text).expression()))
 
 
@@ -151,7 +151,7 @@ class _Parser:
         while self._took("+"):
             motions.append(self._motion())
             if len(motions) > _MAX_MOTIONS:
-                raise CameraError(f"an expression has at most {_MAX_MOTIONS} movements", param="--camera")
+                raise CameraError(f"an expression has at most {_MAX_MOTIONS} movements", param="camera")
         if self._next.kind != "end":
             _fail(self._next, f"expected '+' and another movement, or the end, not {self._next.text!r}")
         return motions
@@ -215,7 +215,7 @@ class _Parser:
 
 
 def _fail(token: _Token, problem: str) -> NoReturn:
-    raise CameraError(f"column {token.column}: {problem}", param="--camera")
+    raise CameraError(f"column {token.column}: {problem}", param="camera")
 
 
 def _shown(token: _Token) -> str:

@@ -63,7 +63,7 @@ class CameraPath:
         if self.c2w.shape != (n, 4, 4) or self.K_px.shape != (n, 3, 3):
             raise ValueError(f"{n} times, but c2w is {self.c2w.shape} and K_px is {self.K_px.shape}")
         if not np.isfinite(self.K_px).all() or (self.K_px[:, [0, 1], [0, 1]] <= 0).any():
-            raise CameraError("the path's focal lengths must be finite and positive", param="--camera")
+            raise CameraError("the path's focal lengths must be finite and positive", param="camera")
         object.__setattr__(self, "c2w", _frozen(checked_poses(self.c2w, lambda i: f"frame {i}")))
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class CameraPath:
         if track.K_px is None or track.times_s is None or track.reference != "source" or track.unit != "scene":
             raise CameraError(
                 "a complete camera path has K_px and time_s in every frame, reference 'source' and unit 'scene'",
-                param="--camera",
+                param="camera",
             )
         return cls(c2w=track.c2w, K_px=track.K_px, width=track.width, height=track.height, times_s=track.times_s)
 

@@ -119,10 +119,10 @@ def _placed(position: np.ndarray, values: Values, scene: Scene) -> Motion:
         for ray in (scene.pivot - position, scene.pivot):
             distance = np.linalg.norm(ray, axis=-1, keepdims=True)
             if distance.min() < 1e-6 * scene.median_depth:
-                raise CameraError("the camera reaches the point it looks at: move it less", param="--camera")
+                raise CameraError("the camera reaches the point it looks at: move it less", param="camera")
             ray = ray / distance
             if np.abs(ray[:, 1]).max() > 1 - 1e-9:
-                raise CameraError("the camera looks straight up or down at its subject: move it less", param="--camera")
+                raise CameraError("the camera looks straight up or down at its subject: move it less", param="camera")
             bases.append(level_basis(ray))
         R = bases[0] @ bases[1].transpose(0, 2, 1)
     return Motion(c2w=rigid(R, position), zoom=np.ones(n))
@@ -143,7 +143,7 @@ def _dolly_zoom(values: Values, scene: Scene) -> Motion:
         raise CameraError(
             f"dolly_zoom moves {distance.max():.3g} scene units forward and passes its subject at {depth.min():.3g}: "
             "its distance must stay below the subject's",
-            param="--camera",
+            param="camera",
         )
     # A thing at depth Z has the size f / Z in the picture: f (Z - d) / Z keeps it.
     position = distance[:, None] * np.array([0.0, 0.0, 1.0])

@@ -121,7 +121,7 @@ def checked_poses(pose: np.ndarray, name: Callable[[int], str]) -> np.ndarray:
     def refuse(bad: np.ndarray | np.bool, problem: Callable[[int], str]) -> None:
         if bad.any():
             i = int(bad.argmax())
-            raise CameraError(f"{name(i)}: {problem(i)}", param="--camera")
+            raise CameraError(f"{name(i)}: {problem(i)}", param="camera")
 
     flat = pose.reshape(len(pose), 16)
     refuse(~np.isfinite(flat).all(-1), lambda _: "the pose has a number that is not finite")

@@ -156,37 +156,37 @@ def parse_camera(spec: str, *, source_camera: str | Path | None = None, path_sca
     """
     if starts_with_preset(spec) or not _names_file(spec):
         if source_camera is not None:
-            raise CameraError("only a camera from a file has a source camera, not a preset", param="--source-camera")
+            raise CameraError("only a camera from a file has a source camera, not a preset", param="source_camera")
         if path_scale is not None:
-            raise CameraError("only a camera from a file has a scale, not a preset", param="--path-scale")
+            raise CameraError("only a camera from a file has a scale, not a preset", param="path_scale")
         return parse_expression(spec)
     if path_scale is not None and not (math.isfinite(path_scale) and 0 < path_scale <= 1e9):
-        raise CameraError(f"the scale must be a positive number up to 1e9, not {path_scale}", param="--path-scale")
+        raise CameraError(f"the scale must be a positive number up to 1e9, not {path_scale}", param="path_scale")
     track = read_cameras(spec)
     source = None
     if source_camera is not None:
         if track.reference == "source":
             raise CameraError(
                 f"the poses of {spec} are already relative to the source camera: leave this out",
-                param="--source-camera",
+                param="source_camera",
             )
         try:
             source = read_cameras(source_camera)
         except CameraError as error:
-            raise CameraError(error.message, param="--source-camera") from None
+            raise CameraError(error.message, param="source_camera") from None
         _check_same_world(track, source)
     return FileSpec(text=spec, track=track, source=source, path_scale=path_scale)
 
 
 def _check_same_world(track: PoseTrack, source: PoseTrack) -> None:
     if source.reference != "world" or source.unit != track.unit:
-        raise CameraError("it must hold absolute poses in the camera file's world and unit", param="--source-camera")
+        raise CameraError("it must hold absolute poses in the camera file's world and unit", param="source_camera")
     a, b = track.aspect, source.aspect
     if a is not None and b is not None and abs(a - b) > 2 * ASPECT_TOLERANCE * a:
         raise CameraError(
             f"its pictures are {source.width}x{source.height}, the camera file's {track.width}x{track.height}: "
             "the shapes must agree",
-            param="--source-camera",
+            param="source_camera",
         )
 
 

@@ -128,7 +128,7 @@ def build_track(
     clean = checked_poses(c2w, name)
     if times_s is not None and (np.diff(times_s) <= 0).any():
         later = int((np.diff(times_s) <= 0).argmax()) + 1
-        raise CameraError(f"{name(later)}: its time is not later than the one before", param="--camera")
+        raise CameraError(f"{name(later)}: its time is not later than the one before", param="camera")
     if K_px is None or sizes is None:
         return PoseTrack(c2w=clean, times_s=times_s, reference=reference, unit=unit)
     width, height = sizes[0]
@@ -136,7 +136,7 @@ def build_track(
         if abs(w / h - width / height) > ASPECT_TOLERANCE * width / height:
             raise CameraError(
                 f"{name(i)}: a picture of {w}x{h} has another shape than the first one's {width}x{height}",
-                param="--camera",
+                param="camera",
             )
     focal = K_px[:, [0, 1], [0, 1]]
     skewed = np.abs(K_px[:, [0, 1, 2, 2], [1, 0, 0, 1]]).max(-1) > 0
@@ -146,7 +146,7 @@ def build_track(
     if bad.any():
         raise CameraError(
             f"{name(int(bad.argmax()))}: intrinsics must be finite, with positive focal lengths and no skew",
-            param="--camera",
+            param="camera",
         )
     stretch = np.array([(width / w, height / h, 1.0) for w, h in sizes])
     return PoseTrack(
@@ -163,4 +163,4 @@ def build_track(
 def check_count(count: int, name: str) -> None:
     """Refuse an empty file and one of more than `MAX_POSES` poses."""
     if not 1 <= count <= MAX_POSES:
-        raise CameraError(f"{name}: a camera file has 1 to {MAX_POSES} poses, not {count}", param="--camera")
+        raise CameraError(f"{name}: a camera file has 1 to {MAX_POSES} poses, not {count}", param="camera")

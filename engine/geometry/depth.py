@@ -381,14 +381,14 @@ def read_depth(
         sorted(path for path in folder.glob("*") if path.suffix in (".npy", ".npz", ".png")) if folder.is_dir() else []
     )
     if not files:
-        raise InputError(f"{folder} holds no .npy, .npz or 16-bit .png depth", param="--depth-dir")
+        raise InputError(f"{folder} holds no .npy, .npz or 16-bit .png depth", param="depth_dir")
     stack = _array(files[0]) if len(files) == 1 else None
     stack = stack if stack is not None and stack.ndim == 3 else None
     available = len(files) if stack is None else len(stack)
     if available < first + count:
         raise InputError(
             f"{folder} holds {available} depth maps, frames {first} to {first + count - 1} are needed",
-            param="--depth-dir",
+            param="depth_dir",
         )
 
     def read(t: int) -> np.ndarray:
@@ -398,14 +398,14 @@ def read_depth(
 
     shape = read(first).shape
     if len(shape) != 2:
-        raise InputError(f"{files[0].name}: a depth map is [h, w], not {list(shape)}", param="--depth-dir")
+        raise InputError(f"{files[0].name}: a depth map is [h, w], not {list(shape)}", param="depth_dir")
     summary = _Summary()
     with rows(shape) as out:
         for t in range(first, first + count):
             depth = read(t)
             if depth.shape != shape or np.isnan(depth).all():
                 problem = "no positive depth" if depth.shape == shape else f"{depth.shape}, the first is {shape}"
-                raise InputError(f"{folder}, map {t}: {problem}", param="--depth-dir")
+                raise InputError(f"{folder}, map {t}: {problem}", param="depth_dir")
             if refine is not None:
                 depth = refine(t - first, depth)
             summary.add(depth)
@@ -423,9 +423,9 @@ def _array(path: Path) -> np.ndarray:
         loaded = np.load(path, allow_pickle=False)
         values = loaded[loaded.files[0]] if path.suffix == ".npz" else loaded
     except (OSError, ValueError, IndexError) as error:
-        raise InputError(f"{path.name} cannot be read as depth ({error})", param="--depth-dir") from None
+        raise InputError(f"{path.name} cannot be read as depth ({error})", param="depth_dir") from None
     if values.dtype.kind not in "fu":
-        raise InputError(f"{path.name} holds {values.dtype}, depth is floating point", param="--depth-dir")
+        raise InputError(f"{path.name} holds {values.dtype}, depth is floating point", param="depth_dir")
     return values
 
 

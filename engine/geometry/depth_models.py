@@ -66,17 +66,17 @@ def find_depth_model(name: str) -> DepthSource:
             raise ModelError(
                 f"no depth model {name!r}; give auto, {', '.join(DEPTH_MODELS)}, a directory or a hub name of "
                 f"{', '.join(KINDS)}",
-                param="--depth",
+                param="depth.model",
             )
-        folder = fetch(name, DEPTH, param="--depth")
+        folder = fetch(name, DEPTH, param="depth.model")
     try:
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
     except (OSError, ValueError):
         raise ModelError(
-            f"{folder} has no readable config.json of a transformers depth model", param="--depth"
+            f"{folder} has no readable config.json of a transformers depth model", param="depth.model"
         ) from None
     if kind not in KINDS:
-        raise ModelError(f"{folder} holds a {kind!r} model; {', '.join(KINDS)} are understood", param="--depth")
+        raise ModelError(f"{folder} holds a {kind!r} model; {', '.join(KINDS)} are understood", param="depth.model")
     digest = weights_digest(folder, tuple(p.name for p in sorted(folder.iterdir()) if p.is_file()))
     licence = entry.licence if entry is not None else license_of(folder) or UNSTATED
     return DepthSource(name=name, folder=folder, kind=kind, licence=licence, digest=digest)
@@ -90,7 +90,7 @@ def load_depth_model(source: DepthSource, device: torch.device) -> DepthModel:
         return TransformersDepth(source.folder, source.kind, device)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ModelError(f"the depth model {source.name} cannot be loaded: {reason}", param="--depth") from None
+        raise ModelError(f"the depth model {source.name} cannot be loaded: {reason}", param="depth.model") from None
 
 
 def network_size(width: int, height: int, *, area: float, multiple: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import CameraSpec
-from ..catalog import ModelEntry
+from ..catalog import ModelEntry, find_model
 from ..config import RunConfig, override
 from ..diffusion.conditioning import Encoder
 from ..diffusion.tuner import AdamW, OptimiserOf, Share
@@ -24,7 +24,7 @@ from ..hub import weights_digest
 from ..models import adapters
 from ..models.attention import Attention, set_attention
 from ..models.multiview import MultiviewModel, MultiviewSource, load_multiview_model, multiview_source
-from ..models.video import ENCODER_PARTS, ModelShape, VideoModel, find_model
+from ..models.video import ENCODER_PARTS, ModelShape, VideoModel
 from ..planning.memory import MemoryPlan, Room, room_on
 from ..store import Writer
 from ..video import ClipInfo, Limits
@@ -190,7 +190,7 @@ class Run:
         height, width, multiple = self.config.condition.height, self.config.condition.width, self.models.shape.multiple
         if height is None or width is None:
             return self.models.shape.working_size(self.info.width, self.info.height)
-        for name, side in (("--height", height), ("--width", width)):
+        for name, side in (("condition.height", height), ("condition.width", width)):
             if side % multiple:
                 nearest = max(1, round(side / multiple)) * multiple
                 raise InputError(
@@ -209,7 +209,7 @@ class Run:
     @property
     def depth_digest(self) -> str:
         if self.depth_dir is not None:
-            return folder_digest(self.depth_dir, "--depth-dir")
+            return folder_digest(self.depth_dir, "depth_dir")
         return self.models.depth_source(self.config.depth.model).digest
 
     @cached_property
@@ -219,7 +219,7 @@ class Run:
 
     @cached_property
     def mask_digest(self) -> str | None:
-        return None if self.mask_dir is None else folder_digest(self.mask_dir, "--mask-dir")
+        return None if self.mask_dir is None else folder_digest(self.mask_dir, "mask_dir")
 
     @cached_property
     def clean_plate_picture(self) -> np.ndarray | None:
@@ -232,13 +232,13 @@ class Run:
             return None
         image = cv2.imread(str(self.clean_plate), cv2.IMREAD_COLOR)
         if image is None:
-            raise InputError(f"{self.clean_plate} cannot be read as a picture", param="--clean-plate")
+            raise InputError(f"{self.clean_plate} cannot be read as a picture", param="clean_plate")
         height, width = image.shape[:2]
         if abs(width / height - self.info.width / self.info.height) > 0.01 * width / height:
             raise InputError(
                 f"it is {width}x{height}, the clip is {self.info.width}x{self.info.height}: the shapes must agree, "
                 "for it must be taken with the clip's own camera",
-                param="--clean-plate",
+                param="clean_plate",
             )
         size = (self.info.width, self.info.height)
         return np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA)[..., ::-1])
@@ -254,11 +254,11 @@ class Run:
         def read(t: int) -> np.ndarray:
             if first + t >= len(files):
                 raise InputError(
-                    f"{self.mask_dir} holds {len(files)} PNG masks, frame {first + t} has none", param="--mask-dir"
+                    f"{self.mask_dir} holds {len(files)} PNG masks, frame {first + t} has none", param="mask_dir"
                 )
             image = cv2.imread(str(files[first + t]), cv2.IMREAD_GRAYSCALE)
             if image is None:
-                raise InputError(f"{files[first + t].name} cannot be read as a PNG", param="--mask-dir")
+                raise InputError(f"{files[first + t].name} cannot be read as a PNG", param="mask_dir")
             return cv2.resize(image, (self.info.width, self.info.height), interpolation=cv2.INTER_NEAREST) > 127
 
         return read

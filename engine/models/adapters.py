@@ -198,7 +198,7 @@ def load(
             raise InputError(
                 f"the {adapter} adapter in {folder} has rank {min(state[stored].shape)}, "
                 f"this run uses {min(wanted[name].shape)}",
-                param="--rank",
+                param="tune.rank",
                 code="adapter_mismatch",
             )
         wanted[name].data.copy_(state[stored])

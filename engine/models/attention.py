@@ -21,13 +21,9 @@ def require(attention: Attention, device: torch.device) -> None:
     if attention != "xformers":
         return
     if device.type != "cuda":
-        raise InputError(
-            f"xformers has no operator for {device.type}; it needs a GPU, or use sdpa", param="--attention"
-        )
+        raise InputError(f"xformers has no operator for {device.type}; it needs a GPU, or use sdpa", param="attention")
     if find_spec("xformers") is None:
-        raise InputError(
-            "xformers is not installed: pip install 'recapture[xformers]', or use sdpa", param="--attention"
-        )
+        raise InputError("xformers is not installed: pip install 'recapture[xformers]', or use sdpa", param="attention")
 
 
 def key(attention: Attention) -> dict[str, str]:

@@ -200,8 +200,8 @@ def find_multiview_model(name: str, *, allow_noncommercial: bool = False) -> Mul
         )
     if found.noncommercial and not allow_noncommercial:
         raise ModelError(
-            f"{name} may not be used commercially ({found.licence}); if this use is none, say --allow-noncommercial",
-            param="--multiview",
+            f"{name} may not be used commercially ({found.licence}); if this use is none, set `anchor.allow_noncommercial`",
+            param="anchor.multiview",
             code="model_noncommercial",
         )
     return found
@@ -224,7 +224,7 @@ def load_multiview_model(source: MultiviewSource, device: torch.device) -> Multi
         return DirectoryMultiview(source.folder, device)
     module, _, attribute = source.name.partition(":")
     kind = _adapter(module, attribute, source.name)
-    with loading(Path(source.name), "--multiview"):
+    with loading(Path(source.name), "anchor.multiview"):
         return kind(device)
 
 
@@ -233,10 +233,10 @@ def _adapter(module: str, attribute: str, name: str) -> type[MultiviewAdapter]:
         kind = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever stands in the user's module
         reason = f"{type(error).__name__}: {error}"
-        raise ModelError(f"the adapter {name} cannot be imported ({reason})", param="--multiview") from None
+        raise ModelError(f"the adapter {name} cannot be imported ({reason})", param="anchor.multiview") from None
     missing = [member for member in ("licence", "noncommercial", "version") if not hasattr(kind, member)]
     if missing or not callable(kind):
-        raise ModelError(f"the adapter {name} does not say its {', '.join(missing)}", param="--multiview")
+        raise ModelError(f"the adapter {name} does not say its {', '.join(missing)}", param="anchor.multiview")
     return kind
 
 
@@ -249,13 +249,15 @@ def _about(folder: Path, name: str) -> dict[str, Any]:
         raise ModelError(
             f"no multiview model {name!r}; give embedded, a directory with multiview.json and unet/, or an adapter "
             "as package.module:Class",
-            param="--multiview",
+            param="anchor.multiview",
         ) from None
     for key, kind in needed.items():
         if not isinstance(about.get(key), kind):
-            raise ModelError(f"{folder / 'multiview.json'} does not give {key!r} as it should", param="--multiview")
+            raise ModelError(
+                f"{folder / 'multiview.json'} does not give {key!r} as it should", param="anchor.multiview"
+            )
     if about["steps"] < 1:
-        raise ModelError(f"{folder / 'multiview.json'} asks for {about['steps']} steps", param="--multiview")
+        raise ModelError(f"{folder / 'multiview.json'} asks for {about['steps']} steps", param="anchor.multiview")
     return about
 
 
@@ -264,7 +266,7 @@ def _encoder(folder: Path, about: dict[str, Any]) -> Path:
     encoder = (folder / about["encoder"]).resolve()
     missing = [part for part in ENCODER_PARTS if not (encoder / part).is_dir()]
     if missing:
-        raise ModelError(f"{encoder}, the encoder of {folder}, lacks {', '.join(missing)}/", param="--multiview")
+        raise ModelError(f"{encoder}, the encoder of {folder}, lacks {', '.join(missing)}/", param="anchor.multiview")
     return encoder
 
 
@@ -281,8 +283,8 @@ class DirectoryMultiview:
 
         about = _about(folder, str(folder))
         self.steps, self.guidance = about["steps"], float(about["guidance"])
-        self.codec = Codec(_encoder(folder, about), device=device, param="--multiview")
-        with loading(folder, "--multiview"):
+        self.codec = Codec(_encoder(folder, about), device=device, param="anchor.multiview")
+        with loading(folder, "anchor.multiview"):
             self.unet: Any = load_network(UNet2DConditionModel, folder / "unet", torch.float32)
         channels = self.codec.vae.config.latent_channels
         asked, made = input_channels(channels), channels
@@ -290,7 +292,7 @@ class DirectoryMultiview:
             raise ModelError(
                 f"the UNet in {folder} takes {self.unet.config.in_channels} channels and gives "
                 f"{self.unet.config.out_channels}; with this VAE {asked} and {made} are needed",
-                param="--multiview",
+                param="anchor.multiview",
             )
         attend_across_views(self.unet)
         self.unet.requires_grad_(False).eval().to(device)

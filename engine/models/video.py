@@ -1,13 +1,13 @@
-"""Video models are directories in the diffusers layout of `StableVideoDiffusionPipeline`; here they are found and loaded.
+"""Video models are directories in the diffusers layout of `StableVideoDiffusionPipeline`; here they are loaded.
 
-`tiny` is embedded in the package, `svd` and `svd-xt` are hub repositories, anything else is a path or a hub name.
+`catalog.find_model` finds them by name.
 """
 
 import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..catalog import MODELS, UNSTATED, ModelEntry
 from ..errors import ModelError
-from ..hub import EMBEDDED, fetch, is_hub_name, license_of
-from ..layout import COMPONENTS, VIDEO
-
-
-def find_model(name: str) -> tuple[ModelEntry, Path]:
-    """The entry and local directory of a model, downloading a hub repository if need be.
-
-    Raises:
-        ModelError: unknown name, gated or unreachable repository, or a directory of another layout.
-    """
-    entry = MODELS.get(name)
-    if entry is None:
-        if not Path(name).is_dir() and not is_hub_name(name):
-            raise ModelError(
-                f"no model {name!r}; give {', '.join(MODELS)}, a directory in the diffusers layout of "
-                "StableVideoDiffusionPipeline, or a hub name such as owner/repository",
-                param="--model",
-            )
-        entry = ModelEntry(name=name, source=name, licence=UNSTATED, about="user's model")
-    folder = Path(entry.source)
-    if folder.is_relative_to(EMBEDDED) and not folder.is_dir():
-        raise ModelError(f"the embedded weights are not in this installation ({folder}); install the package again")
-    if not folder.is_dir():
-        folder = fetch(entry.source, VIDEO, param="--model")
-    missing = [part for part in COMPONENTS if not (folder / part).is_dir()]
-    if missing:
-        raise ModelError(
-            f"{folder} lacks {', '.join(missing)}/; a model is a directory in the diffusers layout of "
-            f"StableVideoDiffusionPipeline with {', '.join(COMPONENTS)}/",
-            param="--model",
-        )
-    if entry.licence == UNSTATED:
-        entry = replace(entry, licence=license_of(folder) or UNSTATED)
-    return entry, folder
-
 
 ENCODER_PARTS = ("vae", "image_encoder", "feature_extractor")
 """What makes latents and tokens of pictures."""
@@ -96,12 +60,12 @@ class ModelShape:
             sample_size = unet.get("sample_size") or 64
             frames = unet.get("num_frames", 25)
         except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"the configs in {folder} cannot be read ({error})", param="--model") from None
+            raise ModelError(f"the configs in {folder} cannot be read ({error})", param="model") from None
         if inputs not in (2 * channels, 3 * channels + 1):
             raise ModelError(
                 f"the UNet in {folder} takes {inputs} channels; with {channels} latent channels "
                 f"{2 * channels} (image to video) or {3 * channels + 1} (anchor-guided) are understood",
-                param="--model",
+                param="model",
             )
         # SVD says 96, and 96 * 8 squared is 576 x 1024 exactly: the training area, whatever the aspect.
         rows, columns = sample_size if isinstance(sample_size, list) else (sample_size, sample_size)
@@ -130,7 +94,7 @@ class Codec:
     Frames are float [N, 3, H, W] in 0..1; latents [N, C, h, w], unscaled as the VAE's `mode()` gives them unless said.
     """
 
-    def __init__(self, folder: Path, *, device: torch.device, param: str = "--model") -> None:
+    def __init__(self, folder: Path, *, device: torch.device, param: str = "model") -> None:
         """Raises ModelError: the directory's files are damaged or of other classes."""
         from diffusers.models import AutoencoderKLTemporalDecoder
         from transformers import CLIPVisionModelWithProjection
@@ -236,7 +200,7 @@ class VideoModel(Codec):
 
 
 @contextmanager
-def loading(folder: Path, param: str = "--model") -> Iterator[None]:
+def loading(folder: Path, param: str = "model") -> Iterator[None]:
     """Whatever the libraries raise about a directory's files becomes a ModelError."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""`--memory`: what a run will hold of its device at each of its peaks, and the choice of options that fits a limit."""
+"""The memory limit: what a run will hold of its device at each of its peaks, and the choice of options that fits a limit."""
 
 import numbers
 from collections.abc import Iterator
@@ -179,7 +179,7 @@ def fit(run: "Run", room: Room, *, devices: int = 1) -> MemoryPlan:
     elif room.free is not None:
         limit = int(room.free * _AUTO_SHARE)
     else:
-        raise ResourceError("this system does not say how much memory is free; give GiB", param="--memory")
+        raise ResourceError("this system does not say how much memory is free; give GiB", param="memory")
     wanted, smallest = asked(run), None
     for size in _sizes(wanted.size, run.models.shape.multiple):
         choices = list(_choices(wanted, size, cuda=room.device == "cuda"))
@@ -191,7 +191,7 @@ def fit(run: "Run", room: Room, *, devices: int = 1) -> MemoryPlan:
     height, width = smallest.choice.size
     raise ResourceError(
         f"{limit / GIB:.3g} GiB are not enough: {width}x{height} with all else lowered takes {smallest.peak / GIB:.3g}",
-        param="--memory",
+        param="memory",
     )
 
 

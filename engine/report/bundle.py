@@ -113,7 +113,7 @@ def _aside(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".recapture-", dir=folder))
     except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror or error}", param="--out") from error
+        raise OutputError(f"cannot write to {folder}: {error.strerror or error}", param="out") from error
     try:
         yield aside
         for path in sorted(aside.iterdir()):
@@ -126,7 +126,7 @@ def _aside(folder: Path) -> Iterator[Path]:
         raise OutputError(error.message.replace(str(aside), str(folder)), param=error.param, code=error.code) from None
     except OSError as error:
         code = "disk_full" if error.errno in DISK_FULL else None
-        raise OutputError(f"cannot write to {folder}: {error.strerror or error}", param="--out", code=code) from error
+        raise OutputError(f"cannot write to {folder}: {error.strerror or error}", param="out", code=code) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         if not existed and not any(folder.iterdir()):

@@ -92,7 +92,7 @@ class Place:
         except OSError as error:
             full = disk_errno(error) is not None
             raise OutputError(
-                f"cannot write {self}: {error.strerror or error}", param="--out", code="disk_full" if full else None
+                f"cannot write {self}: {error.strerror or error}", param="out", code="disk_full" if full else None
             ) from error
 
     def _put(self, data: bytes | Path) -> None:
@@ -181,7 +181,7 @@ class Roots:
     """
 
     def __init__(self, uris: Iterable[str]) -> None:
-        self._roots = [open_place(uri, param="--allow-root") for uri in dict.fromkeys(uris)]
+        self._roots = [open_place(uri, param="allow_root") for uri in dict.fromkeys(uris)]
 
     @classmethod
     def of(cls, places: Iterable[Place]) -> "Roots":
@@ -205,7 +205,7 @@ class Roots:
             if _scheme(root.uri) == scheme and (path + "/").startswith(root.path.rstrip("/") + "/"):
                 return Place(root.filesystem, path, uri)
         allowed = ", ".join(map(str, self._roots)) or "none"
-        raise InputError(f"{uri} is below no allowed root ({allowed}); see --allow-root", param=param)
+        raise InputError(f"{uri} is below no allowed root ({allowed}); see `allow_root`", param=param)
 
 
 def open_place(uri: str, *, param: str) -> Place:

@@ -26,6 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 import numpy as np
+import platformdirs
 from pyarrow import fs
 
 from ..errors import RecaptureError, StoreError
@@ -55,7 +56,7 @@ def default_store() -> Path:
 
 
 def user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "recapture"
+    return platformdirs.user_cache_path("recapture")
 
 
 @dataclass(frozen=True, slots=True)

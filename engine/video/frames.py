@@ -32,6 +32,6 @@ def decode_frames(
         raise VideoError(
             f"the clip gives {len(times)} frame{'s' * (len(times) != 1)} from frame {options.first_frame} on; "
             "at least 2 are needed",
-            param="CLIP",
+            param="video",
         )
     out.json("clip", {"info": info.to_json(), "times_s": times})

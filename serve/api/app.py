@@ -1,10 +1,11 @@
 """The HTTP side of the service: one FastAPI app over the records. It renders nothing and loads no network."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
 from ... import __version__
+from ...engine.config import OPTIONS
 from ..settings import Settings
 from . import routes_about, routes_interactive, routes_page, routes_renders, routes_uploads
 from .dependencies import Offer, State
@@ -13,6 +14,19 @@ from .middleware import OPEN, Guard
 
 if TYPE_CHECKING:
     from ray.serve import Application
+
+
+class Api(FastAPI):
+    """FastAPI whose schema describes the options of a run as the engine's table does."""
+
+    def openapi(self) -> dict[str, Any]:
+        schema = super().openapi()
+        helps = {option.request_name: option.help for option in OPTIONS.values() if option.request}
+        for name in ("ClipOptions", "Options", "Resample"):
+            for field, about in schema["components"]["schemas"][name]["properties"].items():
+                if field in helps:
+                    about["description"] = helps[field]
+        return schema
 
 
 def create_api(settings: Settings, *, offer: Offer = lambda job: None) -> FastAPI:
@@ -26,7 +40,7 @@ def create_api(settings: Settings, *, offer: Offer = lambda job: None) -> FastAP
         InputError: a folder of the allow-list cannot be used.
     """
     state = State.open(settings, offer)
-    api = FastAPI(
+    api = Api(
         title="ReCapture", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json",
         separate_input_output_schemas=False,
     )  # fmt: skip

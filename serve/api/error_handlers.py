@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
+from ...engine.config import OPTIONS
 from ...engine.errors import InputError, RecaptureError
 from ..jobs.jobs import IdempotencyConflict, QueueFull
 from ..uploads.uploads import TooLarge, UploadConflict
@@ -71,14 +72,12 @@ def envelope(
     return JSONResponse({"error": error}, status_code=status, headers={**more, **(headers or {})})
 
 
-def request_field(param: str | None) -> str | None:
-    """The request's name of what the command calls `--sdedit-sigma`; other names stay as they are."""
-    if param == "CLIP":
-        return "input"
-    if param is None or not param.startswith("--"):
-        return param
-    name = param[2:].replace("-", "_")
-    return name if name in ("camera", "model") else f"options.{name}"
+def request_field(name: str) -> str:
+    """What a request calls the engine's parameter; one that no request has keeps its name."""
+    option = OPTIONS.get(name)
+    if option is not None and option.request:
+        return f"options.{option.request_name}"
+    return {"video": "input"}.get(name, name)
 
 
 def status_of(error: RecaptureError) -> int:
@@ -90,7 +89,8 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RecaptureError)
     async def ours(request: Request, error: RecaptureError) -> Response:
-        return envelope(request.state.id, status_of(error), error.code, error.message, request_field(error.param))
+        message, param = error.spelled(request_field)
+        return envelope(request.state.id, status_of(error), error.code, message, param)
 
     @app.exception_handler(RequestValidationError)
     async def refused(request: Request, error: RequestValidationError) -> Response:

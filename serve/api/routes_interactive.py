@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from ...client.schema import ClipOptions, Estimate, EstimateCreate, Input, Preview, PreviewCreate, Scene, SceneCreate
 from ...engine.errors import InputError, RecaptureError
-from ..jobs.options import check_camera, clip_sections, digest_of, run_config
+from ..jobs.options import check_camera, digest_of, run_config, sections
 from ..jobs.records import Job
 from .dependencies import Service, State, Tenant
 from .error_handlers import Busy
@@ -52,7 +52,7 @@ _WORKED_ON_S = 3600.0
 async def _about_clip(service: State, tenant: str, clip: Input, options: ClipOptions) -> dict[str, Any]:
     """What a preview's job keeps of the clip."""
     where = await run_in_threadpool(clip_request, service, tenant, clip)
-    return {**where, "sections": clip_sections(options)}
+    return {**where, "sections": sections(options)}
 
 
 async def _done(service: State, tenant: str, kind: str, request: dict[str, Any], http: Request) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 import hashlib
 from typing import Any
 
-from ...client.schema import CameraFile, ClipOptions, Options, Resample, to_json
+from ...client.options import ClipOptions, Options, SampleOptions
+from ...client.schema import CameraFile, Resample, to_json
 from ...engine.cameras import parse_expression
 from ...engine.cameras.formats import native
-from ...engine.config import RunConfig, override, quality_config
+from ...engine.config import OPTIONS, RunConfig, override, quality_config
+from ...engine.options import by_section
 from ...engine.store.entry import canonical_json
 
 
@@ -35,42 +37,19 @@ def run_config(model: str, options: Options, seed: int) -> RunConfig:
     """The configuration of a render.
 
     Raises:
-        InputError: values that do not go together; names the option.
+        InputError: values that do not go together; carries the option's path.
     """
-    chosen: dict[str, dict[str, Any]] = {
-        "anchor": {"route": options.anchor},
-        "condition": {"height": options.height, "width": options.width},
-        "tune": {
-            "rank": options.rank,
-            "lr": options.lr,
-            "spatial_steps": options.spatial_steps,
-            "temporal_steps": options.temporal_steps,
-            "schedule": options.schedule,
-            "warm_start": options.warm_start,
-        },
-        "sample": {
-            "steps": options.sample_steps,
-            "start": options.start,
-            "start_sigma": options.start_sigma,
-            "guidance": None if options.guidance is None else (1.0, options.guidance),
-            "overlap": options.overlap,
-        },
-        "refine": {"sigma": options.sdedit_sigma, "steps": options.sdedit_steps},
-        "deliver": {"composite": options.composite, "feather_px": options.feather_px},
+    return override(quality_config(options.quality, model=model, seed=seed), sections(options))
+
+
+def sections(options: ClipOptions | SampleOptions) -> dict[str, dict[str, Any]]:
+    """What a request sets of the configuration, by section and field."""
+    given = {
+        path: option.read(getattr(options, option.request_name, None))
+        for path, option in OPTIONS.items()
+        if option.request
     }
-    base = override(quality_config(options.quality, model=model, seed=seed), _given(chosen))
-    return override(base, clip_sections(options))
-
-
-def clip_sections(options: ClipOptions) -> dict[str, dict[str, Any]]:
-    """The part of the configuration that is about the clip."""
-    return _given(
-        {
-            "decode": {"first_frame": options.first_frame, "max_frames": options.frames},
-            "depth": {"fov_deg": options.fov_deg},
-            "anchor": {"locked": options.locked},
-        }
-    )
+    return by_section({path: value for path, value in given.items() if value is not None})
 
 
 def resampled(config: RunConfig, asked: Resample, *, depth: str | None) -> RunConfig:
@@ -82,17 +61,10 @@ def resampled(config: RunConfig, asked: Resample, *, depth: str | None) -> RunCo
     Raises:
         InputError: values that do not go together.
     """
-    changes = {
-        "depth": {"model": depth},
-        "sample": {"seed": asked.seed, "steps": asked.sample_steps},
-        "refine": {"sigma": asked.sdedit_sigma, "steps": asked.sdedit_steps},
-    }
-    return override(config, _given(changes))
+    kept = {"depth.model": depth, "sample.seed": asked.seed}
+    given = by_section({path: value for path, value in kept.items() if value is not None})
+    return override(override(config, given), sections(asked))
 
 
 def digest_of(value: object) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
-
-
-def _given(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: {k: v for k, v in values.items() if v is not None} for name, values in sections.items()}

@@ -297,7 +297,8 @@ class Worker:
             )
 
     def _fail(self, lease: Lease, error: RecaptureError) -> None:
-        kept = {"code": error.code, "message": error.message, "param": request_field(error.param)}
+        message, param = error.spelled(request_field)
+        kept = {"code": error.code, "message": message, "param": param}
         if lease.job.kind != "render":  # its caller still waits, and gets it with a status
             kept["refused"] = isinstance(error, InputError)
         self._unless_lost(lambda: self.jobs.fail(lease.claim, kept, compute_s=lease.spent_s()))

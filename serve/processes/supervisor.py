@@ -90,7 +90,7 @@ class Supervisor:
                     told = True
                     on_up()
                 if not told and time.monotonic() > until:
-                    raise RecaptureError(f"the service does not answer at {self.url}; its log says why", param="--port")
+                    raise RecaptureError(f"the service does not answer at {self.url}; its log says why", param="port")
                 self.stop.wait(_LOOK_EVERY_S)
         finally:
             self._end()

@@ -87,7 +87,7 @@ def test_the_command(recapture, tmp_path, monkeypatch):  # noqa: F811
     assert len(out.read_text().splitlines()) == 2 * len(rows)  # appended
     assert "numba" in table.out
     assert "of the copy" in table.out
-    recapture("bench", "kernels", "--device", "tpu").refused("cpu, cuda")
+    recapture("bench", "kernels", "--device", "tpu").refused("--device", "'cpu', 'cuda'")
     if not torch.cuda.is_available():
         recapture("bench", "kernels", "--device", "cuda").refused("--device cpu")
     (tmp_path / "file").write_text("")

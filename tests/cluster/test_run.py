@@ -117,7 +117,7 @@ def test_errors_of_the_work_arrive_as_they_are(crew_of, clip, tmp_path):
     picture.write_bytes(b"no picture")
     with crew_of(1) as (engine, crew):
         pids = crew.ask("pid")
-        with pytest.raises(InputError, match=r"--mask-dir: .*cannot be read as a PNG"):
+        with pytest.raises(InputError, match=r"mask_dir: .*cannot be read as a PNG"):
             film(engine, clip, mask_dir=picture.parent, until="anchor")
         with pytest.raises(CameraError, match="sees nothing"):
             film(engine, clip, "pan(150deg, start=150deg)", until="anchor")

@@ -73,7 +73,7 @@ def test_a_missing_token_is_made_for_its_owner_alone(tmp_path):
 
 
 def test_too_much_is_refused_before_waiting(cluster):
-    with pytest.raises(InputError, match=r"--gpus: needs 4 GPUs, the cluster has 0"):
+    with pytest.raises(InputError, match=r"gpus: needs 4 GPUs, the cluster has 0"):
         require(gpus=4)
     with pytest.raises(InputError, match=r"needs 3 CPUs, the cluster has 2"), placement([{"CPU": 1}] * 3):
         pytest.fail("it has no room for this")

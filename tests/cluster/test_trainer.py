@@ -116,7 +116,7 @@ def test_processes_that_die_too_often_are_a_cluster_error(cluster, small_svd, cl
 @pytest.mark.ci
 def test_of_all_processes_errors_the_one_that_says_why_is_raised():
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242\nmore")
-    own = ResourceError("not enough memory", param="--memory")
+    own = ResourceError("not enough memory", param="memory")
     full = torch.OutOfMemoryError("CUDA out of memory")  # the pipeline names the knob
     for told in (own, full, MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")):
         assert failure_of(WorkerGroupError("2 failed", {0: lost, 1: told}), 2) is told
@@ -166,7 +166,7 @@ def test_deepspeeds_own_json(tmp_path):
     assert read_settings(path)["gradient_clipping"] == 1.0
     assert read_settings(None)["zero_optimization"] == {"stage": 0}
     path.write_text('{"optimizer": {"type": "Adam"}}')
-    with pytest.raises(InputError, match=r"--deepspeed: .* sets 'optimizer': the optimiser is AdamW"):
+    with pytest.raises(InputError, match=r"deepspeed: .* sets 'optimizer': the optimiser is AdamW"):
         read_settings(path)
     path.write_text("[]")
     with pytest.raises(InputError, match="no JSON object"):

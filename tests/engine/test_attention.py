@@ -146,7 +146,7 @@ def test_refused_by_name_without_a_gpu_or_the_package(monkeypatch):
     require("sdpa", torch.device("cpu"))
     with pytest.raises(InputError, match="no operator for cpu") as refused:
         require("xformers", torch.device("cpu"))
-    assert refused.value.param == "--attention"
+    assert refused.value.param == "attention"
     monkeypatch.setitem(sys.modules, "xformers", None)
     with pytest.raises(InputError, match=r"pip install 'recapture\[xformers\]'"):
         require("xformers", torch.device("cuda"))

@@ -143,7 +143,7 @@ def test_the_command_is_one_that_the_cli_takes(bundle: Path) -> None:
     words = shlex.split(json.loads((bundle / "config.json").read_text())["command"])
     command = typer_main.get_command(app).commands["run"]
     given = command.make_context("run", words[2:]).params
-    assert (given["temporal_steps"], given["guidance"], given["first_frame"]) == (2, 1.0, 2)
+    assert (given["temporal_steps"], given["guidance"], given["first_frame"]) == (2, (1.0, 1.0), 2)
 
 
 class _Page(HTMLParser):

@@ -12,8 +12,9 @@ from diffusers import StableVideoDiffusionPipeline, UNetSpatioTemporalConditionM
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from recapture.engine.catalog import find_model
 from recapture.engine.models.temporal_bypass import temporal_bypass
-from recapture.engine.models.video import VideoModel, find_model
+from recapture.engine.models.video import VideoModel
 from recapture.priors import latents, train_guided_svd
 from recapture.priors.render import path_from_clip
 from recapture.priors.train_guided_svd import GuidedSVD, adapted_layers, check_latents, export, widen

@@ -13,12 +13,12 @@ import torch
 from diffusers import StableVideoDiffusionPipeline
 
 from recapture.engine import hub
-from recapture.engine.catalog import DEPTH_MODELS, MODELS, best_depth, holdings
+from recapture.engine.catalog import DEPTH_MODELS, MODELS, best_depth, find_model, holdings
 from recapture.engine.config import override
 from recapture.engine.errors import ModelError
 from recapture.engine.geometry.depth_models import find_depth_model
 from recapture.engine.layout import DEPTH, VIDEO
-from recapture.engine.models.video import VideoModel, find_model
+from recapture.engine.models.video import VideoModel
 from recapture.engine.pipeline import Recapture, Result
 
 from ..small_models import write_small_depth
@@ -68,7 +68,7 @@ class Machine:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
         mine = {"HF_ENDPOINT": self.server.url, "HF_HOME": str(self.cache), **env}
         ran = subprocess.run(
-            [sys.executable, "-m", "recapture.cli.main", *map(str, words)],
+            [sys.executable, "-m", "recapture", *map(str, words)],
             env=clean | mine, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert "Traceback" not in ran.stderr, ran.stderr
@@ -195,7 +195,7 @@ def test_what_comes_damaged_is_no_model(machine):
 
 
 def test_a_newer_one_that_fails_leaves_the_older(machine, depth_folder, tmp_path):
-    before = hub.fetch(DEPTH_NAME, DEPTH, param="--depth")
+    before = hub.fetch(DEPTH_NAME, DEPTH, param="depth.model")
     newer = tmp_path / "newer"
     shutil.copytree(depth_folder, newer)
     (newer / "model.safetensors").write_bytes((depth_folder / "model.safetensors").read_bytes() + b"x")
@@ -203,7 +203,7 @@ def test_a_newer_one_that_fails_leaves_the_older(machine, depth_folder, tmp_path
     machine.server.repositories[DEPTH_NAME] = later
     with pytest.raises(ModelError, match="came damaged"):
         hub.download(hub.look(DEPTH_NAME))
-    assert hub.snapshot(DEPTH_NAME, DEPTH) == hub.fetch(DEPTH_NAME, DEPTH, param="--depth") == before
+    assert hub.snapshot(DEPTH_NAME, DEPTH) == hub.fetch(DEPTH_NAME, DEPTH, param="depth.model") == before
     later.damaged.clear()
     assert hub.download(hub.look(DEPTH_NAME)).name == "f" * 40
     assert hub.snapshot(DEPTH_NAME, DEPTH) != before
@@ -245,7 +245,7 @@ def test_auto_takes_what_was_pulled_and_the_key_says_so(machine, small_svd, tmp_
     assert small.run.config.depth.model == "embedded"
     assert small.run.notes == ["Depth: embedded model (small). Better: recapture models pull depth"]
     assert machine.server.requests == []  # nothing is asked for of itself
-    hub.fetch(DEPTH_NAME, DEPTH, param="--depth")
+    hub.fetch(DEPTH_NAME, DEPTH, param="depth.model")
     machine.server.requests.clear()
     better = film()
     assert better.run.config.depth.model == DEPTH_NAME

@@ -150,7 +150,7 @@ def test_what_costs_least_is_lowered_first(small_svd):
         seen.append(choice(just_under))
     with pytest.raises(ResourceError, match="GiB are not enough") as refused:
         choice(just_under)
-    assert refused.value.param == "--memory"
+    assert refused.value.param == "memory"
     sizes = [each.size for each in seen]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1][0] >= wanted.size[0] / 2
@@ -232,7 +232,7 @@ def test_what_is_no_memory_is_refused():
     for wrong in ("lots", 0.0, -1.0, float("inf"), True):
         with pytest.raises(InputError, match="GiB") as refused:
             check(RunConfig(memory=wrong))  # pyright: ignore[reportArgumentType]
-        assert refused.value.param == "--memory"
+        assert refused.value.param == "memory"
     assert RunConfig.from_json(json.loads(json.dumps(RunConfig(memory="auto").to_json()))).memory == "auto"
 
 

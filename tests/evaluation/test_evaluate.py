@@ -253,9 +253,11 @@ def test_the_floor_keeps_the_nearest_and_fills_the_rest() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("mask", "KNOB=VALUE"), ("nothing=1", "there is no knob"), ("mask=some", "not one of"),
-        ("rank=0", "out of range"), ("steps=many", "no number"), ("steps=2.5", "no whole number"),
-        ("refine.sigma=1,x", "no number"), ("sigma_mean=9", "out of range"),
+        ("mask", "KNOB=VALUE"), ("nothing=1", "no option 'nothing'"),
+        ("mask=some", "condition.mask_mode: 'some' is not one of area, min"),
+        ("rank=0", "0 is not a whole number from 1 to 256"), ("steps=many", "'many' is not a whole number"),
+        ("steps=2.5", "2.5 is not a whole number"),
+        ("refine.sigma=1,x", "'x' is not a number"), ("sigma_mean=9", "9 is not a number from -5 to 5"),
     ],
 )  # fmt: skip
 def test_a_bad_knob_is_refused(text: str, problem: str) -> None:
@@ -294,7 +296,7 @@ def test_the_command(dataset, tmp_path, capsys) -> None:
     assert "+0.00 [+0.00, +0.00]" in capsys.readouterr().out
     with pytest.raises(InputError, match="there is no 'ancor'"):
         app([*arguments[:4], "--rows", "ancor"], standalone_mode=False)
-    with pytest.raises(InputError, match="DATASET"):
+    with pytest.raises(InputError, match="dataset"):
         app(["evaluate", "--out", str(out)], standalone_mode=False)
 
 

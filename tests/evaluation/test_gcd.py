@@ -269,7 +269,7 @@ def test_a_set_of_another_layout_is_refused_by_name(copy: Path, lost: str) -> No
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(InputError, match=f"{lost} is missing") as caught:
         read_gcd(copy / "data", copy / "controls.json", frames=FRAMES)
-    assert caught.value.param == "--gcd"
+    assert caught.value.param == "gcd"
 
 
 def test_the_folder_above_is_refused(release: Path) -> None:
@@ -305,4 +305,4 @@ def test_other_control_files_are_refused(release: Path, tmp_path: Path, text: st
     controls.write_text(text)
     with pytest.raises(InputError, match=message) as caught:
         read_gcd(release / "data", controls)
-    assert caught.value.param == "--controls"
+    assert caught.value.param == "controls"

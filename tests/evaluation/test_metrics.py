@@ -513,14 +513,14 @@ def test_vbench_is_called_for_custom_input_and_read_by_video(videos: dict[str, P
 def test_vbench_that_is_not_there_is_the_users_to_fix(
     videos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(InputError, match=r"--vbench-python.*no program"):
+    with pytest.raises(InputError, match=r"vbench_python.*no program"):
         run_vbench(tmp_path / "nowhere" / "python", videos)
     with pytest.raises(InputError, match="no program"):
         run_vbench(tmp_path, videos)
     with pytest.raises(InputError, match="MP4"):
         run_vbench(Path(sys.executable), {"a": tmp_path / "a.mp4"})
     monkeypatch.delenv("PYTHONPATH")
-    with pytest.raises(InputError, match=r"--vbench-python.*not installed"):
+    with pytest.raises(InputError, match=r"vbench_python.*not installed"):
         run_vbench(Path(sys.executable), videos)
 
 

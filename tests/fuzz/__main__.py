@@ -66,9 +66,9 @@ def folder(kind: str, data: bytes) -> None:
 
 def manifest(suffix: str, data: bytes) -> None:
     (scratch / f"manifest.{suffix}").write_bytes(data)
-    place = open_place(str(scratch / f"manifest.{suffix}"), param="MANIFEST")
+    place = open_place(str(scratch / f"manifest.{suffix}"), param="manifest")
     try:
-        read_manifest(place, Roots([str(scratch)]), open_place(str(scratch / "out"), param="--out"))
+        read_manifest(place, Roots([str(scratch)]), open_place(str(scratch / "out"), param="out"))
     except InputError:
         return
 

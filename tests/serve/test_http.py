@@ -19,7 +19,7 @@ from fastapi.routing import APIRoute
 from recapture.client import Client, Options
 from recapture.client.errors import AuthenticationError, InvalidRequest, NotFound, RateLimited, UploadFailed
 from recapture.client.schema import TERMINAL, PreviewCreate, RenderCreate, Resample, Status, Variant
-from recapture.engine.config import _BOUNDS, RunConfig
+from recapture.engine.config import RunConfig
 from recapture.serve.api.middleware import MOST_JSON_BYTES, OPEN
 from recapture.serve.artifacts import CONTENT
 from recapture.serve.jobs.jobs import UNCLAIMED_S
@@ -164,25 +164,12 @@ def test_requests_that_are_refused_by_name(http, upload):
     refused(http.post("/v1/renders", json=good, headers={"Idempotency-Key": "x" * 256}), 422, "Idempotency-Key")
 
 
-def test_numbers_are_bounded_within_what_the_engine_takes():
-    names = {
-        "first_frame": ("decode", "first_frame"), "frames": ("decode", "max_frames"), "fov_deg": ("depth", "fov_deg"),
-        "height": ("condition", "height"), "width": ("condition", "width"), "rank": ("tune", "rank"), "lr": ("tune", "lr"),
-        "spatial_steps": ("tune", "spatial_steps"), "temporal_steps": ("tune", "temporal_steps"),
-        "sample_steps": ("sample", "steps"), "start_sigma": ("sample", "start_sigma"), "overlap": ("sample", "overlap"),
-        "sdedit_sigma": ("refine", "sigma"), "sdedit_steps": ("refine", "steps"), "feather_px": ("deliver", "feather_px"),
-    }  # fmt: skip
+def test_every_number_of_a_request_is_bounded():
     for kind in (Options, RenderCreate, Resample, PreviewCreate):
         for name, about in kind.model_json_schema()["properties"].items():
             kinds = about.get("anyOf", [about])
             for number in (k for k in kinds if k.get("type") in ("integer", "number")):
-                assert "minimum" in number, (kind, name)
-                assert "maximum" in number, (kind, name)
-                if kind is Options and name in names:
-                    section, field = names[name]
-                    least, most = _BOUNDS[section][field]
-                    assert least <= number["minimum"], name
-                    assert number["maximum"] <= most, name
+                assert {"minimum", "maximum"} <= set(number), (kind, name)
 
 
 def test_the_queue_says_when_to_come_back(server, http, upload):

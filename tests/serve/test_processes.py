@@ -101,7 +101,7 @@ def test_a_sleeper_that_wakes_changes_nothing(settings, clip, tmp_path):
 
 def test_the_command_serves_and_starts_again_what_is_killed(small_svd, clip, tmp_path):
     command = [
-        sys.executable, "-m", "recapture.cli.main", "serve", "--data", tmp_path / "data", "--model", small_svd,
+        sys.executable, "-m", "recapture", "serve", "--data", tmp_path / "data", "--model", small_svd,
         "--device", "cpu", "--port", "0", "--allow-root", f"local={tmp_path}",
     ]  # fmt: skip
     log = tmp_path / "serve.log"
@@ -114,13 +114,13 @@ def test_the_command_serves_and_starts_again_what_is_killed(small_svd, clip, tmp
         environment = {**os.environ, "RECAPTURE_URL": url, "RECAPTURE_API_KEY": key}
 
         def remote(*words: object) -> subprocess.CompletedProcess[str]:
-            argv = [sys.executable, "-m", "recapture.cli.main", "remote", *map(str, words)]
+            argv = [sys.executable, "-m", "recapture", "remote", *map(str, words)]
             return subprocess.run(argv, capture_output=True, text=True, env=environment)
 
         options = [
             word
             for name, value in LONG.model_dump(exclude_unset=True).items()
-            for word in ("--option", f"{name}={value}")
+            for word in ("--" + name.replace("_", "-"), str(value))
         ]
         started = remote("run", clip, "--camera", "truck(0.1)", *options)
         assert started.returncode == 0, started.stderr

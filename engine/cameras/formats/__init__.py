@@ -76,11 +76,11 @@ def read_cameras(path: str | Path) -> PoseTrack:
             if known.claims(path, head):
                 return known.read(path)
     except FileNotFoundError as error:
-        raise CameraError(f"{error.filename or path}: no such camera file", param="--camera") from None
+        raise CameraError(f"{error.filename or path}: no such camera file", param="camera") from None
     except (OSError, ValueError) as error:
-        raise CameraError(f"{path}: cannot be read: {error}", param="--camera") from None
+        raise CameraError(f"{path}: cannot be read: {error}", param="camera") from None
     kinds = "; ".join(f"{f.summary} ({f.name})" for f in FORMATS.values())
-    raise CameraError(f"{path}: not a camera file of a known format. Known: {kinds}", param="--camera")
+    raise CameraError(f"{path}: not a camera file of a known format. Known: {kinds}", param="camera")
 
 
 def write_cameras(path: str | Path, fmt: str, cameras: CameraPath) -> None:
@@ -100,7 +100,7 @@ def write_cameras(path: str | Path, fmt: str, cameras: CameraPath) -> None:
     writable = {name: f.write for name, f in FORMATS.items() if f.write is not None}
     write = writable.get(fmt)
     if write is None:
-        raise CameraError(f"no camera format {fmt!r} to write; known: {', '.join(writable)}", param="--camera-format")
+        raise CameraError(f"no camera format {fmt!r} to write; known: {', '.join(writable)}", param="fmt")
     path, contents = Path(path), write(cameras)
     try:
         for name, data in contents.items():

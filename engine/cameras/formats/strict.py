@@ -19,7 +19,7 @@ _MAX_PIXELS = 10**6
 
 def refuse(where: str, problem: str) -> NoReturn:
     """Raise the error for one place in a file."""
-    raise CameraError(f"{where}: {problem}", param="--camera")
+    raise CameraError(f"{where}: {problem}", param="camera")
 
 
 def check_regular(path: Path) -> None:

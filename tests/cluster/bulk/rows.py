@@ -86,7 +86,7 @@ class SketchSetup:
     def make(self, leases: LeaseClient) -> RowRenderer:
         self.on_make()
         leases = NoLeases() if self.alone else leases
-        store = SingleFlightStore(open_place(self.stages, param="--store"), leases=leases)
+        store = SingleFlightStore(open_place(self.stages, param="store"), leases=leases)
         return RowRenderer(Sketch(store, self.on_stage), store, Roots(self.roots))
 
 
@@ -148,16 +148,16 @@ class Bulk:
 
     @property
     def out(self) -> Place:
-        return self.place or open_place(str(self.folder / "out"), param="--out")
+        return self.place or open_place(str(self.folder / "out"), param="out")
 
     @property
     def roots(self) -> Roots:
-        return Roots.of([open_place(str(self.folder), param="--allow-root"), self.out])
+        return Roots.of([open_place(str(self.folder), param="allow_root"), self.out])
 
     def manifest(self) -> Manifest:
         path = self.folder / "manifest.parquet"
         parquet.write_table(pa.Table.from_pylist(self.rows, schema=COLUMNS), path)
-        return read_manifest(open_place(str(path), param="MANIFEST"), self.roots, self.out)
+        return read_manifest(open_place(str(path), param="manifest"), self.roots, self.out)
 
     def renderer(self) -> RowRenderer:
         stages = self.stages or self.out / "stages"

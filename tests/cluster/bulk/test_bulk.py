@@ -30,7 +30,7 @@ def read(folder: Path, name: str, text: str | bytes):
     (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     roots = Roots([str(folder)])
     return read_manifest(
-        open_place(str(folder / name), param="MANIFEST"), roots, open_place(str(folder / "out"), param="--out")
+        open_place(str(folder / name), param="manifest"), roots, open_place(str(folder / "out"), param="out")
     )
 
 
@@ -176,8 +176,8 @@ def test_a_million_bad_rows_are_counted_not_printed(tmp_path):
 def test_nothing_outside_the_roots_is_found(tmp_path, uri):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "link").symlink_to("/etc")
-    bucket = open_place("s3://bucket?region=eu-north-1", param="--allow-root")
-    roots = Roots.of([open_place(str(tmp_path / "in"), param="--allow-root"), bucket])
+    bucket = open_place("s3://bucket?region=eu-north-1", param="allow_root")
+    roots = Roots.of([open_place(str(tmp_path / "in"), param="allow_root"), bucket])
     with pytest.raises(InputError):
         roots.find(uri, param="input_uri", base=str(tmp_path / "in"))
     assert roots.find("s3://bucket/a%20b/x.mp4", param="input_uri").path == "bucket/a b/x.mp4"
@@ -197,7 +197,7 @@ def test_what_cannot_be_read_is_refused_by_the_name_that_it_was_given(tmp_path):
 
 
 def test_credentials_of_a_root_stay_out_of_messages():
-    root = open_place("s3://key:secret@bucket?region=eu-north-1", param="--allow-root")
+    root = open_place("s3://key:secret@bucket?region=eu-north-1", param="allow_root")
     with pytest.raises(InputError) as caught:
         Roots.of([root]).find("s3://other/x", param="input_uri")
     assert "secret" not in str(caught.value)
@@ -436,7 +436,7 @@ def test_gc_spares_what_a_run_elsewhere_needs(tmp_path, recapture):  # noqa: F81
         writer.json("summary", {})
         writer.publish()
     store.close()
-    claim = References(open_place(str(tmp_path / "stages"), param="--store"), "elsewhere")
+    claim = References(open_place(str(tmp_path / "stages"), param="store"), "elsewhere")
     claim.sign(["ab" * 32])
     words = ["store", "gc", "--max-gb", 0, "--store", tmp_path / "stages", "--json"]
     assert json.loads(recapture(*words).out)["removed"] == []
@@ -462,7 +462,7 @@ def test_the_part_of_a_clip_is_frames(tmp_path, small_svd):
 
 
 def test_an_empty_output_has_an_empty_table(tmp_path):
-    results = Results(open_place(str(tmp_path), param="--out"))
+    results = Results(open_place(str(tmp_path), param="out"))
     assert results.table(Scan()).schema.names == SCHEMA.names
     assert results.last_numbers() == {}
 
@@ -474,7 +474,7 @@ def test_an_output_that_cannot_be_written_is_an_error_of_the_run(tmp_path):
 
 
 def test_place_writes_whole(tmp_path):
-    place = open_place(str(tmp_path / "deep" / "file"), param="--out")
+    place = open_place(str(tmp_path / "deep" / "file"), param="out")
     place.write(b"one")
     place.write(b"two")
     assert place.read() == b"two"
@@ -487,7 +487,7 @@ def test_usage_is_refused_before_anything_starts(recapture, tmp_path):  # noqa: 
     recapture("bulk", tmp_path / "no.csv", "--out", tmp_path / "out").refused("does not exist")
     (tmp_path / "m.csv").write_text("clip_id,input_uri,camera\na,x.mp4,static\n")
     words = ["bulk", tmp_path / "m.csv", "--out", tmp_path / "out"]
-    recapture(*words, "--keep", "some").refused("--keep", "results, adapters, all")
+    recapture(*words, "--keep", "some").refused("--keep", "'results', 'adapters', 'all'")
     recapture(*words, "--concurrency", 0).refused("--concurrency")
     recapture(*words, "--cluster", "127.0.0.1").refused("--cluster")
     recapture(*words, "--model", tmp_path).refused("--model")

@@ -150,9 +150,9 @@ def small_disk(tmp_path):
 def test_a_full_disk_fails_rows_and_room_mends_them(small_disk, tmp_path, undisturbed, full):
     bulk = make_bulk(tmp_path, clips=2, paths=2)
     if full == "out":
-        bulk.place = open_place(str(small_disk / "out"), param="--out")
+        bulk.place = open_place(str(small_disk / "out"), param="out")
     else:
-        bulk.stages = open_place(str(small_disk / "stages"), param="--store")
+        bulk.stages = open_place(str(small_disk / "stages"), param="store")
         Store(small_disk / "stages")
     ballast = small_disk / "ballast"
     fd = os.open(ballast, os.O_CREAT | os.O_WRONLY)
@@ -334,7 +334,7 @@ def test_two_drivers_on_one_output(tmp_path, undisturbed):
     def take_over(outcome, attempts) -> None:
         if not taken:
             taken.append(make_bulk(tmp_path, clips=2, paths=2))
-            with pytest.raises(RecaptureError, match="--takeover"):
+            with pytest.raises(RecaptureError, match="`takeover`"):
                 taken[0].run(policy=replace(bulk.policy, beat_s=0.05))
             taken[0].run(resume=Resume(takeover=True))
 
@@ -349,7 +349,7 @@ def test_a_stopped_command_writes_down_where_it_is(tmp_path, how):
     bulk = make_bulk(tmp_path, clips=1, paths=1)  # no video: the workers are never got so far
     (tmp_path / "m.csv").write_text(f"clip_id,input_uri,camera\na,{bulk.rows[0]['input_uri']},static\n")
     command = subprocess.Popen(
-        [sys.executable, "-m", "recapture.cli.main", "bulk", "m.csv", "--out", "out", "--concurrency", "1", "--device", "cpu"],
+        [sys.executable, "-m", "recapture", "bulk", "m.csv", "--out", "out", "--concurrency", "1", "--device", "cpu"],
         cwd=tmp_path, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     progress = tmp_path / "out" / "progress.json"

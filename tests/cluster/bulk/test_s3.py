@@ -39,7 +39,7 @@ def uri(server, tmp_path, monkeypatch):
     """URI of a fresh bucket, with what it takes to reach it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     found = f"s3://{tmp_path.name.replace('_', '-')}?{OPTIONS}{server}"
-    place = open_place(found, param="--out")
+    place = open_place(found, param="out")
     place.filesystem.create_dir(place.path)
     return found
 
@@ -48,8 +48,8 @@ class S3Bulk:
     """Clips, manifest and output below one bucket; rows name it without its options."""
 
     def __init__(self, uri: str, clips: int = 2, paths: int = 2) -> None:
-        self.bucket = open_place(uri, param="--out")
-        self.out = open_place(join_uri(uri, "run"), param="--out")
+        self.bucket = open_place(uri, param="out")
+        self.out = open_place(join_uri(uri, "run"), param="out")
         self.roots = Roots([uri])
         rows = []
         for number in range(clips):
@@ -118,7 +118,7 @@ def test_a_lost_bundle_mark_and_a_lost_shard_are_made_again(uri):
 
 
 def test_another_bucket_is_out_of_reach(uri, server):
-    other = open_place(f"s3://another-bucket?{OPTIONS}{server}", param="--out")
+    other = open_place(f"s3://another-bucket?{OPTIONS}{server}", param="out")
     other.filesystem.create_dir(other.path)
     (other / "clip.mp4").write(b"clip")
     bulk = S3Bulk(uri, clips=1, paths=1)

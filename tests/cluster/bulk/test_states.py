@@ -196,7 +196,7 @@ def test_an_idle_worker_takes_from_the_clip_with_most_rows():
 
 @pytest.fixture
 def out(tmp_path: Path):
-    return open_place(str(tmp_path), param="--out")
+    return open_place(str(tmp_path), param="out")
 
 
 def claim(out, *, takeover: bool = False, last: dict[int, int] | None = None) -> Ownership:
@@ -221,7 +221,7 @@ def test_a_living_driver_is_not_disturbed_and_a_released_output_is_free(out):
     thread = threading.Thread(target=live)
     thread.start()
     try:
-        with pytest.raises(OwnershipError, match="--takeover"):
+        with pytest.raises(OwnershipError, match="`takeover`"):
             claim(out)
     finally:
         stop.set()

@@ -231,17 +231,17 @@ REFUSED = [
 def test_refusals_say_where_and_what_instead(spec: str, message: str) -> None:
     with pytest.raises(CameraError, match=message) as caught:
         parse_camera(spec)
-    assert caught.value.param == "--camera"
+    assert caught.value.param == "camera"
     assert "\n" not in str(caught.value)
 
 
 def test_presets_take_no_file_options() -> None:
     with pytest.raises(CameraError) as caught:
         parse_camera("arc", source_camera=Path("x.json"))
-    assert caught.value.param == "--source-camera"
+    assert caught.value.param == "source_camera"
     with pytest.raises(CameraError) as caught:
         parse_camera("arc", path_scale=2.0)
-    assert caught.value.param == "--path-scale"
+    assert caught.value.param == "path_scale"
 
 
 WORDS = st.sampled_from([*NAMES, "(", ")", "+", "-", ",", "=", "deg", "20", "1e3", "nan", "ease", "in", "start", " "])

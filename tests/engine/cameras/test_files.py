@@ -72,7 +72,7 @@ def test_path_scale_sets_the_unit(tmp_path: Path) -> None:
     for bad in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(CameraError) as caught:
             parse_camera(file, path_scale=bad)
-        assert caught.value.param == "--path-scale"
+        assert caught.value.param == "path_scale"
 
 
 def test_a_source_camera_standing_or_moving(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_source_camera_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(CameraError, match=message) as caught:
             parse_camera(file, source_camera=source)
-        assert caught.value.param == "--source-camera"
+        assert caught.value.param == "source_camera"
     with pytest.raises(CameraError, match="already relative"):
         parse_camera(str(relative), source_camera=Path(file))
 

@@ -22,7 +22,9 @@ def evaluate(
         str | None,
         typer.Option(help="Rows of the table, comma-separated; `--rows list` names them.", show_default="all"),
     ] = None,
-    depth: Annotated[str, typer.Option(help="Depth that the pipeline is given.")] = "true,estimated",
+    depth: Annotated[
+        str, typer.Option(help="Depth that the pipeline is given: true, reduced, estimated.")
+    ] = "true,estimated",
     vary: Annotated[
         list[str] | None, typer.Option(help="KNOB=VALUE,VALUE: also try these; may be repeated.", show_default=False)
     ] = None,
@@ -99,11 +101,11 @@ def _evaluate(
 
         evaluation = Evaluation(
             engine=engine, entries=entries, out=out, scorer=Scorer(), base=base, vary=variations,
-            rows=_chosen(rows, list(ROWS), "--rows"), depths=_chosen(depth, ["true", "estimated"], "--depth"),
+            rows=_chosen(rows, list(ROWS), "--rows"), depths=_chosen(depth, ["true", "reduced", "estimated"], "--depth"),
             on_line=on_line, vbench_python=vbench_python,
         )  # fmt: skip
         lines = evaluation.run()
-    kinds = "with true and estimated depth" if "," in depth else f"with {depth} depth"
+    kinds = f"with {' and '.join(depth.split(','))} depth"
     write_summary(lines, out, f"Model {engine.models.entry.name}, seed {seed}, {len(entries)} paths, {kinds}.")
     if as_json:
         emit({"lines": len(lines), "rows": str(out / "rows.parquet"), "page": str(out / "index.html")})

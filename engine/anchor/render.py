@@ -1,20 +1,31 @@
 """The anchor video: every frame lifted by its depth and drawn from the new path, with the mask of what is real."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 
+import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ...kernels.splat import Splat, splat
+from ...kernels.splat import Splat, splat, warp
 from ..cameras import CameraPath
 from ..geometry.background import Plate, hidden
-from ..geometry.upsample import guided_upsample
+from ..geometry.upsample import upsample
 from ..graph.executor import Part
+from .matte import split_layers
 
 FRAMES_AT_ONCE = 2
 """Frames lifted and drawn together: memory is bounded by this, whatever the clip's length."""
+_UNCERTAIN = 0.3
+"""A pixel counts as covered while at most this share of it is open, or of a color that was not seen by itself."""
+_NARROW_PX = 4
+"""A gap in what is sure, between two sides that are, is no wider than this; a hole beside one side is none."""
+_SPECK_PX = 4
+"""Islands and holes of at most this many pixels are no content."""
 
 
 def draw_anchor(
@@ -29,11 +40,15 @@ def draw_anchor(
     valid: Callable[[int], np.ndarray] | None,
     device: torch.device,
 ) -> Part:
-    """The anchor's colours (uint8 [T, h, w, 3]), mask (bool [T, h, w]) and evidence (uint8 [T, h, w]) of a few frames.
+    """The anchor of a few frames, each drawn as two layers (`matte.py`): the near things' soft edges over the rest.
 
-    Evidence says where a pixel comes from: 255 is the frame of the same moment, 1 to 254 other frames of a locked-off
-    clip (the confidence in them), 0 a hole. Also `covered` and `borrowed`, float64 [T]: the share of each picture that
-    is covered, and that other frames gave.
+    Returns:
+        `color` uint8 [T, h, w, 3]; `mask` bool [T, h, w], where it can be believed; `alpha` uint8 [T, h, w], 255 where it
+        is covered, else how much of the pixel the soft edge of a near thing covers, whose color it then has: a hole
+        beside a near thing begins outside its soft edge, and what fills the hole goes behind that edge; `evidence`
+        uint8 [T, h, w], where a pixel comes from: 255 is the frame of the same moment, 1 to 254 other frames of a
+        locked-off clip (the confidence in them), 0 a hole. `covered` and `borrowed`, float64 [T]: the share of each
+        picture that is covered, and that other frames gave.
 
     Args:
         frames: uint8 [N, H, W, 3].
@@ -47,27 +62,116 @@ def draw_anchor(
     part = slice(chosen.start, chosen.stop)
     w2c = torch.from_numpy(path.w2c[part].copy())
     target_K, source_K = torch.from_numpy(path.K_px[part].copy()), torch.from_numpy(source_K_px[part].copy())
-    images = to_tensor(frames[part]).to(device)
-    lifted = guided_upsample(torch.from_numpy(depth[part].copy()).to(device), images, band=band)
     allowed = None if valid is None else torch.from_numpy(np.stack([valid(t) for t in chosen])).to(device)
-    drawn = splat(images, lifted, source_K, w2c, target_K, (path.height, path.width), valid=allowed, band=band)
-    picture, covered = drawn.color, drawn.mask
+
+    def draw(pictures: Tensor, depths: Tensor) -> Splat:
+        size = (path.height, path.width)
+        return splat(pictures, depths, source_K, w2c, target_K, size, valid=allowed, band=band)
+
+    layers = _split(frames[part], upsample(np.array(depth[part]), frames[part], band=band), band, device)
+    far, near = draw(layers.color, layers.depth), draw(layers.near, layers.near_depth)
+    # A near edge that something nearer hides is not seen.
+    in_front = near.mask & (~far.mask | (near.depth <= far.depth * (1 + band)))
+    alpha = torch.where(in_front, near.color[:, 3], 0.0)
+    edge = torch.where(in_front[:, None], near.color[:, :3], 0.0)  # times alpha
+    uncertain = torch.where(far.mask, warp(layers.mixed[:, None], far.winner)[:, 0], 1.0)
+    covered = (1 - alpha) * uncertain <= _UNCERTAIN
+    covered = covered | (_closed(covered) & far.mask)  # what was behind a thin thing is known from both its sides
+    # Of a soft edge before a hole only its own color is known.
+    alone = edge / alpha.clamp(min=1e-3)[:, None]
+    behind = torch.where(far.mask[:, None], far.color, alone)
     source = covered.to(torch.uint8) * 255
+    own = covered
     if plate is not None and not bool(covered.all()):
-        behind = np.stack([hidden(plate, frames[t], depth[t], band=band) for t in chosen])
-        other, confidence = _draw_plate(plate, behind, source_K, w2c, target_K, path, band, device)
+        hidden_pixels = np.stack([hidden(plate, frames[t], depth[t], band=band) for t in chosen])
+        other, confidence = _draw_plate(plate, hidden_pixels, source_K, w2c, target_K, path, band, device)
         filled = other.mask & ~covered
-        picture = torch.where(filled[:, None], other.color, picture)
+        behind = torch.where(filled[:, None], other.color, behind)
         source = torch.where(filled, confidence, source)
         covered = covered | filled
-    own, share = (np.array([float(each.float().mean()) for each in m]) for m in (drawn.mask, covered))
+    picture = torch.where(covered[:, None], edge + (1 - alpha)[:, None] * behind, alone)
+    covered, picture, source = _without_specks(covered, picture, source)
+    share = torch.where(covered, 1.0, alpha)
     return {
         "color": to_uint8(picture),
         "mask": covered.cpu().numpy(),
+        "alpha": to_uint8(share[:, None])[..., 0],
         "evidence": source.cpu().numpy(),
-        "covered": share,
-        "borrowed": share - own,
+        "covered": _shares(covered),
+        "borrowed": _shares(covered) - _shares(own),
     }
+
+
+def _closed(mask: Tensor) -> Tensor:
+    """A mask [T, h, w] without the gaps that are at most `_NARROW_PX` wide."""
+    side = _NARROW_PX + 1
+    wide = F.max_pool2d(F.pad(mask.float(), [side] * 4), side, 1, side // 2)
+    return (1 - F.max_pool2d(1 - wide, side, 1, side // 2))[:, side:-side, side:-side] > 0
+
+
+def _without_specks(covered: Tensor, picture: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The three without islands of at most `_SPECK_PX` pixels in holes, and without holes of that size in surfaces.
+
+    Args:
+        covered: bool [T, h, w].
+        picture: float [T, 3, h, w]; a closed hole takes the mean of what is covered around each of its pixels.
+        source: uint8 [T, h, w], evidence.
+    """
+    masks = covered.cpu().numpy()
+    islands, holes = (
+        torch.from_numpy(np.stack([_small_parts(mask) for mask in side])).to(covered.device) for side in (masks, ~masks)
+    )
+    kept = covered & ~islands
+    known = kept[:, None].to(picture)
+    side = 2 * _SPECK_PX - 1  # reaches out of any hole of that size
+    weight = F.avg_pool2d(known, side, 1, side // 2, count_include_pad=False)
+    mean = F.avg_pool2d(picture * known, side, 1, side // 2, count_include_pad=False) / weight.clamp(min=1e-6)
+    closed = holes & (weight[:, 0] > 0)
+    footage = F.max_pool2d(torch.where(kept, source, 0)[:, None].float(), side, 1, side // 2)[:, 0].to(torch.uint8)
+    return (
+        kept | closed,
+        torch.where(closed[:, None], mean, picture),
+        torch.where(closed, footage, torch.where(kept, source, 0)),
+    )
+
+
+def _small_parts(mask: np.ndarray) -> np.ndarray:
+    """The connected parts of a mask [h, w] (eight neighbors) that have at most `_SPECK_PX` pixels."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    small = stats[:, cv2.CC_STAT_AREA] <= _SPECK_PX
+    small[0] = False
+    return small[labels]
+
+
+def _shares(masks: Tensor) -> np.ndarray:
+    """float64 [T]: how much of each picture a mask [T, h, w] covers."""
+    return np.array([float(mask.float().mean()) for mask in masks])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Drawables:
+    """`matte.Layers` of a few frames as `splat` takes them; `near` [T, 4, H, W] is color times alpha, then alpha."""
+
+    color: Tensor
+    depth: Tensor
+    mixed: Tensor
+    near: Tensor
+    near_depth: Tensor
+
+
+def _split(frames: np.ndarray, depth: np.ndarray, band: float, device: torch.device) -> _Drawables:
+    """Frames uint8 [T, H, W, 3] with depth float32 [T, H, W], taken apart side by side."""
+    with ThreadPoolExecutor(max(1, min(len(frames), torch.get_num_threads()))) as pool:
+        parts = list(pool.map(partial(split_layers, band=band), frames, depth))
+
+    def stacked(name: str) -> Tensor:
+        return torch.from_numpy(np.stack([getattr(part, name) for part in parts])).to(device)
+
+    alpha = stacked("alpha")[:, None]
+    return _Drawables(
+        color=stacked("color").permute(0, 3, 1, 2), depth=stacked("depth"), mixed=stacked("mixed"),
+        near=torch.cat([stacked("near_color").permute(0, 3, 1, 2) * alpha, alpha], 1), near_depth=stacked("near_depth"),
+    )  # fmt: skip
 
 
 def _draw_plate(

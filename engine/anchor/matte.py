@@ -303,10 +303,14 @@ def _compose(pixels, soft, near_q, far_q, fore, back, image, color, depth, mixed
                 far = min(max((image[y, x, c] - a * near) / (1 - a), f32(0)), f32(1))
                 near_color[y, x, c] = min(max((image[y, x, c] - (1 - a) * far) / a, f32(0)), f32(1))
                 color[y, x, c] = far
+    # The near layer goes on a little on both sides: drawn, it then ends where it is opaque or clear, and has no gaps.
     for i in range(len(pixels)):
         y, x = pixels[i] // width, pixels[i] % width
-        if soft[y, x] >= f32(_OPAQUE):
-            for v in range(max(y - _RING_PX, 0), min(y + _RING_PX + 1, height)):
-                for u in range(max(x - _RING_PX, 0), min(x + _RING_PX + 1, width)):
-                    if mixed[v, u] > 0:
-                        near_depth[y, x], alpha[y, x] = depth[y, x], 1
+        if mixed[y, x] > 0:
+            continue
+        opaque = soft[y, x] >= f32(_OPAQUE)
+        ring = _RING_PX if opaque else 1
+        for v in range(max(y - ring, 0), min(y + ring + 1, height)):
+            for u in range(max(x - ring, 0), min(x + ring + 1, width)):
+                if mixed[v, u] > 0:
+                    near_depth[y, x], alpha[y, x] = 1 / near_q[i], f32(opaque)

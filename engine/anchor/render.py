@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...kernels.splat import Splat, splat, warp
 from ..cameras import CameraPath
-from ..geometry.background import Plate, hidden
+from ..geometry.background import TRUSTED, Plate, hidden
 from ..geometry.upsample import upsample
 from ..graph.executor import Part
 from .matte import split_layers
@@ -81,10 +81,10 @@ def draw_anchor(
     alone = edge / alpha.clamp(min=1e-3)[:, None]
     behind = torch.where(far.mask[:, None], far.color, alone)
     source = covered.to(torch.uint8) * 255
-    own = covered
     if plate is not None and not bool(covered.all()):
-        hidden_pixels = np.stack([hidden(plate, frames[t], depth[t], band=band) for t in chosen])
-        other, confidence = _draw_plate(plate, hidden_pixels, source_K, w2c, target_K, path, band, device)
+        unseen = np.stack([hidden(plate, frames[t], depth[t], band=band) for t in chosen])
+        unseen |= (layers.mixed.cpu().numpy() > 0) & (plate.confidence >= TRUSTED)  # what a soft edge lies over
+        other, confidence = _draw_plate(plate, unseen, source_K, w2c, target_K, path, band, device)
         filled = other.mask & ~covered
         behind = torch.where(filled[:, None], other.color, behind)
         source = torch.where(filled, confidence, source)
@@ -98,7 +98,7 @@ def draw_anchor(
         "alpha": to_uint8(share[:, None])[..., 0],
         "evidence": source.cpu().numpy(),
         "covered": _shares(covered),
-        "borrowed": _shares(covered) - _shares(own),
+        "borrowed": _shares((source > 0) & (source < 255)),
     }
 
 

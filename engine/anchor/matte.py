@@ -27,7 +27,7 @@ _NOISE = 0.03
 """Of colors in 0..1: this far from the line between two colors, a color is still a mixture of them."""
 _TRUST = 60.0
 """Weight of the expected hard step against the colors, whose misfit is counted in squares of their noise."""
-_DIRECTIONS = 16
+_DIRECTIONS = 8
 _LEAST_INSIDE_PX = 1.4
 """A sample that lies closer to the other surface than this is one of the step's own, mixed pixels: the last resort."""
 _KEPT = 2
@@ -158,25 +158,19 @@ def _unmix(pixels, near_q, far_q, is_near, image, q, to_near, to_far, reach):
                     score -= 4 * reach
                 if abs(q[y, x] - own) > f32(_OTHER_SURFACE) * max(own, q[y, x]):
                     score -= 2 * reach
-                deep = slice(0, _KEPT) if inside >= f32(0.75) * reach else slice(_KEPT, 2 * _KEPT)
-                _keep(found[side, deep], scores[side, deep], y * width + x, score)
+                first = 0 if inside >= f32(0.75) * reach else _KEPT
+                k = first + _KEPT
+                while k > first and score > scores[side, k - 1]:
+                    k -= 1
+                if k < first + _KEPT:
+                    for j in range(first + _KEPT - 1, k, -1):
+                        found[side, j], scores[side, j] = found[side, j - 1], scores[side, j - 1]
+                    found[side, k], scores[side, k] = y * width + x, score
         expected = f32(is_near[i])
         if (is_near[i] and to_far[v, u] <= 1) or (not is_near[i] and to_near[v, u] <= 1):
             expected = f32(0.75) if is_near[i] else f32(0.25)
         _best_pair(i, share, fore, back, image, pixels[i], found, scores, expected)
     return share, fore, back
-
-
-@jit
-def _keep(found, scores, pixel, score):
-    """Insert into the samples kept, best first."""
-    k = _KEPT
-    while k > 0 and score > scores[k - 1]:
-        k -= 1
-    if k < _KEPT:
-        for j in range(_KEPT - 1, k, -1):
-            found[j], scores[j] = found[j - 1], scores[j - 1]
-        found[k], scores[k] = pixel, score
 
 
 @jit

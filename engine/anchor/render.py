@@ -8,7 +8,6 @@ from functools import partial
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels.splat import Splat, splat, warp
@@ -89,50 +88,47 @@ def draw_anchor(
         behind = torch.where(filled[:, None], other.color, behind)
         source = torch.where(filled, confidence, source)
         covered = covered | filled
-    picture = torch.where(covered[:, None], edge + (1 - alpha)[:, None] * behind, alone)
-    covered, picture, source = _without_specks(covered, picture, source)
-    share = torch.where(covered, 1.0, alpha)
+    picture = to_uint8(torch.where(covered[:, None], edge + (1 - alpha)[:, None] * behind, alone))
+    mask, evidence = covered.cpu().numpy(), source.cpu().numpy()
+    for t in range(len(mask)):
+        _remove_specks(picture[t], mask[t], evidence[t])
     return {
-        "color": to_uint8(picture),
-        "mask": covered.cpu().numpy(),
-        "alpha": to_uint8(share[:, None])[..., 0],
-        "evidence": source.cpu().numpy(),
-        "covered": _shares(covered),
-        "borrowed": _shares((source > 0) & (source < 255)),
+        "color": picture,
+        "mask": mask,
+        "alpha": np.where(mask, np.uint8(255), to_uint8(alpha[:, None])[..., 0]),
+        "evidence": evidence,
+        "covered": mask.mean((1, 2)),
+        "borrowed": ((evidence > 0) & (evidence < 255)).mean((1, 2)),
     }
 
 
-def _closed(mask: Tensor) -> Tensor:
-    """A mask [T, h, w] without the gaps that are at most `_NARROW_PX` wide."""
-    side = _NARROW_PX + 1
-    wide = F.max_pool2d(F.pad(mask.float(), [side] * 4), side, 1, side // 2)
-    return (1 - F.max_pool2d(1 - wide, side, 1, side // 2))[:, side:-side, side:-side] > 0
+def _closed(masks: Tensor) -> Tensor:
+    """Masks [T, h, w] without the gaps that are at most `_NARROW_PX` wide."""
+    kernel = np.ones((_NARROW_PX + 1, _NARROW_PX + 1), np.uint8)
+    closed = [cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel) for mask in masks.byte().cpu().numpy()]
+    return torch.from_numpy(np.stack(closed)).to(masks.device) > 0
 
 
-def _without_specks(covered: Tensor, picture: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three without islands of at most `_SPECK_PX` pixels in holes, and without holes of that size in surfaces.
+def _remove_specks(color: np.ndarray, mask: np.ndarray, source: np.ndarray) -> None:
+    """Take islands of at most `_SPECK_PX` pixels out of a frame's holes, and close holes of that size, in place.
 
     Args:
-        covered: bool [T, h, w].
-        picture: float [T, 3, h, w]; a closed hole takes the mean of what is covered around each of its pixels.
-        source: uint8 [T, h, w], evidence.
+        color: uint8 [h, w, 3]; a closed pixel takes the mean of what is covered around it.
+        mask: bool [h, w].
+        source: uint8 [h, w], evidence.
     """
-    masks = covered.cpu().numpy()
-    islands, holes = (
-        torch.from_numpy(np.stack([_small_parts(mask) for mask in side])).to(covered.device) for side in (masks, ~masks)
-    )
-    kept = covered & ~islands
-    known = kept[:, None].to(picture)
-    side = 2 * _SPECK_PX - 1  # reaches out of any hole of that size
-    weight = F.avg_pool2d(known, side, 1, side // 2, count_include_pad=False)
-    mean = F.avg_pool2d(picture * known, side, 1, side // 2, count_include_pad=False) / weight.clamp(min=1e-6)
-    closed = holes & (weight[:, 0] > 0)
-    footage = F.max_pool2d(torch.where(kept, source, 0)[:, None].float(), side, 1, side // 2)[:, 0].to(torch.uint8)
-    return (
-        kept | closed,
-        torch.where(closed[:, None], mean, picture),
-        torch.where(closed, footage, torch.where(kept, source, 0)),
-    )
+    islands = _small_parts(mask)
+    mask[islands], source[islands] = False, 0
+    rows, columns = np.nonzero(_small_parts(~mask) & ~islands)
+    if not len(rows):
+        return
+    reach = np.arange(1 - _SPECK_PX, _SPECK_PX)  # out of any hole of that size
+    v = (rows[:, None, None] + reach[:, None]).clip(0, mask.shape[0] - 1)  # [N, K, 1]
+    u = (columns[:, None, None] + reach).clip(0, mask.shape[1] - 1)  # [N, 1, K]
+    weight = mask[v, u] / (1 + np.square(reach)[:, None] + np.square(reach))
+    weight /= weight.sum((1, 2), keepdims=True)
+    mean, footage = (color[v, u] * weight[..., None]).sum((1, 2)), source[v, u].max((1, 2))
+    color[rows, columns], mask[rows, columns], source[rows, columns] = np.rint(mean), True, footage
 
 
 def _small_parts(mask: np.ndarray) -> np.ndarray:
@@ -141,11 +137,6 @@ def _small_parts(mask: np.ndarray) -> np.ndarray:
     small = stats[:, cv2.CC_STAT_AREA] <= _SPECK_PX
     small[0] = False
     return small[labels]
-
-
-def _shares(masks: Tensor) -> np.ndarray:
-    """float64 [T]: how much of each picture a mask [T, h, w] covers."""
-    return np.array([float(mask.float().mean()) for mask in masks])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,9 @@ def evaluate(
         str | None,
         typer.Option(help="Rows of the table, comma-separated; `--rows list` names them.", show_default="all"),
     ] = None,
-    depth: Annotated[str, typer.Option(help="Depth that the pipeline is given.")] = "true,estimated",
+    depth: Annotated[
+        str, typer.Option(help="Depth that the pipeline is given: true, reduced, estimated.")
+    ] = "true,estimated",
     vary: Annotated[
         list[str] | None, typer.Option(help="KNOB=VALUE,VALUE: also try these; may be repeated.", show_default=False)
     ] = None,
@@ -114,12 +116,12 @@ def _evaluate(
 
         evaluation = Evaluation(
             engine=engine, entries=entries, out=out, scorer=Scorer(), base=base, vary=variations,
-            rows=_chosen(rows, list(ROWS), "rows"), depths=_chosen(depth, ["true", "estimated"], "depth"),
+            rows=_chosen(rows, list(ROWS), "rows"), depths=_chosen(depth, ["true", "reduced", "estimated"], "depth"),
             on_line=on_line, vbench_python=vbench_python,
         )  # fmt: skip
         lines = evaluation.run()
-    kinds = "true and estimated" if "," in depth else depth
-    network = "" if depth == "true" else f" by {engine.models.depth_source(base.depth.model).name}"
+    kinds = " and ".join(depth.split(","))
+    network = "" if "estimated" not in depth else f" by {engine.models.depth_source(base.depth.model).name}"
     about = f"Model {engine.models.entry.name}, seed {seed}, {len(entries)} paths, with {kinds} depth{network}."
     write_summary(lines, out, about)
     if as_json:

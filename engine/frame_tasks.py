@@ -97,7 +97,8 @@ class ImagineAnchor:
                 covered=torch.from_numpy(part["mask"][k].copy()),
             )  # fmt: skip
             parts.append(imagined_anchor(run.models.multiview(self.source), view, seed=run.config.seed))
-        return part | {name: np.stack([each[name] for each in parts]) for name in parts[0]}
+        hard = np.where(part["evidence"] > 0, np.uint8(255), np.uint8(0))  # what is imagined has edges of its own
+        return part | {name: np.stack([each[name] for each in parts]) for name in parts[0]} | {"alpha": hard}
 
     @cached_property
     def _points(self) -> DrawAnchor:

@@ -82,6 +82,11 @@ class Result:
         return self.entries["anchor"].array("mask")
 
     @property
+    def alpha(self) -> np.ndarray:
+        """uint8 [N, H, W]: 255 where the anchor is covered, else how much of the pixel a near thing's soft edge covers."""
+        return self.entries["anchor"].array("alpha")
+
+    @property
     def evidence(self) -> np.ndarray:
         """uint8 [N, H, W]: 255 where the anchor's pixel is of the same moment's frame, 1 to 254 where other frames of a
         locked-off clip show it (the confidence in it), 0 in holes."""

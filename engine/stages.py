@@ -169,7 +169,7 @@ def _anchor_options(run: Run) -> dict[str, Any]:
     "camera",
     config=_anchor_options,
     weights=lambda run: run.multiview_source and run.multiview_source.digest,
-    version=3,
+    version=4,
     by_frame=True,
 )
 def anchor(run: Run, inputs: Inputs, out: Writer) -> None:
@@ -192,10 +192,11 @@ def anchor(run: Run, inputs: Inputs, out: Writer) -> None:
     with (
         out.array("color", shape_per_row=(path.height, path.width, 3), dtype=np.uint8) as color,
         out.array("mask", shape_per_row=(path.height, path.width), dtype=bool) as mask,
+        out.array("alpha", shape_per_row=(path.height, path.width), dtype=np.uint8) as alpha,
         out.array("evidence", shape_per_row=(path.height, path.width), dtype=np.uint8) as evidence,
     ):
         for part in run.each_frame(work, count, out):
-            for rows, name in ((color, "color"), (mask, "mask"), (evidence, "evidence")):
+            for rows, name in ((color, "color"), (mask, "mask"), (alpha, "alpha"), (evidence, "evidence")):
                 rows.append(part[name])
             covered += part["covered"].tolist()
             borrowed += part["borrowed"].tolist()
@@ -457,13 +458,13 @@ def generate(run: Run, inputs: Inputs, out: Writer) -> None:
             run.progress("generate", done, count)
 
 
-@stage("anchor", "generate", version=2, config=lambda run: asdict(run.config.deliver))
+@stage("anchor", "generate", version=3, config=lambda run: asdict(run.config.deliver))
 def deliver(run: Run, inputs: Inputs, out: Writer) -> None:
     """Put real pixels where there are any, generated ones where not."""
     options = run.config.deliver
     generated = inputs["generate"].array("frames")
     # What a multiview model imagined is no footage, whether the mask believes it or not.
-    color, evidence = inputs["anchor"].array("color"), inputs["anchor"].array("evidence")
+    color, alpha, evidence = (inputs["anchor"].array(name) for name in ("color", "alpha", "evidence"))
     count, height, width = evidence.shape
     with (
         out.array("frames", shape_per_row=(height, width, 3), dtype=np.uint8) as rows,
@@ -473,10 +474,12 @@ def deliver(run: Run, inputs: Inputs, out: Writer) -> None:
             made, is_real = to_tensor(generated[t : t + 1]), evidence[t : t + 1] > 0
             if options.composite == "on":
                 real = to_tensor(color[t : t + 1])
-                picture = composite(made, real, is_real, feather_px=options.feather_px)
+                picture = composite(made, real, is_real, alpha[t : t + 1], feather_px=options.feather_px)
             else:
                 picture = to_clip_size(made, (height, width))
             rows.append(to_uint8(picture))
-            is_made = ~is_real if options.composite == "on" else np.ones((1, height, width), bool)
-            mattes.append(np.where(is_made, np.uint8(255), np.uint8(0)))
+            is_made = (
+                255 - alpha[t : t + 1] if options.composite == "on" else np.full((1, height, width), 255, np.uint8)
+            )
+            mattes.append(is_made)
             run.progress("deliver", t + 1, count)

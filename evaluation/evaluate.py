@@ -37,7 +37,9 @@ from .shot_files import DepthFit, field_of_view_deg, fit_scale, write_camera, wr
 from .variations import Variation, merged
 from .vbench import run_vbench
 
-DepthKind = Literal["true", "estimated"]
+DepthKind = Literal["true", "reduced", "estimated"]
+REDUCED = 2
+"""A side of `reduced` depth is this many times shorter than the clip's, about as a network's map of a 720p clip is."""
 PICTURED = (0, 4, 9, 13)
 """Frames whose pictures are kept for the page."""
 
@@ -166,6 +168,14 @@ class _ShotAtWork:
     def true_depth(self) -> Path:
         return write_depth(self.shot.depth, self.folder / "depth_true")
 
+    @cached_property
+    def reduced_depth(self) -> Path:
+        """The true depth of one pixel in `REDUCED` along each side, as an ideal network of that size gives it."""
+        height, width = self.shot.depth.shape[1:]
+        size = (width // REDUCED, height // REDUCED)
+        small = [cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST) for depth in self.shot.depth]
+        return write_depth(np.stack(small), self.folder / "depth_reduced")
+
     def engine_run(self, config: RunConfig, depth_dir: Path | None, *, until: str) -> Result:
         run = self.evaluation
         config = override(config, {"depth": {"fov_deg": field_of_view_deg(self.shot)}})
@@ -206,7 +216,7 @@ class _ShotAtWork:
             return line, True
         result, fit, seconds = None, None, 0.0
         if job.row.until is not None:
-            depth_dir = self.true_depth
+            depth_dir = self.reduced_depth if job.depth == "reduced" else self.true_depth
             if job.depth == "estimated":
                 depth_dir, fit = self.estimated
             result = self.engine_run(config, depth_dir, until=job.row.until)

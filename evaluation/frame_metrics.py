@@ -55,12 +55,12 @@ def frame_metrics(
     )[1].mean(-1)  # [H, W]
     metrics = {}
     for name, mask in (("all", known), ("visible", known & visible), ("occluded", known & ~visible)):
-        metrics[f"psnr_{name}"] = _capped_psnr(output, truth, mask)
+        metrics[f"psnr_{name}"] = capped_psnr(output, truth, mask)
         inner = shrunk(mask, SSIM_WINDOW_PX // 2)
         metrics[f"ssim_{name}"] = float(similarity[inner].mean()) if inner.any() else float("nan")
     if covered is not None:
         require_mask("covered", covered, truth.shape[:2])
-        metrics["psnr_visible_covered"] = _capped_psnr(output, truth, known & visible & covered)
+        metrics["psnr_visible_covered"] = capped_psnr(output, truth, known & visible & covered)
     return metrics
 
 
@@ -110,5 +110,6 @@ def require_mask(name: str, mask: np.ndarray, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must be bool {shape}, not {mask.dtype} {mask.shape}")
 
 
-def _capped_psnr(output: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
-    return float(np.minimum(psnr(output, truth, mask), PSNR_CAP_DB))  # NaN stays NaN
+def capped_psnr(output: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
+    """PSNR in dB over mask [H, W], at most `PSNR_CAP_DB`; NaN where the mask is empty."""
+    return float(np.minimum(psnr(output, truth, mask), PSNR_CAP_DB))

@@ -62,10 +62,16 @@ def _floor(fill: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[...
 def _anchor(fill: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     def picture(shot: Shot, result: Result | None) -> tuple[np.ndarray, np.ndarray]:
         assert result is not None
-        color, mask = result.anchor, result.mask
-        return np.stack([fill(color[t], mask[t]) for t in range(len(mask))]), _filmed(result)
+        pictures = zip(result.anchor, result.mask, result.alpha, strict=True)
+        return np.stack([_over(color, alpha, fill(color, mask)) for color, mask, alpha in pictures]), _filmed(result)
 
     return picture
+
+
+def _over(color: np.ndarray, alpha: np.ndarray, filled: np.ndarray) -> np.ndarray:
+    """The anchor with its soft edges over a picture without holes, uint8 [H, W, 3]; alpha uint8 [H, W]."""
+    share = alpha.astype(np.float32)[..., None] / 255
+    return np.rint(share * color + (1 - share) * filled).astype(np.uint8)
 
 
 def _generated(shot: Shot, result: Result | None) -> tuple[np.ndarray, np.ndarray]:

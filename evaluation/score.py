@@ -9,10 +9,11 @@ from ..engine.imaging.metrics import frame_changes, seam_ratios
 from .camera_error import camera_errors
 from .clip_metrics import clip_metrics
 from .dataset import Shot
+from .edges import edge_flicker, edge_region
 from .features import Features, find_lpips
-from .frame_metrics import frame_metrics, mean_over_frames
+from .frame_metrics import capped_psnr, frame_metrics, mean_over_frames
 
-METRICS_VERSION = 1
+METRICS_VERSION = 2
 """Raised whenever a score of the same picture changes; lines of another version are scored again."""
 
 
@@ -52,9 +53,11 @@ class Scorer:
         c2w = inverse(shot.source_c2w) @ shot.target_c2w
         camera = camera_errors(shot.source, output, shot.depth, c2w, shot.K_px)
         perceptual = None if self.lpips is None else self.lpips(output, shot.truth)
+        edges = edge_region(shot)
         frames = []
         for t in range(count):
             row = frame_metrics(output[t], shot.truth[t], shot.visible[t], shot.known[t], covered[t])
+            row["psnr_edge"] = capped_psnr(output[t], shot.truth[t], edges[t])
             for name, values in zip(("all", "visible", "occluded"), distances, strict=True):
                 row[f"effnetlite0_distance_{name}"] = float(values[t])
             if perceptual is not None:
@@ -69,6 +72,7 @@ class Scorer:
         return frames, {
             **means,
             **clip,
+            "edge_flicker": edge_flicker(output, shot.truth, edges),
             "seam_ratio": max(ratios.values(), default=float("nan")),
             "camera_computed": camera.computed,
         }

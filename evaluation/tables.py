@@ -45,6 +45,8 @@ def columns(lines: Sequence[Line]) -> list[list[Column]]:
         column(f"psnr_visible_{n}", "PSNR visible", 2),
         column(f"psnr_visible_covered_{n}", "visible and covered", 2),
         column(f"psnr_occluded_{n}", "PSNR occluded", 2),
+        column(f"psnr_edge_{n}", "edge PSNR", 2),
+        column("edge_flicker", "edge flicker, less is better", 2),
         column(f"ssim_all_{n}", "SSIM all", 3),
         column(f"ssim_occluded_{n}", "SSIM occluded", 3),
         column(f"effnetlite0_distance_all_{n}", "EfficientNet-Lite0 distance all", 3),

@@ -1,20 +1,30 @@
 """The anchor video: every frame lifted by its depth and drawn from the new path, with the mask of what is real."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels.splat import Splat, splat
+from ...kernels.splat import Splat, splat, warp
 from ..cameras import CameraPath
-from ..geometry.background import Plate, hidden
-from ..geometry.upsample import guided_upsample
+from ..geometry.background import TRUSTED, Plate, hidden
+from ..geometry.upsample import upsample
 from ..graph.executor import Part
+from .matte import split_layers
 
 FRAMES_AT_ONCE = 2
 """Frames lifted and drawn together: memory is bounded by this, whatever the clip's length."""
+_UNCERTAIN = 0.3
+"""A pixel counts as covered while at most this share of it is open, or of a color that was not seen by itself."""
+_NARROW_PX = 4
+"""A gap in what is sure, between two sides that are, is no wider than this; a hole beside one side is none."""
+_SPECK_PX = 4
+"""Islands and holes of at most this many pixels are no content."""
 
 
 def draw_anchor(
@@ -29,11 +39,15 @@ def draw_anchor(
     valid: Callable[[int], np.ndarray] | None,
     device: torch.device,
 ) -> Part:
-    """The anchor's colours (uint8 [T, h, w, 3]), mask (bool [T, h, w]) and evidence (uint8 [T, h, w]) of a few frames.
+    """The anchor of a few frames, each drawn as two layers (`matte.py`): the near things' soft edges over the rest.
 
-    Evidence says where a pixel comes from: 255 is the frame of the same moment, 1 to 254 other frames of a locked-off
-    clip (the confidence in them), 0 a hole. Also `covered` and `borrowed`, float64 [T]: the share of each picture that
-    is covered, and that other frames gave.
+    Returns:
+        `color` uint8 [T, h, w, 3]; `mask` bool [T, h, w], where it can be believed; `alpha` uint8 [T, h, w], 255 where it
+        is covered, else how much of the pixel the soft edge of a near thing covers, whose color it then has: a hole
+        beside a near thing begins outside its soft edge, and what fills the hole goes behind that edge; `evidence`
+        uint8 [T, h, w], where a pixel comes from: 255 is the frame of the same moment, 1 to 254 other frames of a
+        locked-off clip (the confidence in them), 0 a hole. `covered` and `borrowed`, float64 [T]: the share of each
+        picture that is covered, and that other frames gave.
 
     Args:
         frames: uint8 [N, H, W, 3].
@@ -47,27 +61,108 @@ def draw_anchor(
     part = slice(chosen.start, chosen.stop)
     w2c = torch.from_numpy(path.w2c[part].copy())
     target_K, source_K = torch.from_numpy(path.K_px[part].copy()), torch.from_numpy(source_K_px[part].copy())
-    images = to_tensor(frames[part]).to(device)
-    lifted = guided_upsample(torch.from_numpy(depth[part].copy()).to(device), images, band=band)
     allowed = None if valid is None else torch.from_numpy(np.stack([valid(t) for t in chosen])).to(device)
-    drawn = splat(images, lifted, source_K, w2c, target_K, (path.height, path.width), valid=allowed, band=band)
-    picture, covered = drawn.color, drawn.mask
+
+    def draw(pictures: Tensor, depths: Tensor) -> Splat:
+        size = (path.height, path.width)
+        return splat(pictures, depths, source_K, w2c, target_K, size, valid=allowed, band=band)
+
+    layers = _split(frames[part], upsample(np.array(depth[part]), frames[part], band=band), band, device)
+    far, near = draw(layers.color, layers.depth), draw(layers.near, layers.near_depth)
+    # A near edge that something nearer hides is not seen.
+    in_front = near.mask & (~far.mask | (near.depth <= far.depth * (1 + band)))
+    alpha = torch.where(in_front, near.color[:, 3], 0.0)
+    edge = torch.where(in_front[:, None], near.color[:, :3], 0.0)  # times alpha
+    uncertain = torch.where(far.mask, warp(layers.mixed[:, None], far.winner)[:, 0], 1.0)
+    covered = (1 - alpha) * uncertain <= _UNCERTAIN
+    covered = covered | (_closed(covered) & far.mask)  # what was behind a thin thing is known from both its sides
+    # Of a soft edge before a hole only its own color is known.
+    alone = edge / alpha.clamp(min=1e-3)[:, None]
+    behind = torch.where(far.mask[:, None], far.color, alone)
     source = covered.to(torch.uint8) * 255
     if plate is not None and not bool(covered.all()):
-        behind = np.stack([hidden(plate, frames[t], depth[t], band=band) for t in chosen])
-        other, confidence = _draw_plate(plate, behind, source_K, w2c, target_K, path, band, device)
+        unseen = np.stack([hidden(plate, frames[t], depth[t], band=band) for t in chosen])
+        unseen |= (layers.mixed.cpu().numpy() > 0) & (plate.confidence >= TRUSTED)  # what a soft edge lies over
+        other, confidence = _draw_plate(plate, unseen, source_K, w2c, target_K, path, band, device)
         filled = other.mask & ~covered
-        picture = torch.where(filled[:, None], other.color, picture)
+        behind = torch.where(filled[:, None], other.color, behind)
         source = torch.where(filled, confidence, source)
         covered = covered | filled
-    own, share = (np.array([float(each.float().mean()) for each in m]) for m in (drawn.mask, covered))
+    picture = to_uint8(torch.where(covered[:, None], edge + (1 - alpha)[:, None] * behind, alone))
+    mask, evidence = covered.cpu().numpy(), source.cpu().numpy()
+    for t in range(len(mask)):
+        _remove_specks(picture[t], mask[t], evidence[t])
     return {
-        "color": to_uint8(picture),
-        "mask": covered.cpu().numpy(),
-        "evidence": source.cpu().numpy(),
-        "covered": share,
-        "borrowed": share - own,
+        "color": picture,
+        "mask": mask,
+        "alpha": np.where(mask, np.uint8(255), to_uint8(alpha[:, None])[..., 0]),
+        "evidence": evidence,
+        "covered": mask.mean((1, 2)),
+        "borrowed": ((evidence > 0) & (evidence < 255)).mean((1, 2)),
     }
+
+
+def _closed(masks: Tensor) -> Tensor:
+    """Masks [T, h, w] without the gaps that are at most `_NARROW_PX` wide."""
+    kernel = np.ones((_NARROW_PX + 1, _NARROW_PX + 1), np.uint8)
+    closed = [cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel) for mask in masks.byte().cpu().numpy()]
+    return torch.from_numpy(np.stack(closed)).to(masks.device) > 0
+
+
+def _remove_specks(color: np.ndarray, mask: np.ndarray, source: np.ndarray) -> None:
+    """Take islands of at most `_SPECK_PX` pixels out of a frame's holes, and close holes of that size, in place.
+
+    Args:
+        color: uint8 [h, w, 3]; a closed pixel takes the mean of what is covered around it.
+        mask: bool [h, w].
+        source: uint8 [h, w], evidence.
+    """
+    islands = _small_parts(mask)
+    mask[islands], source[islands] = False, 0
+    rows, columns = np.nonzero(_small_parts(~mask) & ~islands)
+    if not len(rows):
+        return
+    reach = np.arange(1 - _SPECK_PX, _SPECK_PX)  # out of any hole of that size
+    v = (rows[:, None, None] + reach[:, None]).clip(0, mask.shape[0] - 1)  # [N, K, 1]
+    u = (columns[:, None, None] + reach).clip(0, mask.shape[1] - 1)  # [N, 1, K]
+    weight = mask[v, u] / (1 + np.square(reach)[:, None] + np.square(reach))
+    weight /= weight.sum((1, 2), keepdims=True)
+    mean, footage = (color[v, u] * weight[..., None]).sum((1, 2)), source[v, u].max((1, 2))
+    color[rows, columns], mask[rows, columns], source[rows, columns] = np.rint(mean), True, footage
+
+
+def _small_parts(mask: np.ndarray) -> np.ndarray:
+    """The connected parts of a mask [h, w] (eight neighbors) that have at most `_SPECK_PX` pixels."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    small = stats[:, cv2.CC_STAT_AREA] <= _SPECK_PX
+    small[0] = False
+    return small[labels]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Drawables:
+    """`matte.Layers` of a few frames as `splat` takes them; `near` [T, 4, H, W] is color times alpha, then alpha."""
+
+    color: Tensor
+    depth: Tensor
+    mixed: Tensor
+    near: Tensor
+    near_depth: Tensor
+
+
+def _split(frames: np.ndarray, depth: np.ndarray, band: float, device: torch.device) -> _Drawables:
+    """Frames uint8 [T, H, W, 3] with depth float32 [T, H, W], taken apart side by side."""
+    with ThreadPoolExecutor(max(1, min(len(frames), torch.get_num_threads()))) as pool:
+        parts = list(pool.map(partial(split_layers, band=band), frames, depth))
+
+    def stacked(name: str) -> Tensor:
+        return torch.from_numpy(np.stack([getattr(part, name) for part in parts])).to(device)
+
+    alpha = stacked("alpha")[:, None]
+    return _Drawables(
+        color=stacked("color").permute(0, 3, 1, 2), depth=stacked("depth"), mixed=stacked("mixed"),
+        near=torch.cat([stacked("near_color").permute(0, 3, 1, 2) * alpha, alpha], 1), near_depth=stacked("near_depth"),
+    )  # fmt: skip
 
 
 def _draw_plate(

@@ -19,6 +19,8 @@ _TRACKED = 40
 _FAR_QUANTILE = 0.85
 """Of a pixel's depth over time: the farthest surface, but for the few frames in which the estimate jumps."""
 _STRIP = 32
+TRUSTED = 0.5
+"""Least confidence of a background that is drawn."""
 _TOLERANCE = 12.0
 """Levels of 255 by which a background may vary (noise, compression) before it is trusted half."""
 
@@ -131,7 +133,7 @@ def clean_plate(image: np.ndarray, found: Plate, predicted: np.ndarray) -> Plate
     return Plate(color=image, depth=np.where(alike, found.depth, scaled), confidence=confidence)
 
 
-def hidden(plate: Plate, frame: np.ndarray, depth: np.ndarray, *, band: float, least: float = 0.5) -> np.ndarray:
+def hidden(plate: Plate, frame: np.ndarray, depth: np.ndarray, *, band: float) -> np.ndarray:
     """Where something else stands before a trusted background at one moment.
 
     It must be nearer and look different: depth alone flickers, and a thing that never moved is its own background.
@@ -139,7 +141,6 @@ def hidden(plate: Plate, frame: np.ndarray, depth: np.ndarray, *, band: float, l
     Args:
         frame: uint8 [H, W, 3] and
         depth: [h, w] of that moment.
-        least: confidence that counts as trusted.
 
     Returns:
         bool [H, W].
@@ -148,7 +149,7 @@ def hidden(plate: Plate, frame: np.ndarray, depth: np.ndarray, *, band: float, l
     log = _log_depth(depth, (width, height))
     with np.errstate(invalid="ignore", divide="ignore"):
         far = np.where(np.isinf(plate.depth), _SKY_LOG, np.log(plate.depth))
-    return (plate.confidence >= least) & (log < far - band) & _differs(frame, plate.color)
+    return (plate.confidence >= TRUSTED) & (log < far - band) & _differs(frame, plate.color)
 
 
 def _differs(a: np.ndarray, b: np.ndarray) -> np.ndarray:

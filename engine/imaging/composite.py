@@ -18,8 +18,10 @@ def rim_weight(mask: np.ndarray, feather_px: float) -> np.ndarray:
     return np.where(mask, 0, ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
 
 
-def composite(generated: Tensor, anchor: Tensor, mask: np.ndarray, *, feather_px: float) -> Tensor:
-    """Delivered frames: every real pixel as it is, the generated picture in the holes.
+def composite(
+    generated: Tensor, anchor: Tensor, mask: np.ndarray, alpha: np.ndarray | None = None, *, feather_px: float
+) -> Tensor:
+    """Delivered frames: every real pixel as it is, the generated picture in the holes, behind soft edges.
 
     What the picture misses at a hole's rim is carried `feather_px` into the hole and fades out there, so that no seam
     shows and no real pixel is touched. It is not carried farther, as tone matching would: what the picture misses at its
@@ -28,7 +30,8 @@ def composite(generated: Tensor, anchor: Tensor, mask: np.ndarray, *, feather_px
     Args:
         generated: float [N, 3, h, w] in 0..1 at the working size.
         anchor: float [N, 3, H, W] in 0..1 at the clip's size.
-        mask: bool [N, H, W].
+        mask: bool [N, H, W], real pixels.
+        alpha: uint8 [N, H, W], how much of a pixel that is not real the anchor's color covers; None is nothing.
 
     Returns:
         float [N, 3, H, W].
@@ -39,7 +42,11 @@ def composite(generated: Tensor, anchor: Tensor, mask: np.ndarray, *, feather_px
     real = torch.from_numpy(mask.copy()).to(anchor.device)
     weight = np.stack([rim_weight(frame, feather_px) for frame in mask])
     missed = push_pull(anchor - picture, real) * torch.from_numpy(weight).to(anchor.device)[:, None]
-    return torch.where(real[:, None], anchor, (picture + missed).clamp(0, 1))
+    behind = (picture + missed).clamp(0, 1)
+    if alpha is not None:
+        share = torch.from_numpy(alpha.copy()).to(behind)[:, None] / 255
+        behind = share * anchor + (1 - share) * behind
+    return torch.where(real[:, None], anchor, behind)
 
 
 def to_clip_size(generated: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

@@ -20,7 +20,8 @@ Footprints.
     soft     A point reaches the 2x2 pixels around it with bilinear weights; those within a relative band of depth of the
              nearest are averaged, in fixed point, so that the sum does not depend on its order. A pixel is a small plane
              (linear in 1/z, like every plane in space) over its cell: where the view magnifies, it is drawn by as
-             many samples as keep a surface closed, an axis at a time. Cracks of one pixel are closed from both sides.
+             many samples as keep a surface closed, an axis at a time. Cracks of one pixel are closed from both sides,
+             whether they are empty or a farther surface shows that the source did not see between the two.
     mesh     Pixel centres are the vertices of triangles, torn where neighbours are not one surface: no cracks at any
              magnification, and hard edges at disocclusions. What is torn on all sides is drawn as points.
 """

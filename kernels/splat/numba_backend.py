@@ -32,6 +32,7 @@ ZERO, HALF, ONE, TWO, NONE, INFINITE = f32(0), f32(0.5), f32(1), f32(2), f32(-1)
 ONE_ON, COLOR_UNITS = np.uint64(1), float(twin.COLOR_ONE)
 NEAREST, JOINED, STRAIGHT = f32(twin.NEAREST), f32(twin.JOINED), f32(twin.STRAIGHT)
 PARTED, PER_SPACING = f32(twin.PARTED_PX), f32(1 / twin.SPACING)
+STRETCH = i64(twin.STRETCH)
 EMPTY, UNIT, COLOR_ONE = i64(twin.EMPTY), i64(1 << twin.FRACTION), f32(twin.COLOR_ONE)
 FRACTION_ONE = f32(1 << twin.FRACTION)
 SEVERAL = i32(-2)
@@ -669,12 +670,16 @@ def _find_cracks(found, before, here, after, beyond, width):
         behind = _key_depth(here[i]) > far_z * beyond
         found[i] = near if one_surface & ((here[i] == EMPTY) | behind) else EMPTY
     for i in range(len(found)):
-        if (found[i] != EMPTY) & (here[i] != EMPTY) and not _neighbours(before[i], after[i], width):
+        if (found[i] != EMPTY) & (here[i] != EMPTY) and not _goes_on(before[i], after[i], here[i], width):
             found[i] = EMPTY
 
 
 @jit
-def _neighbours(a, b, width):
-    """`torch_backend._neighbours`"""
-    a, b = a & 0xFFFFFFFF, b & 0xFFFFFFFF
-    return (abs(a % width - b % width) <= 1) & (abs(a // width - b // width) <= 1)
+def _goes_on(a, b, between, width):
+    """`torch_backend._goes_on`"""
+    a, b, between = a & 0xFFFFFFFF, b & 0xFFFFFFFF, between & 0xFFFFFFFF
+    left, right = min(a % width, b % width), max(a % width, b % width)
+    top, bottom = min(a // width, b // width), max(a // width, b // width)
+    u, v = between % width, between // width
+    seen = (u >= left) & (u <= right) & (v >= top) & (v <= bottom)
+    return (right - left <= STRETCH) & (bottom - top <= STRETCH) & (not seen)

@@ -39,6 +39,8 @@ SPACING = 1.1
 """Samples of a magnified pixel are at most this many target pixels apart."""
 PARTED_PX = 0.5
 """The surfaces on both sides of a flying pixel part when parallax moves them this far from each other."""
+STRETCH = 2
+"""Pixels of the source this far apart along each axis draw one stretch of a surface: at most one was lost between them."""
 FRACTION = 7
 """Bits of a position within its pixel: tap weights are integers that sum to 2^14."""
 FULL_WEIGHT = 1 << 2 * FRACTION
@@ -274,7 +276,7 @@ def _taps_of(index: Tensor, color: Tensor, x: Tensor, y: Tensor, z: Tensor, h: i
 
 def _close_cracks(color: Tensor, keys: Tensor, beyond: float, width: int) -> tuple[Tensor, Tensor]:
     """Fill what is a crack, not a disocclusion: a pixel between two opposite pixels of one surface, if it is open, or
-    shows something farther through a surface that two neighbouring pixels of the source (`width` wide) drew.
+    shows something farther through a surface that goes on in the source (`width` wide).
     """
     h, w = keys.shape
     padded, colors = keys.new_full((h + 2, w + 2), EMPTY), F.pad(color, (1, 1, 1, 1))
@@ -289,7 +291,7 @@ def _close_cracks(color: Tensor, keys: Tensor, beyond: float, width: int) -> tup
         key = torch.minimum(padded[a], padded[b])
         last = torch.maximum(padded[a], padded[b])
         one_surface = key_depth(last) <= key_depth(key) * beyond  # the depth of an empty key is NaN
-        behind = _neighbours(padded[a], padded[b], width) & (key_depth(keys) > key_depth(last) * beyond)
+        behind = _goes_on(padded[a], padded[b], keys, width) & (key_depth(keys) > key_depth(last) * beyond)
         crack = one_surface & ((keys == EMPTY) | behind)
         summed += torch.where(crack, colors[:, *a] + colors[:, *b], 0.0)
         closing = torch.where(crack, torch.minimum(closing, key), closing)
@@ -298,7 +300,14 @@ def _close_cracks(color: Tensor, keys: Tensor, beyond: float, width: int) -> tup
     return torch.where(closed, summed * (0.5 / pairs.clamp(min=1)), color), torch.where(closed, closing, keys)
 
 
-def _neighbours(a: Tensor, b: Tensor, width: int) -> Tensor:
-    """Whether two keys' pixels are the same or touch in the source: nothing lies between them."""
-    a, b = key_index(a), key_index(b)
-    return ((a % width - b % width).abs() <= 1) & ((a // width - b // width).abs() <= 1)
+def _goes_on(a: Tensor, b: Tensor, between: Tensor, width: int) -> Tensor:
+    """Whether two keys' pixels are of one stretch of the source, and that of the key between them is not of it.
+
+    A farther pixel that the source saw between the two is no crack's: there the surface has a hole.
+    """
+    close, seen = torch.ones_like(a, dtype=torch.bool), torch.ones_like(a, dtype=torch.bool)
+    for axis in (lambda key: key_index(key) % width, lambda key: key_index(key) // width):
+        first, last = torch.minimum(axis(a), axis(b)), torch.maximum(axis(a), axis(b))
+        close &= last - first <= STRETCH
+        seen &= (axis(between) >= first) & (axis(between) <= last)
+    return close & ~seen

@@ -31,6 +31,7 @@ _JOINED = tl.constexpr(twin.JOINED)
 _STRAIGHT = tl.constexpr(twin.STRAIGHT)
 _PARTED = tl.constexpr(twin.PARTED_PX)
 _PER_SPACING = tl.constexpr(twin.float32(1 / twin.SPACING))
+_STRETCH = tl.constexpr(twin.STRETCH)
 _UNIT = tl.constexpr(1 << twin.FRACTION)
 _COLOR_ONE = tl.constexpr(twin.COLOR_ONE)
 
@@ -291,7 +292,7 @@ def _scale(weight):
 
 
 @triton.jit
-def _crack(keys_ptr, weights_ptr, cell, step, inside, own_z, open_, least, beyond, width):
+def _crack(keys_ptr, weights_ptr, cell, step, inside, own, open_, least, beyond, width):
     """The nearer key of two opposite cells if what is between is a crack; their scales."""
     weight_a = tl.load(weights_ptr + cell + step, mask=inside, other=0)
     weight_b = tl.load(weights_ptr + cell - step, mask=inside, other=0)
@@ -300,9 +301,13 @@ def _crack(keys_ptr, weights_ptr, cell, step, inside, own_z, open_, least, beyon
     near, far = tl.minimum(a, b), tl.maximum(a, b)
     far_z = _key_depth(far)
     crack = inside & (weight_a >= least) & (weight_b >= least) & (far_z <= _key_depth(near) * beyond)
-    i, j = a.to(tl.int32), b.to(tl.int32)
-    neighbours = (tl.abs(i % width - j % width) <= 1) & (tl.abs(i // width - j // width) <= 1)
-    crack = crack & (open_ | (neighbours & (own_z > far_z * beyond)))
+    i, j, k = a.to(tl.int32), b.to(tl.int32), own.to(tl.int32)
+    left, right = tl.minimum(i % width, j % width), tl.maximum(i % width, j % width)
+    top, bottom = tl.minimum(i // width, j // width), tl.maximum(i // width, j // width)
+    u, v = k % width, k // width
+    seen = (u >= left) & (u <= right) & (v >= top) & (v <= bottom)
+    goes_on = (right - left <= _STRETCH) & (bottom - top <= _STRETCH) & (seen == 0)
+    crack = crack & (open_ | (goes_on & (_key_depth(own) > far_z * beyond)))
     return tl.where(crack, near, _EMPTY), _scale(weight_a), _scale(weight_b)
 
 
@@ -333,13 +338,13 @@ def _soft_resolve_kernel(
     weight = tl.load(sums_ptr + channels * cells + cell, mask=mask, other=0)
     covered = mask & (weight >= least)
     key = tl.load(keys_ptr + cell, mask=covered, other=_EMPTY)
-    own_z, open_ = _key_depth(key), mask & (weight < least)
+    open_ = mask & (weight < least)
     weights_ptr = sums_ptr + channels * cells
     inside = mask & (px > 0) & (px < w - 1)
-    across, scale_right, scale_left = _crack(keys_ptr, weights_ptr, cell, 1, inside, own_z, open_, least, beyond, width)
+    across, scale_right, scale_left = _crack(keys_ptr, weights_ptr, cell, 1, inside, key, open_, least, beyond, width)
     inside = mask & (py > 0) & (py < h - 1)
     along, scale_below, scale_above = _crack(
-        keys_ptr, weights_ptr, cell, w + 2, inside, own_z, open_, least, beyond, width
+        keys_ptr, weights_ptr, cell, w + 2, inside, key, open_, least, beyond, width
     )
     closes_across, closes_along = across != _EMPTY, along != _EMPTY
     closes = closes_across | closes_along

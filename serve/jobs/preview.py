@@ -13,14 +13,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
-from ...engine.anchor.render import draw_anchor, to_tensor
+from ...engine.anchor.render import draw_anchor
 from ...engine.cameras import CameraPath, CameraSpec, path_warnings
 from ...engine.cameras.path import scaled_intrinsics
 from ...engine.errors import InputError
 from ...engine.geometry.background import Plate
-from ...engine.geometry.upsample import guided_upsample
+from ...engine.geometry.upsample import upsample
 from ...engine.pipeline import Result
 from ...engine.report.html.pictures import spread, tinted_holes
 from ...engine.stage_results import plate_of, source_view
@@ -53,9 +52,9 @@ class OpenClip:
             source, depth = self.result.source, self.result.entries["depth"].array("depth")
             size = (width, height)
             pictures = np.stack([cv2.resize(source[t], size, interpolation=cv2.INTER_AREA) for t in times])
-            coarse = torch.from_numpy(_depth_at_most(depth[times], height, width))
-            fine = guided_upsample(coarse, to_tensor(pictures), band=self.result.run.config.anchor.band)
-            self._moments = key, pictures, fine.numpy()
+            coarse = _depth_at_most(depth[times], height, width)
+            fine = upsample(coarse, pictures, band=self.result.run.config.anchor.band)
+            self._moments = key, pictures, fine
         return self._moments[1:]
 
 
@@ -137,9 +136,9 @@ class Previewer:
         height, width = _fit(view.height, view.width, asked["max_side"])
         picture = cv2.resize(clip.source[t], (width, height), interpolation=cv2.INTER_AREA)
         depth = _depth_at_most(clip.entries["depth"].array("depth")[t : t + 1], height, width)
-        lifted = guided_upsample(torch.from_numpy(depth), to_tensor(picture[None]), band=clip.run.config.anchor.band)
+        lifted = upsample(depth, picture[None], band=clip.run.config.anchor.band)
         with np.errstate(over="ignore"):  # what is too far for float16 is as good as infinitely far
-            halves = (lifted[0].numpy() / view.median_depth).astype("<f2")
+            halves = (lifted[0] / view.median_depth).astype("<f2")
         K_px = scaled_intrinsics(view.frame_intrinsics_px[t], width / view.width, height / view.height)
         return {
             "frame": t, "frames": len(clip.source), "time_s": float(view.times_s[t]),

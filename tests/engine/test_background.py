@@ -114,9 +114,10 @@ def test_holes_behind_what_walks_become_footage(engine, shot) -> None:
     found, without = anchor_of(engine, shot, None), anchor_of(engine, shot, False)
     assert found.hole_share < without.hole_share
     other = (found.evidence > 0) & (found.evidence < 255)
-    assert np.array_equal(found.evidence == 255, without.mask)
+    own = found.evidence == 255
+    assert (own != without.mask).mean() < 1e-3  # a pinhole between own footage and other is closed
     assert np.array_equal(found.evidence > 0, found.mask)
-    assert np.array_equal(np.array(found.anchor)[without.mask], np.array(without.anchor)[without.mask])
+    assert np.array_equal(np.array(found.anchor)[own & without.mask], np.array(without.anchor)[own & without.mask])
     # The truck moves every surface by f t / z pixels: what the wall shows at the end is known exactly.
     t = COUNT - 1
     shift = found.camera.K_px[t, 0, 0] * found.camera.c2w[t, 0, 3] / WALL_DEPTH

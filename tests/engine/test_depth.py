@@ -18,7 +18,7 @@ from recapture.engine.errors import InputError, ModelError
 from recapture.engine.geometry import steady
 from recapture.engine.geometry.depth import FAR_TO_NEAR, estimate_depth, predict_frame, read_depth
 from recapture.engine.geometry.depth_models import find_depth_model, load_depth_model
-from recapture.engine.geometry.upsample import guided_upsample
+from recapture.engine.geometry.upsample import upsample
 from recapture.engine.graph.executor import Part
 from recapture.engine.store.arrays import ArrayWriter, read_array
 
@@ -142,17 +142,46 @@ def test_where_the_sky_is_seen_disparity_has_a_zero(tmp_path):
     assert np.isfinite(nothing).all()
 
 
-def test_guided_upsampling_puts_depth_edges_on_colour_edges():
-    frames = torch.zeros(1, 3, 64, 96)
-    frames[..., 45:] = 1.0  # not on the coarse grid
-    depth = torch.full((1, 16, 24), 2.0)
+def test_upsampled_steps_lie_on_the_edges_of_the_picture():
+    frames = np.zeros((1, 64, 96, 3), np.uint8)
+    frames[:, :, 45:] = 255  # not on the coarse grid
+    depth = np.full((1, 16, 24), 2.0, np.float32)
     depth[..., 11:] = 8.0
-    fine = guided_upsample(depth, frames)
-    assert torch.allclose(fine[..., :45], torch.tensor(2.0))
-    assert torch.allclose(fine[..., 45:], torch.tensor(8.0))
-    assert torch.equal(guided_upsample(depth, torch.zeros(1, 3, 16, 24)), depth)
-    depth[..., :4, :] = torch.inf
-    assert torch.isinf(guided_upsample(depth, torch.rand(1, 3, 64, 96))[..., :12, :]).all()
+    fine = upsample(depth, frames, band=0.05)
+    assert np.allclose(fine[..., :45], 2.0)
+    assert np.allclose(fine[..., 45:], 8.0)
+    off = depth.copy()
+    off[..., 11] = 2.0  # the map's step lies 3 pixels beside the picture's edge
+    assert np.array_equal(upsample(off, frames, band=0.05), fine)
+    depth[..., :4, :] = np.inf
+    assert np.isinf(upsample(depth, frames, band=0.05)[..., :12, :]).all()
+    same = np.zeros((1, 16, 24, 3), np.uint8)
+    assert upsample(depth, same, band=0.05) is depth
+
+
+def test_upsampling_keeps_planes_and_makes_no_depth_between_two():
+    def board(height: int, width: int) -> np.ndarray:
+        """A floor that recedes to 60 m, and a board before it."""
+        y, x = np.mgrid[:height, :width] + 0.5
+        floor = 1 / (0.016 + 0.2 * y / height)
+        return np.where((x > 0.31 * width) & (x < 0.55 * width) & (y < 0.8 * height), 3.0, floor).astype(np.float32)
+
+    true, rng = board(96, 144), np.random.default_rng(0)
+    frame = np.where(true[..., None] == 3, (200, 60, 40), (60, 110, 180)) + rng.normal(0, 12, (96, 144, 3))
+    for h, w in ((32, 48), (48, 72), (120, 180)):  # coarser than the picture, and finer
+        fine = upsample(board(h, w)[None], frame.clip(0, 255).astype(np.uint8)[None], band=0.05)[0]
+        off = np.abs(np.log(fine / true))[2:]  # above the map's first row nothing says how the floor goes on
+        assert (off > 0.02).mean() < 0.002
+        assert not ((fine > 3.2) & (fine < 0.9 * true))[2:].any()
+        assert np.median(off) < 1e-3
+
+
+def test_unknown_depth_stays_unknown_where_nothing_is_near():
+    depth = np.full((1, 16, 24), 2.0, np.float32)
+    depth[:, :, :12] = np.nan
+    fine = upsample(depth, np.zeros((1, 64, 96, 3), np.uint8), band=0.05)
+    assert np.isnan(fine[..., :32]).all()
+    assert np.allclose(fine[..., 60:], 2.0)
 
 
 def write(path: Path, count: int = 3) -> ArrayWriter:

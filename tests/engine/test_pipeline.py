@@ -174,9 +174,18 @@ def test_composite_off_delivers_the_pure_model_output(film):
 def test_every_real_pixel_is_delivered_as_it_is(film):
     result = film()
     assert np.array_equal(result.matte == 0, result.mask)
-    assert np.array_equal(result.matte == 255, ~result.mask)
+    assert np.array_equal(result.matte, 255 - result.alpha)
+    assert np.array_equal(result.alpha == 255, result.mask)
     assert 0.4 < result.mask.mean() < 1
     assert np.array_equal(result.frames[result.mask], result.anchor[result.mask])
+
+
+def test_what_fills_a_hole_lies_behind_a_soft_edge():
+    mask, alpha = np.ones((1, 8, 12), bool), np.full((1, 8, 12), 255, np.uint8)
+    mask[..., 4:], alpha[..., 4:], alpha[..., 4] = False, 0, 102
+    ink, wall = torch.zeros(1, 3, 8, 12), torch.full((1, 3, 8, 12), 0.5)
+    row = composite(wall, ink, mask, alpha, feather_px=0)[0, 0, 4]
+    assert torch.allclose(row, torch.tensor([0.0] * 4 + [0.3] + [0.5] * 7))
 
 
 def test_a_hole_meets_its_rim_and_is_the_generated_picture_inside():

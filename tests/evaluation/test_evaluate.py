@@ -21,6 +21,7 @@ from recapture.engine.pipeline import Recapture
 from recapture.engine.video import Limits, decode, probe
 from recapture.evaluation.baselines import fill_mean, fill_telea, floor_anchor
 from recapture.evaluation.dataset import read_dataset
+from recapture.evaluation.edges import edge_flicker, edge_region
 from recapture.evaluation.evaluate import Evaluation
 from recapture.evaluation.page import write_summary
 from recapture.evaluation.rows import ROWS
@@ -129,6 +130,48 @@ def test_scores_are_those_of_the_known_scene(finished) -> None:
     estimated = next(line for line in lines if line["depth"] == "estimated")
     assert 0 < estimated["depth_scale"] < 1e4
     assert estimated["depth_abs_rel"] > 0
+
+
+def write_board(folder: Path) -> None:
+    """A scene of one moving frame pair: a red board at 2 m before the wall at 4 m; the camera slides by 6 pixels a frame
+    at the wall, 12 at the board."""
+    write_scene(folder, 7, {"target_moderate": 6})
+    texture, depth = wall(7), np.full((FRAMES, HEIGHT, WIDTH), DEPTH, np.float16)
+    depth[:, 20:44, 40:64] = DEPTH / 2
+    for name, shift in (("source", 0), ("target_moderate", 6)):
+        for t in range(FRAMES):
+            picture = texture[:, t * shift : t * shift + WIDTH].copy()
+            picture[20:44, 40 - 2 * t * shift : 64 - 2 * t * shift] = (230, 30, 30)
+            cv2.imwrite(str(folder / name / "rgb" / f"{t:03d}.png"), picture[..., ::-1])
+    np.savez(folder / "source" / "depth.npz", depth=depth)
+
+
+def test_the_edge_region_is_where_near_things_end(tmp_path) -> None:
+    write_board(tmp_path / "scene_1")
+    shot = read_dataset(tmp_path)[0].load()
+    region = edge_region(shot)
+    t = 2  # the board lies at columns 16 to 40 then
+    row = np.flatnonzero(region[t, 32])
+    assert set(row) == {*range(12, 21), *range(35, 44)}
+    assert not region[t, :12].any()
+    assert edge_flicker(shot.truth, shot.truth, region) == 0
+    brighter = shot.truth.copy()
+    brighter[1::2] = np.where(brighter[1::2] < 250, brighter[1::2] + 5, brighter[1::2])
+    assert 3 < edge_flicker(brighter, shot.truth, region) <= 5
+
+
+def test_reduced_depth_is_brought_back(engine, scorer, tmp_path) -> None:
+    write_board(tmp_path / "set" / "scene_1")
+    lines = small_evaluation(
+        engine, tmp_path / "set", tmp_path / "out", scorer, rows=["anchor + mean colour"], depths=["true", "reduced"]
+    ).run()
+    true, reduced = lines
+    assert (true["depth"], reduced["depth"]) == ("true", "reduced")
+    assert true["psnr_edge_3"] > 20
+    assert reduced["psnr_edge_3"] == pytest.approx(true["psnr_edge_3"], abs=3)
+    assert np.load(tmp_path / "out" / "work" / "scene_1" / "target_moderate" / "depth_reduced" / "depth.npy").shape == (
+        FRAMES, HEIGHT // 2, WIDTH // 2,
+    )  # fmt: skip
 
 
 def test_frames_average_to_the_line(finished) -> None:

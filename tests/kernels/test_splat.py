@@ -210,6 +210,21 @@ def test_nothing_shines_through_the_cracks_of_a_surface():
     # A dip that the source saw between them is no crack: `test_static_camera_is_the_identity`.
 
 
+def test_what_lies_elsewhere_in_the_source_does_not_shine_through_where_a_pixel_was_lost():
+    """A board without a depth in every fourth column moves over a wall."""
+    depth = torch.full((1, H, W), 3.0)
+    depth[..., 24:44] = 1.0
+    depth[..., 25:44:4] = torch.nan
+    frames = torch.zeros(1, 3, H, W)
+    frames[:, 0], frames[:, 2] = (depth != 3).float(), (depth == 3).float()
+    moved = pose(x=0.25)  # the board by 15 pixels, the wall by 5
+    assert (draw(frames, depth, moved, footprint="nearest").color[0, 2, :, 10:28] == 1).any()
+    assert (draw(frames, depth, moved).color[0, 2, :, 10:28] == 0).all()
+    # Where the source saw the wall between two columns, it stays.
+    depth[..., 25:44:4] = 3.0
+    assert (draw(frames, depth, pose()).color == frames).all()
+
+
 def test_smaller_target_averages_and_keeps_a_ramp():
     ramp = torch.linspace(0, 1, W).expand(1, 3, H, W)
     noise = 0.2 * (picture() - 0.5)

@@ -22,38 +22,29 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from ..engine.geometry.depth_models import network_size
-from ..engine.geometry.depth_network import DepthNet
+from ..engine.geometry.depth_models import EmbeddedDepth, network_size
 from .evaluate import depth_errors, kubric_frames, to_tensor
 from .frames import ClipFolder
 
 UPRIGHT_SPREAD, NEARER_STEP = 0.2, 0.05
 EDGE_WIDTH_PX, EDGE_WINDOW_PX, EDGE_GAP = 640, 15, 0.1
-SCALES = ((1,), (1, 2, 4))
-"""Areas, in times the training area, whose log depth is averaged."""
-
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Frame [H, W, 3] uint8 to log depth and where it is sky, both [h, w]."""
 
 
 @torch.no_grad()
-def predict_averaged(net: DepthNet, frame: np.ndarray, areas: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Log depth and sky [h, w] of a frame [H, W, 3] uint8, averaged over network areas at the size of the largest."""
-    image = to_tensor(frame[None])
-    depths: list[Tensor] = []
-    skies: list[Tensor] = []
-    for area in sorted(areas, reverse=True):
-        size = network_size(frame.shape[1], frame.shape[0], area=area * net.train_area, multiple=32)
-        prediction = net(F.interpolate(image, size=size, mode="bilinear", antialias=True))
-        depth, sky = prediction.log_depth[:, None], prediction.sky_logit[:, None]
-        if depths:
-            depth, sky = (F.interpolate(x, size=depths[0].shape[-2:], mode="bilinear") for x in (depth, sky))
-            depth = depth + (depths[0] - depth).median()
-        depths.append(depth)
-        skies.append(sky)
-    return torch.cat(depths).mean(0)[0].numpy(), torch.cat(skies).mean(0)[0].numpy() > 0
+def predict_once(model: EmbeddedDepth, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the network says of a frame at the area that it was trained at."""
+    size = network_size(frame.shape[1], frame.shape[0], area=model.network.train_area, multiple=32)
+    prediction = model.network(F.interpolate(to_tensor(frame[None]), size=size, mode="bilinear", antialias=True))
+    return prediction.log_depth[0].numpy(), prediction.sky_logit[0].numpy() > 0
+
+
+def predict_averaged(model: EmbeddedDepth, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the engine takes: the mean over several areas."""
+    log_depth, sky_logit = model.averaged(to_tensor(frame[None]))
+    return log_depth[0].numpy(), sky_logit[0].numpy() > 0
 
 
 def at(log_depth: np.ndarray, point: list[float]) -> float:
@@ -156,10 +147,10 @@ def main() -> None:
         truths["scenes"] = kubric_frames(args.scenes)
     frames = point_frames(args.points, args.clips) if args.points is not None else []
     for weights in args.weights:
-        net = DepthNet.from_pretrained(weights)
-        for scales in SCALES:
-            predict = partial(predict_averaged, net, areas=scales)
-            row = {"weights": str(weights), "areas": "+".join(str(s) for s in scales)}
+        model = EmbeddedDepth(weights, torch.device("cpu"))
+        for name, way in (("one size", predict_once), ("averaged", predict_averaged)):
+            predict = partial(way, model)
+            row = {"weights": str(weights), "predictor": name}
             row |= {f"absrel_{name}": true_depth_errors(predict, *truth) for name, truth in truths.items()}
             row |= point_figures(predict, frames) if frames else {}
             row = {k: round(float(v), 4) if isinstance(v, float | np.floating) else v for k, v in row.items()}

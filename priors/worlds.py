@@ -47,7 +47,8 @@ class Licenses:
                 fields[name] = [line.strip() for line in value.splitlines() if line.strip()]
             if fields.get("Files") and fields.get("License"):
                 files = " ".join(fields["Files"]).split()
-                self.stanzas.append((files, fields["License"][0], fields.get("Copyright", [])))
+                authors = [re.sub(r"\s*<[^>]*>|^Copyright ", "", name) for name in fields.get("Copyright", [])]
+                self.stanzas.append((files, fields["License"][0], authors))
 
     def of(self, path: str) -> tuple[str, list[str]]:
         """License and authors of a path such as `data/textures/dirt.jpg`; empty where none is named."""

@@ -31,7 +31,7 @@ License: GPL-3+
 
 Files: data/tracks/meadow/*
  data/library/stone/*
-Copyright: 2020 A. Maker
+Copyright: 2020 A. Maker <maker@example.org>
 License: CC-BY-4.0 and CC0
 
 Files: data/tracks/meadow/secret.png

@@ -2,6 +2,7 @@
 
 python -m recapture.priors.export --vae RUN --unet RUN --scaling 1.2 --out engine/weights/tiny
 python -m recapture.priors.export --depth RUN --out engine/weights/depth
+python -m recapture.priors.export --depth RUN --blend engine/weights/depth --share 0.5 --out engine/weights/depth
 """
 
 from __future__ import annotations
@@ -61,8 +62,19 @@ def export_video(vae_run: Path, unet_run: Path | None, scaling: float, out: Path
         file.chmod(0o644)
 
 
-def export_depth(run: Path, out: Path) -> None:
-    averaged(DepthNet(), run).half().save_pretrained(out)
+def export_depth(run: Path, out: Path, blend: Path | None = None, share: float = 1.0) -> None:
+    """Writes a depth directory; of `share` the run's weights and of the rest those of the directory `blend`.
+
+    Weights between a network and itself trained further on other pictures keep much of what each knows (WiSE-FT,
+    Wortsman et al. 2022).
+    """
+    net = averaged(DepthNet(), run)
+    if blend is not None:
+        other = DepthNet.from_pretrained(blend).state_dict()
+        net.load_state_dict(
+            {k: torch.lerp(other[k], v, share) if v.is_floating_point() else v for k, v in net.state_dict().items()}
+        )
+    net.half().save_pretrained(out)
 
 
 def main() -> None:
@@ -70,12 +82,14 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, help="run folder of train_vae.py")
     parser.add_argument("--unet", type=Path, help="run folder of train_unet.py")
     parser.add_argument("--depth", type=Path, help="run folder of train_depth.py")
+    parser.add_argument("--blend", type=Path, help="depth directory that the run began from, averaged with its weights")
+    parser.add_argument("--share", type=float, default=0.5, help="the run's share of the blend, 0 to 1")
     parser.add_argument("--scaling", type=float, default=1.0, help="1 / standard deviation, printed by latents.py")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
     if args.depth is not None:
-        export_depth(args.depth, args.out)
+        export_depth(args.depth, args.out, args.blend, args.share)
     if args.vae is not None:
         export_video(args.vae, args.unet, args.scaling, args.out)
 

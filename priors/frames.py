@@ -16,10 +16,13 @@ def size_px(text: str) -> tuple[int, int]:
 
 
 class ClipFolder:
-    """The rendered clips of one split, memory-mapped; `refresh` sees clips that a renderer added meanwhile."""
+    """The rendered clips of one split, memory-mapped; `refresh` sees clips that a renderer added meanwhile.
 
-    def __init__(self, data: Path, split: str) -> None:
-        self.folder = data / "clips" / split
+    `kind` is the folder below `data`: `clips`, or `stills`, whose frames are views of one scene in no order.
+    """
+
+    def __init__(self, data: Path, split: str, kind: str = "clips") -> None:
+        self.folder = data / kind / split
         self.refresh()
 
     def refresh(self) -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import cv2
-import moderngl
 import numpy as np
 
 SHADOW_PX = 1024
 SUPERSAMPLE = 2
-NEAR_M, FAR_M = 0.05, 300.0
+NEAR_M, FAR_M = 0.05, 1000.0
 
 VERTEX = """
 #version 330
@@ -143,9 +142,11 @@ class Rasterizer:
     """Holds the context and the render targets; scenes are loaded one at a time."""
 
     def __init__(self, width: int, height: int) -> None:
+        import moderngl  # scenes are described, and tested, where no OpenGL is installed
+
         self.size = (width, height)
         self.context = context = moderngl.create_context(standalone=True, backend="egl")
-        context.enable(moderngl.DEPTH_TEST)
+        context.enable(context.DEPTH_TEST)
         big = (width * SUPERSAMPLE, height * SUPERSAMPLE)
         self.color = context.texture(big, 4)
         self.depth = context.texture(big, 1, dtype="f4")
@@ -204,13 +205,13 @@ class Rasterizer:
                     shadow.render()
         self.target.use()
         self.target.clear(depth=1.0)
-        self.context.disable(moderngl.DEPTH_TEST)
+        self.context.disable(self.context.DEPTH_TEST)
         self.sky.use(0)
         self.sky_program["rotation"].write(_column_major(c2w[:3, :3]))
         self.sky_program["half_extent"] = (tan_x, tan_y)
         self.sky_program["turn"] = sky_turn
-        self.quad_array.render(moderngl.TRIANGLE_STRIP)
-        self.context.enable(moderngl.DEPTH_TEST)
+        self.quad_array.render(self.context.TRIANGLE_STRIP)
+        self.context.enable(self.context.DEPTH_TEST)
         program = self.program
         projection = perspective(tan_x, tan_y, NEAR_M, FAR_M) @ np.linalg.inv(c2w)
         program["view_projection"].write(_column_major(projection))

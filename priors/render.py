@@ -90,7 +90,7 @@ def render_view(rasterizer, scene, c2w: np.ndarray, path: CameraPath) -> tuple[n
 
 def usable(rgb: np.ndarray, depth: np.ndarray) -> bool:
     """False for clips with the camera inside an object, nothing but sky, or hardly any contrast."""
-    nearest = np.percentile(depth, 5, axis=(1, 2))
+    nearest = np.percentile(depth, 5, axis=(1, 2), method="lower")  # never between two infinities
     sky = np.isinf(depth).mean()
     return bool(nearest.min() > 0.35 and sky < 0.8 and rgb[::4].std(axis=(1, 2)).mean() > 18)
 

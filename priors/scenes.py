@@ -47,6 +47,8 @@ class Assets:
         self.people = [r for r in chosen["meshes"] if r["person"]]
         self.things = [r for r in chosen["meshes"] if not r["person"] and max(r["size_m"]) > 0.15]
         self.textures, self.skies = chosen["textures"], chosen["skies"]
+        worlds = root / "worlds" / "index.json"
+        self.worlds = [r for r in json.loads(worlds.read_text()) if r["split"] == split] if worlds.exists() else []
 
     def image(self, record: dict) -> np.ndarray:
         return cv2.imread(str(self.root / record["file"]))[..., ::-1]

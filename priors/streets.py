@@ -23,6 +23,18 @@ def pole(radius: float, height: float, taper: float, sides: int = 14) -> np.ndar
     return np.array(rows, np.float32)
 
 
+def post(rng: np.random.Generator, assets: Assets) -> list[Surface]:
+    """A bollard or a mast with a cap, standing on y = 0."""
+    height = rng.choice([rng.uniform(0.5, 1.2), rng.uniform(1.5, 5)])
+    radius = rng.uniform(0.02, 0.14)
+    image = assets.material(rng) if rng.random() < 0.5 else None
+    tint = tuple(rng.uniform(0.1, 1, 3))
+    body = Surface(triangles=pole(radius, height, rng.uniform(0.6, 1.1)), texture=image, tint=tint)
+    cap = Surface(triangles=pole(radius * 1.4, radius * 2, 0.7), texture=image, tint=tint)
+    cap.triangles[:, 1] += height
+    return [body, cap]
+
+
 def street_scene(rng: np.random.Generator, assets: Assets) -> Scene:
     """Posts, people and things in front of a facade, seen from standing height: thin shapes against a near wall."""
     behind, reach = rng.uniform(2.2, 7), rng.uniform(1.5, 3)
@@ -41,16 +53,8 @@ def street_scene(rng: np.random.Generator, assets: Assets) -> Scene:
     objects.append(shell)
     motions.append(lambda t: np.eye(4))
     for _ in range(int(rng.integers(1, 7))):
-        height = rng.choice([rng.uniform(0.5, 1.2), rng.uniform(1.5, 5)])
-        radius = rng.uniform(0.02, 0.14)
-        image = assets.material(rng) if rng.random() < 0.5 else None
-        body = Surface(
-            triangles=pole(radius, height, rng.uniform(0.6, 1.1)), texture=image, tint=tuple(rng.uniform(0.1, 1, 3))
-        )
-        cap = Surface(triangles=pole(radius * 1.4, radius * 2, 0.7), texture=image, tint=body.tint)
-        cap.triangles[:, 1] += height
+        objects.append(post(rng, assets))
         matrix = place(rng.uniform(-2, 2), 0, rng.uniform(-reach, behind - 1), 0)
-        objects.append([body, cap])
         motions.append(lambda t, matrix=matrix: matrix)
     eye = np.array([rng.uniform(-2, 2), rng.uniform(0.6, 1.9), behind])
     target = np.array([rng.uniform(-1.5, 1.5), rng.uniform(0.3, 1.6), -reach])

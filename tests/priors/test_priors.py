@@ -92,6 +92,12 @@ def test_depth_recipe_resumes(data: Path, monkeypatch: pytest.MonkeyPatch) -> No
     call(monkeypatch, "train_depth", *options, "--steps", 1)
     call(monkeypatch, "train_depth", *options, "--steps", 2)
     assert steps_of(run) == 2
+    ends = data / "trained", WEIGHTS / "depth"
+    call(monkeypatch, "export", "--depth", run, "--out", ends[0])
+    call(monkeypatch, "export", "--depth", run, "--blend", ends[1], "--share", 0.25, "--out", data / "blend")
+    trained, began, blend = (load_file(folder / "model.safetensors") for folder in (*ends, data / "blend"))
+    name = "head.2.weight"
+    torch.testing.assert_close(blend[name], 0.25 * trained[name] + 0.75 * began[name], atol=1e-3, rtol=1e-2)
 
 
 def test_unet_recipe_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

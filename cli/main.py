@@ -90,3 +90,7 @@ def main() -> None:
             emit({"error": {"code": kind, "message": message, "param": param}})
         typer.echo(f"recapture: {param}: {message}" if param else f"recapture: {message}", err=True)
     sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

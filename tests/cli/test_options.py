@@ -20,6 +20,7 @@ from recapture.client import Options
 from recapture.engine.config import BY_QUALITY, OPTIONS, RunConfig, check, override
 from recapture.engine.errors import InputError, ResourceError
 from recapture.engine.options import Option, by_section
+from recapture.engine.pipeline import pick_device
 from recapture.serve.api.error_handlers import request_field
 from recapture.serve.jobs.options import run_config, sections
 from recapture.serve.request_options import TARGET, source
@@ -104,6 +105,8 @@ def test_other_options_in_a_message_are_spelled_as_well(run_words):
     run_words("--multiview", "mine:Net").refused("--multiview: is used only where --anchor is")
     run_words("--quality", "paper", "--spatial-steps", 3).refused("--schedule", "--spatial-steps and --temporal-steps")
     run_words("--device", "tpu").refused("--device: 'tpu' is not one of auto, cpu, cuda")
+    with pytest.raises(InputError, match=r"device: (no CUDA device is available|there is no cuda:63)"):
+        pick_device("cuda:63")
     error = ResourceError("lower `condition.height` or set `device` to cpu", param="memory")
     assert error.spelled(spelling) == ("lower --height or set --device to cpu", "--memory")
     assert error.spelled(request_field) == ("lower options.height or set device to cpu", "memory")

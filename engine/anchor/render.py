@@ -11,7 +11,7 @@ from ...kernels.splat import Splat, splat
 from ..cameras import CameraPath
 from ..geometry.background import Plate, hidden
 from ..geometry.upsample import guided_upsample
-from ..graph.executor import Part
+from ..graph.frame_task import FrameBatch
 
 FRAMES_AT_ONCE = 2
 """Frames lifted and drawn together: memory is bounded by this, whatever the clip's length."""
@@ -28,7 +28,7 @@ def draw_anchor(
     band: float,
     valid: Callable[[int], np.ndarray] | None,
     device: torch.device,
-) -> Part:
+) -> FrameBatch:
     """The anchor's colours (uint8 [T, h, w, 3]), mask (bool [T, h, w]) and evidence (uint8 [T, h, w]) of a few frames.
 
     Evidence says where a pixel comes from: 255 is the frame of the same moment, 1 to 254 other frames of a locked-off

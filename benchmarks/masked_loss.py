@@ -1,7 +1,7 @@
 """Masked loss, forward and gradient: the plain one eager and compiled, the fused one, and the copy it cannot beat.
 
-Targets, at the real shape: CPU >= 6x eager and >= 2x compiled (C7); CUDA at most 2 launches, capturable, and at 64 M
-elements >= 0.90 of the copy (G3).
+Targets, at the real shape: CPU >= 6x eager and >= 2x compiled; CUDA at most 2 launches, capturable, and at 64 M
+elements >= 0.90 of the copy.
 """
 
 from collections.abc import Callable

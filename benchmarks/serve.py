@@ -1,4 +1,4 @@
-"""What serving costs beside the work: a long queue, the ingress beside a busy renderer, Ray Serve over uvicorn (C11),
+"""What serving costs beside the work: a long queue, the ingress beside a busy renderer, Ray Serve over uvicorn,
 memory over many renders, warm previews, resampling.
 
 All of it on loopback, by the service's own processes and the embedded model. Targets: Ray Serve adds at most 6 ms at

@@ -23,7 +23,8 @@ from ..kernels.splat import splat
 from .frame_metrics import require_pictures
 
 LEAST_INLIERS = 16
-"""Of a camera found through the view asked for. Frames of another scene gather fewer than 6 (shared/kubric4d)."""
+"""Of a camera found through the view asked for. Frames of another scene gather fewer than 6 on the rendered set of
+`docs/quality.md`."""
 LEAST_INLIERS_DIRECT = 50
 """Of a camera found from the source itself. The wrong tile of a floor gathers up to 35 there."""
 _SOLVABLE = 6

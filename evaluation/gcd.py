@@ -44,7 +44,7 @@ WIDTH_PX = 384
 LOOK_AT = np.array([0.0, 0.0, 1.0])
 """Metres, world z up: the centre of every path."""
 SAME_SURFACE = 0.03
-"""Relative difference in depth within which a pixel of the source shows the target's surface (shared/kubric4d)."""
+"""Relative difference in depth within which a pixel of the source shows the target's surface, as in the rendered set."""
 
 _LENS = 4
 """The view whose K a clip gets, and at whose pose the published paths start."""
@@ -93,7 +93,7 @@ def read_gcd(folder: Path, controls: Path, *, frames: int = FRAMES, width: int =
     """A shot for every row of a control file whose scene is in the folder, by name; scenes not there are left out.
 
     The published figures are those of the rows `sample_00` of scenes 2900 to 2999. A path's `kind` is as in
-    shared/kubric4d: `moderate` up to 45 degrees of azimuth, else `large`.
+    the rendered set of `docs/quality.md`: `moderate` up to 45 degrees of azimuth, else `large`.
 
     Args:
         folder: holds scn02900/ and so on.
@@ -331,6 +331,7 @@ def _nearest_known(known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     _, labels = cv2.distanceTransformWithLabels(
         (~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
+    labels = labels.astype(np.intp)
     pixel = np.zeros(labels.max() + 1, np.int64)
     pixel[labels[known]] = np.flatnonzero(known)
     row, column = np.divmod(pixel[labels], known.shape[1])

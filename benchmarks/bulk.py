@@ -117,7 +117,8 @@ def paths_of_one_clip(*, frames: int, model: str = "tiny") -> list[BenchRow]:
             renderer = bulk.engine_setup(model, warm_start=warm).make(NobodyElse())
             stack.callback(renderer.close)
             bulks[warm] = bulk.manifest, renderer
-        assert renderer.render(bulk.manifest.row(len(CAMERAS))).status == "ok"  # compiles the kernels
+        manifest, renderer = bulks[True]
+        assert renderer.render(manifest.row(len(CAMERAS))).status == "ok"  # compiles the kernels
         for index in range(len(CAMERAS)):
             for warm, (manifest, renderer) in bulks.items():
                 outcomes[warm].append(renderer.render(manifest.row(index)))

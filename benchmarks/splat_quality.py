@@ -92,7 +92,7 @@ def _tensor(picture: np.ndarray) -> Tensor:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("dataset", type=Path)
     arguments.add_argument("--out", type=Path, help="append the rows here, one JSON document a line")
     arguments.add_argument("--every", type=int, default=1, help="of the frames after the first, take each N-th")

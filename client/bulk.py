@@ -55,11 +55,11 @@ class Row(BaseModel):
     input_uri: str = Field(min_length=1)
     camera: str = Field(min_length=1, max_length=2000)
     output_uri: str = Field(min_length=1)
-    start_s: float | None = Field(None, ge=0, le=1e6)
-    end_s: float | None = Field(None, gt=0, le=1e6)
+    start_s: float | None = Field(default=None, ge=0, le=1e6)
+    end_s: float | None = Field(default=None, gt=0, le=1e6)
     seed: Seed = 0
     options: Options = Options()
-    priority: int = Field(0, ge=-1000, le=1000)
+    priority: int = Field(default=0, ge=-1000, le=1000)
 
     @field_validator("options", mode="before")
     @classmethod

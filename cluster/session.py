@@ -3,6 +3,7 @@
 Token authentication is on wherever Ray is started here: without it Ray's ports run anybody's code.
 """
 
+import logging
 import os
 import secrets
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import AuthenticationError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
@@ -47,7 +48,7 @@ def connect(address: str | None, *, cpus: int | None = None, gpus: int | None = 
         ray.init(
             address=LOCAL if local else address,
             namespace=NAMESPACE,
-            logging_level="error",
+            logging_level=logging.ERROR,
             log_to_driver=False,
             **started,
         )

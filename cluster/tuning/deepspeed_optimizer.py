@@ -60,6 +60,12 @@ def read_settings(path: Path | None) -> Settings:
     return {"zero_optimization": {"stage": 0}, **given, **fixed}
 
 
+def _whole(gathered: Tensor | None) -> Tensor:
+    """DeepSpeed returns None for a parameter that it does not manage; it manages each of ours."""
+    assert gathered is not None
+    return gathered
+
+
 class Zero:
     """See `Optimiser`. Made in each process of an initialised `torch.distributed` group, at the same time."""
 
@@ -110,8 +116,8 @@ class Zero:
                 found[key] = parameter.detach()
                 found |= {f"{key}.{name}": self._adamw.state[parameter][name] for name in _MOMENTS}
             else:
-                found[key] = safe_get_full_fp32_param(parameter)
-                found |= {f"{key}.{name}": safe_get_full_optimizer_state(parameter, name) for name in _MOMENTS}
+                found[key] = _whole(safe_get_full_fp32_param(parameter))
+                found |= {f"{key}.{name}": _whole(safe_get_full_optimizer_state(parameter, name)) for name in _MOMENTS}
         return found
 
     def restore(self, state: dict[str, Tensor] | None) -> dict[str, Tensor] | None:

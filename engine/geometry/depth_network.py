@@ -40,8 +40,8 @@ class SameConv(nn.Conv2d):
         total = kernel - stride if stride > 1 else kernel - 1
         self.pads = (total // 2, total - total // 2) * 2
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, self.pads) if self.pads[1] else x)
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.pad(input, self.pads) if self.pads[1] else input)
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:

@@ -20,8 +20,10 @@ Part = dict[str, np.ndarray]
 class FrameWork(Protocol):
     """A dataclass that can be sent to another process; what it reads lies in the store, or is small."""
 
-    batch: int
-    """Frames a call; the last one may be shorter."""
+    @property
+    def batch(self) -> int:
+        """Frames per call. The last call may get fewer."""
+        ...
 
     def __call__(self, run: "Run", frames: range) -> Part: ...
 

@@ -50,7 +50,7 @@ def target_names(unet: nn.Module, adapter: AdapterName) -> list[str]:
     return names
 
 
-def inject(unet: nn.Module, rank: int, *, alpha: float | None = None, seed: int = 0) -> None:
+def inject(unet: nn.Module, rank: int, *, alpha: int | None = None, seed: int = 0) -> None:
     """Add both adapters to `unet` in place, freshly initialised (A random by `seed`, B zero), base weights frozen.
 
     Args:

@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -237,14 +237,14 @@ def _adapter(module: str, attribute: str, name: str) -> type[MultiviewAdapter]:
     missing = [member for member in ("licence", "noncommercial", "version") if not hasattr(kind, member)]
     if missing or not callable(kind):
         raise ModelError(f"the adapter {name} does not say its {', '.join(missing)}", param="anchor.multiview")
-    return kind
+    return cast("type[MultiviewAdapter]", kind)
 
 
 def _about(folder: Path, name: str) -> dict[str, Any]:
     needed = {"encoder": str, "licence": str, "noncommercial": bool, "steps": int, "guidance": (int, float)}
     try:
         about = json.loads((folder / "multiview.json").read_text())
-        about["steps"], (folder / "unet" / "config.json").stat()
+        _ = about["steps"], (folder / "unet" / "config.json").stat()
     except (OSError, ValueError, KeyError, TypeError):
         raise ModelError(
             f"no multiview model {name!r}; give embedded, a directory with multiview.json and unet/, or an adapter "
@@ -314,10 +314,10 @@ class DirectoryMultiview:
         latents = self.codec.encode(torch.cat([frame, filled.to(device)])) * self.codec.scaling
         if not real.any():
             latents[1] = 0  # it was trained to read zeros, not a black picture, where no point is seen
-        cells = latents.shape[-2:]
+        cells, (source_h, source_w) = (latents.shape[-2], latents.shape[-1]), view.source.shape[1:]
         cell = size[0] // cells[0], size[1] // cells[1]
         mask = latent_mask(real, cell).to(device)
-        given = ray_map(view.source_K_px, np.eye(4), tuple(view.source.shape[1:]), cells, view.unit)
+        given = ray_map(view.source_K_px, np.eye(4), (source_h, source_w), cells, view.unit)
         asked = ray_map(view.K_px, view.c2w, (h, w), cells, view.unit)
         made = self._denoise(
             latents[:1], latents[1:], mask, torch.stack([given, asked])[None].to(device), self.codec.embed(frame), seed

@@ -90,14 +90,12 @@ class Shapes:
 
         self.dtype = dtype
         with torch.device("meta"):
-            unet: Any = UNetSpatioTemporalConditionModel.from_config(
-                UNetSpatioTemporalConditionModel.load_config(folder / "unet")
-            )
+            config: Any = UNetSpatioTemporalConditionModel.load_config(folder / "unet")
+            unet: Any = UNetSpatioTemporalConditionModel.from_config(config)
             nn.Module.to(unet, "meta", dtype)  # some parameters ignore the context
             adapters.inject(unet, rank)
-            vae: Any = AutoencoderKLTemporalDecoder.from_config(
-                AutoencoderKLTemporalDecoder.load_config(folder / "vae")
-            )
+            config = AutoencoderKLTemporalDecoder.load_config(folder / "vae")
+            vae: Any = AutoencoderKLTemporalDecoder.from_config(config)
             encoder: Any = CLIPVisionModelWithProjection(CLIPVisionConfig.from_pretrained(folder / "image_encoder"))
             for module in unet.modules() if cuda else ():
                 if isinstance(module, nn.LayerNorm | nn.GroupNorm):

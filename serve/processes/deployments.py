@@ -5,6 +5,9 @@ with the render. What Serve adds is where processes live, that what dies is star
 the renderer that has its adapters in memory.
 """
 
+# pyright: reportCallIssue=false, reportFunctionMemberAccess=false
+# Ray Serve's decorators carry no types.
+
 import asyncio
 import threading
 from collections.abc import Callable

@@ -290,7 +290,8 @@ def test_an_idempotency_key_is_one_job(database):
 
 def test_quotas_and_the_cap_of_the_queue(database):
     jobs = Jobs(database, quota=Quota(max_active=2, max_queue=3, max_running=1))
-    submit(jobs), submit(jobs)
+    submit(jobs)
+    submit(jobs)
     with pytest.raises(QueueFull) as refused:
         submit(jobs)
     assert refused.value.code == "quota_used"

@@ -257,7 +257,7 @@ def read_manifest(path: Path) -> list[Row]:
     try:
         for number, values in enumerate(_raw_rows(path), start=1):
             if not isinstance(values, dict):
-                raise ClientError(f"row {number} of {path.name} is no JSON object")
+                raise ClientError(f"row {number} of {path.name} is not a JSON object")
             try:
                 rows.append(Row.model_validate({k: v for k, v in values.items() if v not in (None, "")}))
             except ValidationError as error:

@@ -142,7 +142,7 @@ class Jobs:
                 code="unauthorized",
             ) from None
         except ConnectionError as error:
-            raise ClusterError(f"nobody answers at {self._address} ({error})", param="address") from None
+            raise ClusterError(f"no answer from {self._address} ({error})", param="address") from None
         except RuntimeError as error:
             if job_id is not None and "404" in str(error):
                 raise InputError(f"{self._address} has no job {job_id!r}", param="job") from None

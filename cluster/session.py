@@ -121,7 +121,7 @@ def _refuse_silent(address: str) -> None:
     if not colon or not port.isdigit():
         if address == "auto":
             return
-        raise InputError(f"{address!r} is none of local, auto, HOST:PORT", param="cluster")
+        raise InputError(f"{address!r} is not local, auto or HOST:PORT", param="cluster")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:

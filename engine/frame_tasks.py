@@ -21,7 +21,7 @@ from .store import Entry
 
 @dataclass(frozen=True, kw_only=True)
 class PredictDepth:
-    """The depth network's word on each frame alone."""
+    """Runs the depth network on single frames."""
 
     frames: Entry
     batch = 1  # one frame a call: no split of the clip can change a bit

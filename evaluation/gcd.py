@@ -254,9 +254,9 @@ def _merged_points(scene: Path, views: list[_View], frame: int) -> Iterator[tupl
         distance = cv2.imread(str(depth_path), cv2.IMREAD_UNCHANGED)
         size = (view.height, view.width)
         if color is None or color.shape[:2] != size:
-            raise InputError(f"{color_path} is no picture of {size[1]}x{size[0]} pixels", param="gcd")
+            raise InputError(f"{color_path} is not a picture of {size[1]}x{size[0]} pixels", param="gcd")
         if distance is None or distance.shape != size or distance.dtype.kind != "f":
-            raise InputError(f"{depth_path} is no {size[1]}x{size[0]} TIFF of floats", param="gcd")
+            raise InputError(f"{depth_path} is not a {size[1]}x{size[0]} TIFF of floats", param="gcd")
         v, u = np.mgrid[: view.height, : view.width] + 0.5
         rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(view.K_px).T  # [H, W, 3]
         hit = (distance > 0) & (distance < _NOTHING_M)  # False for NaN too

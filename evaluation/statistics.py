@@ -54,7 +54,7 @@ def read_lines(folder: Path) -> list[Line]:
     """
     path = folder / "rows.parquet"
     if not path.exists():
-        raise InputError(f"{folder} holds no rows.parquet: it is no finished evaluation", param="compare")
+        raise InputError(f"{folder} has no rows.parquet: it is not a finished evaluation", param="compare")
     return pq.read_table(path).to_pylist()
 
 

@@ -196,7 +196,7 @@ class Database:
             raise StoreError("the database's URL cannot be read; give sqlite:///FILE or postgresql://...") from None
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-            raise StoreError(f"{parsed.get_backend_name()} is no database for this; there are sqlite and postgresql")
+            raise StoreError(f"{parsed.get_backend_name()} is not supported; use sqlite or postgresql")
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
         self.where = parsed.render_as_string(hide_password=True)

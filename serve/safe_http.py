@@ -110,11 +110,11 @@ class Outbound:
         if address.scheme == "http" and not self._networks:
             raise AddressRefused("only https is spoken", param=param)
         if self._hosts and not any(_below(address.host, host) for host in self._hosts):
-            raise AddressRefused(f"{address.host} is none of {', '.join(self._hosts)}", param=param)
+            raise AddressRefused(f"{address.host} is not one of {', '.join(self._hosts)}", param=param)
         if (ip := _ip(address.host)) is not None:
             self._judge(ip, address, param)
         elif not self._networks and f".{address.host}".endswith((".localhost", ".local", ".internal")):
-            raise AddressRefused(f"{address.host} is no public name", param=param)
+            raise AddressRefused(f"{address.host} is not a public name", param=param)
         return address
 
     async def locate(self, address: Address, *, param: str) -> str:

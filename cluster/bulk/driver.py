@@ -375,7 +375,7 @@ class Driver:
         self._on_beat(progress)
 
     def _end(self, state: str) -> None:
-        """Write down what is finished, and let go of everything; what matters first, for a killer may be counting."""
+        """Record finished rows, then release resources. Results go first: SIGKILL may follow SIGTERM."""
         try:
             with contextlib.suppress(OutputError):  # no answer; and of a driver that was taken over no shard counts
                 self._ownership.check()

@@ -74,7 +74,7 @@ def pipeline_of(model: str, *, warm_start: bool) -> str:
     """`pipeline_digest` on a machine that films nothing; no network is loaded.
 
     Raises:
-        ModelError: the model is not to be had.
+        ModelError: the model is not found or not accessible.
     """
     with tempfile.TemporaryDirectory(prefix="recapture-") as folder:
         return pipeline_digest(Recapture.from_pretrained(model, device="cpu", store=folder), warm_start=warm_start)

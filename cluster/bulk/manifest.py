@@ -128,7 +128,7 @@ def read_manifest(place: Place, roots: Roots, out: Place) -> Manifest:
     """
     suffix = place.path.rpartition(".")[2].lower()
     if suffix not in _READERS:
-        raise InputError(f"{place} is no .parquet, .csv or .jsonl file", param="manifest")
+        raise InputError(f"{place} is not a .parquet, .csv or .jsonl file", param="manifest")
     checks = _Checks(roots, out, base=place.path.rpartition("/")[0] if place.local else None)
     rows: list[dict[str, Any]] = []
     batches: list[pa.RecordBatch] = []
@@ -271,7 +271,7 @@ class _Checks:
         if field.name == "options" and isinstance(value, dict):
             value = json.dumps(value)
         if not isinstance(value, str):
-            raise InputError(f"{value!r} is no text")
+            raise InputError(f"{value!r} is not text")
         if len(value) > _MAX_TEXT[field.name]:
             raise InputError(f"it has {len(value)} characters; at most {_MAX_TEXT[field.name]} are accepted")
         return self._text(field.name, value)
@@ -306,12 +306,12 @@ def _check_options(text: str) -> str:
     try:
         sections = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"it is no JSON ({error})") from None
+        raise InputError(f"it is not JSON ({error})") from None
     known = [name for name, value in RunConfig().to_json().items() if isinstance(value, dict)]
     if not isinstance(sections, dict) or not all(isinstance(part, dict) for part in sections.values()):
         raise InputError('it is no object of objects, such as {"tune": {"rank": 8}}')
     if unknown := set(sections) - set(known):
-        raise InputError(f"there is no section {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        raise InputError(f"unknown section {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
     # What a model's name leads to is loaded by the workers: no folder outside the roots, and no adapter's code.
     depth, multiview = (sections.get(part, {}).get(key) for part, key in (("depth", "model"), ("anchor", "multiview")))
     if multiview not in (None, "embedded"):
@@ -326,9 +326,9 @@ def _seconds(value: Any) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise InputError(f"{value!r} is no number of seconds") from None
+        raise InputError(f"{value!r} is not a number of seconds") from None
     if isinstance(value, bool) or not math.isfinite(number) or number < 0:
-        raise InputError(f"{value!r} is no number of seconds from 0 on")
+        raise InputError(f"{value!r} is not a number of seconds, 0 or more")
     return number
 
 
@@ -339,7 +339,7 @@ def _whole(value: Any, least: int, most: int) -> int:
     except (TypeError, ValueError, OverflowError):
         whole, number = False, 0
     if not whole:
-        raise InputError(f"{value!r} is no whole number")
+        raise InputError(f"{value!r} is not a whole number")
     if not least <= number <= most:
         raise InputError(f"{number} is out of range, {least} to {most} is accepted")
     return number

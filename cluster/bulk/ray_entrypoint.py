@@ -63,7 +63,7 @@ class BulkRun:
         if self.concurrency is not None and self.concurrency < 1:
             raise InputError(f"{self.concurrency} workers do nothing; give at least 1", param="concurrency")
         if self.max_gpu_hours is not None and not self.max_gpu_hours >= 0:
-            raise InputError(f"{self.max_gpu_hours} is no number of hours", param="max_gpu_hours")
+            raise InputError(f"{self.max_gpu_hours} is not a number of hours", param="max_gpu_hours")
         if ":" in self.device:
             raise InputError("Ray hands GPUs to workers by itself; give cuda", param="device")
         if self.keep not in ("results", "adapters", "all"):

@@ -1,7 +1,7 @@
 """The optimiser of several processes that share each step's batch: torch's AdamW, driven by DeepSpeed.
 
-Up to stage 2 DeepSpeed is given the adapters' parameters alone: the frozen network is none of its business, whatever its
-precision. Stage 3 cuts the whole network up, so it works on a copy; of that, only the adapters are gathered again.
+Up to stage 2, DeepSpeed receives the adapters' parameters alone. It never sees the frozen network, whose precision does not
+matter. Stage 3 shards the whole network, so it works on a copy; only the adapters are gathered again.
 """
 
 import copy

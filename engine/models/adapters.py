@@ -146,7 +146,7 @@ def save(unet: nn.Module, adapter: AdapterName, folder: Path, *, base_model: str
     """Write one adapter in PEFT's own layout: `adapter_config.json`, `adapter_model.safetensors`.
 
     Raises:
-        ValueError: the adapter was never trained (every B matrix is zero): saving it would pass off nothing as tuning.
+        ValueError: the adapter was never trained (every B matrix is zero), so there is nothing to save.
     """
     from peft import LoraConfig
 

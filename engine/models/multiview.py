@@ -200,7 +200,8 @@ def find_multiview_model(name: str, *, allow_noncommercial: bool = False) -> Mul
         )
     if found.noncommercial and not allow_noncommercial:
         raise ModelError(
-            f"{name} may not be used commercially ({found.licence}); if this use is none, set `anchor.allow_noncommercial`",
+            f"{name} is licensed for non-commercial use only ({found.licence}); "
+            "if that applies to you, set `anchor.allow_noncommercial`",
             param="anchor.multiview",
             code="model_noncommercial",
         )

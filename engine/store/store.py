@@ -423,7 +423,7 @@ class Store:
         if trash:
             shutil.rmtree(trash, ignore_errors=True)
         if entry is None:
-            raise StoreError(f"{folder} does not hold what was written to it; the disk is not to be trusted")
+            raise StoreError(f"{folder} differs from what was written to it; the disk may be failing")
         return entry
 
     def _set_aside(self, path: Path) -> Path:

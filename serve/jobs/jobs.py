@@ -1,7 +1,7 @@
 """Jobs in the database: the rules of `records.py`, each change one compare-and-swap on the record's revision.
 
 Nothing here decides what is allowed; it loads a record, asks it for the one after, and writes that if nobody else was
-faster. So both databases obey the same rules, and no lock is held while anybody thinks.
+faster. So both databases obey the same rules, and no lock is held during other work.
 """
 
 import secrets
@@ -130,7 +130,7 @@ class Jobs:
             query = query.where(table.status == status)
         if after is not None:
             if (last := self.get(tenant, after, kind)) is None:
-                raise InputError(f"there is no {kind} {after} to go on after; it may have been deleted", param="after")
+                raise InputError(f"{kind} {after} does not exist; it may have been deleted", param="after")
             older = sa.or_(
                 table.created_at < last.created_at, sa.and_(table.created_at == last.created_at, table.id < last.id)
             )

@@ -17,7 +17,7 @@ from ..settings import SETTINGS_VARIABLE, Settings
 PROCESSES: Mapping[str, Sequence[str]] = {
     "ingress": ("recapture.serve.processes.ingress",),
     "renderer": ("recapture.serve.jobs.worker", "render"),
-    # Apart from the renderer: who drags a slider must not wait for somebody's render.
+    # Apart from the renderer, so that interactive previews never queue behind renders.
     "previewer": ("recapture.serve.jobs.worker", "preview", "estimate"),
     "keeper": ("recapture.serve.processes.maintenance",),
 }

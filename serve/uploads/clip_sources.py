@@ -87,7 +87,7 @@ class Inputs:
     def _uploaded(self, job: Job) -> SourceClip:
         upload = self._uploads.get(job.tenant, job.request["input"])
         if upload is None or upload.status != "ready" or upload.clip is None:
-            raise InputError("the uploaded clip is not there any more", param="input", code="upload_gone")
+            raise InputError("the uploaded clip no longer exists", param="input", code="upload_gone")
         return SourceClip(path=self._settings.upload_path(upload.id), sha256=upload.sha256, info=upload.clip)
 
     def _fetched(self, place: Place, store: Store, check: Check) -> SourceClip:

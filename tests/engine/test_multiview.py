@@ -249,7 +249,7 @@ def test_auto_takes_points_for_small_turns_and_imagines_behind_wide_ones(engine,
 
 
 def test_a_forbidding_licence_is_asked_about(flat_adapter) -> None:
-    with pytest.raises(ModelError, match=r"commercially \(research only\).*`anchor.allow_noncommercial`"):
+    with pytest.raises(ModelError, match=r"non-commercial use only \(research only\).*`anchor.allow_noncommercial`"):
         find_multiview_model(flat_adapter)
     found = find_multiview_model(flat_adapter, allow_noncommercial=True)
     assert found.licence == "research only"

@@ -285,7 +285,7 @@ def test_files_are_read_late_and_refused_by_name(copy: Path) -> None:
     with pytest.raises(InputError, match=r"scn02900_p0_v9\.json .*camera\.quaternions"):
         entry.load()
     shutil.copy(scene / "scn02900_p0_v8.json", scene / "scn02900_p0_v9.json")
-    with pytest.raises(InputError, match=r"frames_p0_v3/depth_00003\.tiff is no 144x96 TIFF of floats"):
+    with pytest.raises(InputError, match=r"frames_p0_v3/depth_00003\.tiff is not a 144x96 TIFF of floats"):
         entry.load()
 
 

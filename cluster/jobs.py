@@ -166,7 +166,7 @@ def build_wheel(folder: Path) -> Path:
     tree = Path(__file__).resolve().parents[1]
     if not (tree / "pyproject.toml").is_file():
         raise InputError(
-            "this installation is no source tree, from which a wheel could be built; give `wheel`, or `installed` "
+            "this installation is not a source tree, so no wheel can be built; give `wheel`, or `installed` "
             "where the cluster's image has recapture",
             param="wheel",
         )

@@ -32,7 +32,7 @@ def check_tenant(tenant: str) -> None:
     """Raises InputError: the tenant's name is no name."""
     if not _TENANT.fullmatch(tenant):
         raise InputError(
-            f"{tenant!r} is no name for a tenant: a-z, 0-9, - and _, at most 64 of them, not - or _ first",
+            f"{tenant!r} cannot name a tenant: use up to 64 of a-z, 0-9, - and _, not - or _ first",
             param="tenant",
         )
 

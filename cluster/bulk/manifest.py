@@ -183,7 +183,7 @@ def _jsonl_rows(place: Place) -> Iterator[tuple[str, dict[str, Any]]]:
                 if not isinstance(record, dict):
                     raise ValueError("no object")
             except (ValueError, RecursionError) as error:
-                raise ManifestError([Problem(f"line {number}", "row", f"it is no JSON object ({error})")]) from None
+                raise ManifestError([Problem(f"line {number}", "row", f"it is not a JSON object ({error})")]) from None
             yield f"line {number}", record
 
 
@@ -230,7 +230,7 @@ class _Checks:
         unknown = set(record) - set(COLUMNS.names)
         if unknown:
             known = ", ".join(COLUMNS.names)
-            return [Problem(where, column, f"no such column; there are {known}") for column in sorted(unknown)]
+            return [Problem(where, column, f"unknown column; choose from {known}") for column in sorted(unknown)]
         problems = []
         for field in COLUMNS:
             try:

@@ -45,12 +45,12 @@ def read_settings(path: Path | None) -> Settings:
     """DeepSpeed's configuration of a file, or stage 0.
 
     Raises:
-        InputError: no JSON object, or it sets what is settled elsewhere.
+        InputError: the file is not a JSON object, or sets something that the run decides.
     """
     try:
         given = {} if path is None else json.loads(path.read_text())
         if not isinstance(given, dict):
-            raise ValueError("no JSON object")
+            raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as DeepSpeed's JSON ({error})", param="deepspeed") from None
     for name, why in _OURS.items():

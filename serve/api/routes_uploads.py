@@ -92,7 +92,7 @@ def delete_upload(upload: str, service: Service, tenant: Tenant) -> None:
 def find_upload(service: State, tenant: str, upload: str) -> UploadRecord:
     record = service.uploads.get(tenant, upload) if re.fullmatch(r"upl_[0-9a-f]{24}", upload) else None
     if record is None:
-        raise Missing("there is no such upload", param="upload")
+        raise Missing("this upload does not exist", param="upload")
     return record
 
 

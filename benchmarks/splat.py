@@ -57,9 +57,16 @@ class Scene:
     def ours(self, footprint: Footprint, backend: Backend) -> Callable[[], Any]:
         """A call that draws the scene, without the test for flying pixels: its rivals have none."""
         return lambda: splat(
-            self.frames, self.depth, self.K_px, self.w2c, self.K_px, self.size,
-            footprint=footprint, backend=backend, flying=0.0,
-        )  # fmt: skip
+            self.frames,
+            self.depth,
+            self.K_px,
+            self.w2c,
+            self.K_px,
+            self.size,
+            footprint=footprint,
+            backend=backend,
+            flying=0.0,
+        )
 
 
 def _compare(scene: Scene, device: str, *, repeats: int, slow: bool) -> list[Row]:

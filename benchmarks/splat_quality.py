@@ -109,11 +109,18 @@ def main() -> None:
         means = np.nanmean(np.concatenate(parts), axis=0).round(3)
         name = " ".join(f"{key}={value}" for key, value in VARIANTS[index].items()) or "defaults"
         print(f"{name:42}{kind:10}" + "".join(f"{value:16.3f}" for value in means))
-        rows.append({
-            "table": "splat_quality", "dataset": given.dataset.name, "path": kind, "variant": VARIANTS[index],
-            "frames": sum(map(len, parts)), **dict(zip(FIELDS, means.tolist(), strict=True)), "versions": versions(),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        })  # fmt: skip
+        rows.append(
+            {
+                "table": "splat_quality",
+                "dataset": given.dataset.name,
+                "path": kind,
+                "variant": VARIANTS[index],
+                "frames": sum(map(len, parts)),
+                **dict(zip(FIELDS, means.tolist(), strict=True)),
+                "versions": versions(),
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+        )
     if given.out is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         with given.out.open("a") as file:

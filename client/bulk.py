@@ -155,9 +155,13 @@ class _Rows:
             upload = self._patiently(row, self._upload, _local(row.input_uri))
             options = _cut(row, upload.clip.fps if upload.clip else 0.0)
             create = partial(
-                client.renders.create, upload, _camera(row.camera), options=options, seed=row.seed,
+                client.renders.create,
+                upload,
+                _camera(row.camera),
+                options=options,
+                seed=row.seed,
                 idempotency_key=row.key,
-            )  # fmt: skip
+            )
             render = self._patiently(row, create)
             if render.done and render.status != "completed":  # in an earlier run; deleted, it leaves its key free
                 with contextlib.suppress(NotFound):
@@ -342,13 +346,17 @@ def _cut(row: Row, fps: float) -> Options:
 def _result(row: Row, render: Render) -> RowResult:
     shares = {"hole_share": render.hole_share, "generated_share": render.generated_share}
     return RowResult(
-        clip_id=row.clip_id, status=render.status, key=row.key, render=render.id,
+        clip_id=row.clip_id,
+        status=render.status,
+        key=row.key,
+        render=render.id,
         error_code=render.error.code if render.error else None,
         error_message=render.error.message if render.error else None,
-        attempts=render.attempt, gpu_seconds=render.usage.gpu_seconds,
+        attempts=render.attempt,
+        gpu_seconds=render.usage.gpu_seconds,
         sha256=render.content["video"].sha256 if "video" in render.content else None,
         metrics={name: share for name, share in shares.items() if share is not None},
-    )  # fmt: skip
+    )
 
 
 def _refused(row: Row, code: str, message: str) -> RowResult:

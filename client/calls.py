@@ -52,9 +52,7 @@ class Call(Generic[Answer]):
 
 
 def _get(path: str, answer: type[Answer], **params: str | int | None) -> Call[Answer]:
-    return Call(
-        method="GET", path=path, answer=answer, params={k: v for k, v in params.items() if v is not None}
-    )  # fmt: skip
+    return Call(method="GET", path=path, answer=answer, params={k: v for k, v in params.items() if v is not None})
 
 
 def _post(path: str, answer: type[Answer], body: BaseModel | None = None, key: str | None = None) -> Call[Answer]:
@@ -113,9 +111,14 @@ def create_render(
     idempotency_key: str | None,
 ) -> Call[Render]:
     body = RenderCreate(
-        input=as_input(upload), camera=camera, options=options or Options(), seed=seed, model=model,
-        deadline_s=deadline_s, webhook_url=webhook_url,
-    )  # fmt: skip
+        input=as_input(upload),
+        camera=camera,
+        options=options or Options(),
+        seed=seed,
+        model=model,
+        deadline_s=deadline_s,
+        webhook_url=webhook_url,
+    )
     return _post("/v1/renders", Render, body, idempotency_key)
 
 

@@ -176,8 +176,9 @@ def build_wheel(folder: Path) -> Path:
     )
     done = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, copy],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         raise InputError(f"the wheel cannot be built: {done.stderr.strip()[-300:]}", param="wheel")

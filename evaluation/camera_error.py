@@ -196,9 +196,15 @@ def _solve(points: np.ndarray, pixels: np.ndarray, K_px: np.ndarray) -> tuple[np
     if len(points) < _SOLVABLE:
         return None, 0
     solved, turn, shift, agreeing = cv2.solvePnPRansac(
-        points, pixels, K_px, None,
-        iterationsCount=1000, reprojectionError=_INLIER_PX, confidence=0.9999, flags=cv2.SOLVEPNP_SQPNP,
-    )  # fmt: skip
+        points,
+        pixels,
+        K_px,
+        None,
+        iterationsCount=1000,
+        reprojectionError=_INLIER_PX,
+        confidence=0.9999,
+        flags=cv2.SOLVEPNP_SQPNP,
+    )
     chosen: np.ndarray = np.asarray(agreeing)[:, 0] if solved and agreeing is not None else np.zeros(0, np.int64)
     if len(chosen) < _SOLVABLE:
         return None, 0

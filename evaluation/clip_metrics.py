@@ -93,11 +93,14 @@ def halfway(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     y, x = np.mgrid[: a.shape[0], : a.shape[1]].astype(np.float32)
     from_a, from_b = (
         cv2.remap(
-            picture.astype(np.float32), x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR,
+            picture.astype(np.float32),
+            x + flow[..., 0],
+            y + flow[..., 1],
+            cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_REPLICATE,
         )
         for picture, flow in ((a, to_a), (b, -to_a))
-    )  # fmt: skip
+    )
     return (from_a + from_b) / 2
 
 

@@ -75,10 +75,12 @@ def read_dataset(folder: Path) -> list[ShotEntry]:
         for target in targets:
             entries.append(
                 ShotEntry(
-                    scene=scene.name, path=target.name, kind=target.name.removeprefix("target_"),
+                    scene=scene.name,
+                    path=target.name,
+                    kind=target.name.removeprefix("target_"),
                     load=lambda scene=scene, target=target: _read_shot(scene, target),
                 )
-            )  # fmt: skip
+            )
     return entries
 
 
@@ -98,9 +100,16 @@ def _read_shot(scene: Path, target: Path) -> Shot:
     if packed.dtype == np.uint8 and packed.shape != shape:  # np.packbits
         packed = np.unpackbits(packed.ravel())[: np.prod(shape)].reshape(shape)
     return Shot(
-        source=source, depth=depth, truth=truth, visible=packed.astype(bool), known=np.ones(shape, bool), K_px=K_px,
-        source_c2w=poses[0], target_c2w=poses[1], fps=fps,
-    )  # fmt: skip
+        source=source,
+        depth=depth,
+        truth=truth,
+        visible=packed.astype(bool),
+        known=np.ones(shape, bool),
+        K_px=K_px,
+        source_c2w=poses[0],
+        target_c2w=poses[1],
+        fps=fps,
+    )
 
 
 def read_frames(folder: Path) -> np.ndarray:

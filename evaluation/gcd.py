@@ -119,10 +119,12 @@ def read_gcd(folder: Path, controls: Path, *, frames: int = FRAMES, width: int =
             turned = abs(control.end[0] - control.start[0])
             entries.append(
                 ShotEntry(
-                    scene=name, path=sample, kind="moderate" if turned <= 45 else "large",
+                    scene=name,
+                    path=sample,
+                    kind="moderate" if turned <= 45 else "large",
                     load=partial(_read_shot, folder / name, control, frames, width),
                 )
-            )  # fmt: skip
+            )
     return entries
 
 
@@ -212,8 +214,11 @@ def _read_shot(scene: Path, control: _Control, count: int, width: int) -> Shot:
         truth=np.stack([picture.color for picture in targets]),
         visible=np.stack(visible),
         known=np.stack([picture.known for picture in targets]),
-        K_px=K_px, source_c2w=source_c2w, target_c2w=target_c2w, fps=lens.fps / control.frame_skip,
-    )  # fmt: skip
+        K_px=K_px,
+        source_c2w=source_c2w,
+        target_c2w=target_c2w,
+        fps=lens.fps / control.frame_skip,
+    )
 
 
 def _read_view(path: Path, last_frame: int) -> _View:

@@ -76,9 +76,7 @@ def check_key(database: Database, key: str) -> KeyInfo | None:
     same = hmac.compare_digest(row.hash if row else "0" * 64, _hash(key))
     if row is None or not same or row.revoked_at is not None:
         return None
-    return KeyInfo(
-        id=row.id, tenant=row.tenant, label=row.label, created_at=row.created_at, revoked_at=row.revoked_at
-    )  # fmt: skip
+    return KeyInfo(id=row.id, tenant=row.tenant, label=row.label, created_at=row.created_at, revoked_at=row.revoked_at)
 
 
 def _parts(key: str) -> tuple[str, str]:

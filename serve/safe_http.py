@@ -24,8 +24,9 @@ _HOST = re.compile(rf"(?:{_LABEL}\.)*[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?")
 _URL = re.compile(r"[\x21\x23-\x5b\x5d\x5f\x61-\x7a\x7e]+")
 """ASCII without space, quote, backslash, caret, backtick and braces, which parsers disagree about."""
 _INNER = tuple(
-    ipaddress.ip_network(network) for network in ("::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
-)  # fmt: skip
+    ipaddress.ip_network(network)
+    for network in ("::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
+)
 """IPv6 ranges that hold an IPv4 address, by which a private one would look public."""
 
 Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -155,7 +156,7 @@ class Outbound:
             async with httpx2.AsyncClient(trust_env=False, follow_redirects=False, timeout=timeout_s) as client:
                 request = client.build_request(
                     "POST", where, content=content, headers={**headers, "Host": address.authority}, extensions=more
-                )  # fmt: skip
+                )
                 answer = await client.send(request, stream=True)
                 await answer.aclose()
                 return answer.status_code

@@ -97,9 +97,13 @@ def run_bulk(
         require(gpus=workers if gpus else 0, cpus=0 if gpus else workers)
         setup = EngineSetup(
             model=os.path.abspath(bulk.model) if os.path.isdir(bulk.model) else bulk.model,
-            device="cuda" if gpus else "cpu", stages=stages_uri, roots=bulk.root_uris,
-            keep=bulk.keep, threads=None if gpus else 1, warm_start=bulk.warm_start,
-        )  # fmt: skip
+            device="cuda" if gpus else "cpu",
+            stages=stages_uri,
+            roots=bulk.root_uris,
+            keep=bulk.keep,
+            threads=None if gpus else 1,
+            warm_start=bulk.warm_start,
+        )
         policy = Policy(
             workers=workers, give_back=bulk.keep != "all", max_gpu_hours=bulk.max_gpu_hours, max_attempts=bulk.attempts
         )
@@ -119,10 +123,18 @@ def run_bulk(
             on_beat(progress)
 
         return operate(
-            manifest, out, policy, make_pool, pipeline=pipeline, resume=bulk.resume, stages=stages,
+            manifest,
+            out,
+            policy,
+            make_pool,
+            pipeline=pipeline,
+            resume=bulk.resume,
+            stages=stages,
             facts={"model": bulk.model, "keep": bulk.keep, "workers": workers},
-            on_wait=on_wait, on_outcome=outcome_seen, on_beat=beat_seen,
-        )  # fmt: skip
+            on_wait=on_wait,
+            on_outcome=outcome_seen,
+            on_beat=beat_seen,
+        )
 
 
 def price_bulk(bulk: BulkRun, *, usd_per_gpu_hour: float | None) -> Price:
@@ -133,9 +145,15 @@ def price_bulk(bulk: BulkRun, *, usd_per_gpu_hour: float | None) -> Price:
     """
     manifest, out, roots = bulk.open()
     return price(
-        manifest, out, scan_output(out), roots, bulk.model, device=bulk.device, workers=bulk.concurrency or 1,
+        manifest,
+        out,
+        scan_output(out),
+        roots,
+        bulk.model,
+        device=bulk.device,
+        workers=bulk.concurrency or 1,
         usd_per_gpu_hour=usd_per_gpu_hour,
-    )  # fmt: skip
+    )
 
 
 @contextmanager

@@ -89,12 +89,17 @@ def operate(
         (out / "run.json").write(
             json.dumps(
                 {
-                    "schema": "recapture.bulk.run", "version": 1, "pipeline": pipeline, "rows": len(manifest),
-                    "manifest": manifest.digest, "driver": owned.owner.driver, **(facts or {}),
+                    "schema": "recapture.bulk.run",
+                    "version": 1,
+                    "pipeline": pipeline,
+                    "rows": len(manifest),
+                    "manifest": manifest.digest,
+                    "driver": owned.owner.driver,
+                    **(facts or {}),
                 },
                 indent=1,
             ).encode()
-        )  # fmt: skip
+        )
         if stages is not None and owned.before is not None:
             References(stages, owned.before.driver).drop()  # it is dead, or was taken over
         pool = make_pool(owned.owner.driver)
@@ -102,10 +107,18 @@ def operate(
         owned.release()
         raise
     driver = Driver(
-        manifest, out, owned, pool, policy, pipeline=pipeline, scan=scan, first_shard=first_shard,
+        manifest,
+        out,
+        owned,
+        pool,
+        policy,
+        pipeline=pipeline,
+        scan=scan,
+        first_shard=first_shard,
         references=None if stages is None else References(stages, owned.owner.driver),
-        on_outcome=on_outcome, on_beat=on_beat,
-    )  # fmt: skip
+        on_outcome=on_outcome,
+        on_beat=on_beat,
+    )
     return driver.run()
 
 

@@ -140,9 +140,17 @@ def sample(
         known = previous[len(previous) - shared :] if shared > 0 else None
         prompt, token = first_prompt if known is None else prompt_of(known[0])
         previous = denoise(
-            model, base[frames] + sigmas[0] * noise[frames], sigmas, condition, window,
-            prompt=prompt, token=token, guidance=guidance, known=known, noise=noise[frames],
+            model,
+            base[frames] + sigmas[0] * noise[frames],
+            sigmas,
+            condition,
+            window,
+            prompt=prompt,
+            token=token,
+            guidance=guidance,
+            known=known,
+            noise=noise[frames],
             on_step=lambda step, latents, index=index: on_step(index, step, latents),
-        )  # fmt: skip
+        )
         yield previous[shared:]
         done = window.stop

@@ -46,9 +46,12 @@ class Guard:
                 if key is None:
                     wanted = {"WWW-Authenticate": "Bearer"}
                     refusal = envelope(
-                        request.id, 401, "invalid_api_key", "give a valid API key as `Authorization: Bearer rk_...`",
+                        request.id,
+                        401,
+                        "invalid_api_key",
+                        "give a valid API key as `Authorization: Bearer rk_...`",
                         headers=wanted,
-                    )  # fmt: skip
+                    )
                     await refusal(scope, receive, request.send)
                     return
                 scope["state"]["key"] = request.key = key
@@ -87,9 +90,15 @@ class _Request:
         method = self._scope["method"]
         self._metrics.seen(method, route, self.status, seconds)
         log.info(
-            "request", request_id=self.id, method=method, path=self._scope["path"], status=self.status,
-            seconds=round(seconds, 4), tenant=self.key and self.key.tenant, key=self.key and self.key.id,
-        )  # fmt: skip
+            "request",
+            request_id=self.id,
+            method=method,
+            path=self._scope["path"],
+            status=self.status,
+            seconds=round(seconds, 4),
+            tenant=self.key and self.key.tenant,
+            key=self.key and self.key.id,
+        )
 
 
 def _bearer(headers: Headers) -> str:

@@ -56,15 +56,20 @@ def list_presets() -> PresetList:
                 summary=preset.summary,
                 parameters=[
                     PresetParameter(
-                        name=p.name, unit=p.unit, default=p.default, low=_finite(p.low), high=_finite(p.high),
-                        words=list(p.words), help=p.help,
+                        name=p.name,
+                        unit=p.unit,
+                        default=p.default,
+                        low=_finite(p.low),
+                        high=_finite(p.high),
+                        words=list(p.words),
+                        help=p.help,
                     )
                     for p in preset.parameters
                 ],
             )
             for preset in presets()
         ]
-    )  # fmt: skip
+    )
 
 
 def _finite(bound: float) -> float | None:

@@ -210,8 +210,9 @@ def render_request(
         if not has_secret(service.database, tenant):
             raise InputError(
                 "this tenant has no secret to sign webhooks with; the operator creates one with `recapture keys webhook-secret`",
-                param="webhook_url", code="no_webhook_secret",
-            )  # fmt: skip
+                param="webhook_url",
+                code="no_webhook_secret",
+            )
     where = clip_request(service, tenant, source)
     if parent is not None and where["sha256"] is None:
         where["sha256"] = parent.result and parent.result["clip_sha256"]

@@ -112,6 +112,11 @@ def upload_of(service: State, record: UploadRecord) -> Upload:
 
 def _clip(info: ClipInfo) -> Clip:
     return Clip(
-        width=info.width, height=info.height, frames=info.frame_count, fps=float(info.rate),
-        duration_s=info.duration_s, codec=info.codec, has_audio=info.has_audio,
-    )  # fmt: skip
+        width=info.width,
+        height=info.height,
+        frames=info.frame_count,
+        fps=float(info.rate),
+        duration_s=info.duration_s,
+        codec=info.codec,
+        has_audio=info.has_audio,
+    )

@@ -102,9 +102,14 @@ class Jobs:
                 if not connection.execute(db.uploads.update().where(*mine).values(used_at=now)).rowcount:
                     raise UploadGone("the uploaded clip is not there any more", param="input")
             job = Job(
-                id=f"{_PREFIX[kind]}_{secrets.token_hex(12)}", tenant=tenant, kind=kind, fingerprint=fingerprint,
-                request=dict(request), created_at=now, deadline_at=None if deadline_s is None else now + deadline_s,
-            )  # fmt: skip
+                id=f"{_PREFIX[kind]}_{secrets.token_hex(12)}",
+                tenant=tenant,
+                kind=kind,
+                fingerprint=fingerprint,
+                request=dict(request),
+                created_at=now,
+                deadline_at=None if deadline_s is None else now + deadline_s,
+            )
             connection.execute(db.jobs.insert().values({name: getattr(job, name) for name in _COLUMNS}))
             if key is not None:
                 remember(connection, tenant, key, fingerprint, job.id, now)
@@ -177,9 +182,11 @@ class Jobs:
         """Whether the worker still holds the job: what it asks at each step."""
         table = db.jobs.c
         query = sa.select(table.id).where(
-            table.id == claim.job, table.attempt == claim.attempt, table.fence == claim.fence,
+            table.id == claim.job,
+            table.attempt == claim.attempt,
+            table.fence == claim.fence,
             table.status == "in_progress",
-        )  # fmt: skip
+        )
         with self.database.reading() as connection:
             return connection.execute(query).first() is not None
 
@@ -232,9 +239,7 @@ class Jobs:
     def remove_unclaimed(self) -> int:
         """Forget previews and estimates that have ended and were fetched by nobody; returns how many."""
         table = db.jobs.c
-        left = sa.and_(
-            table.kind != "render", table.status.in_(FINAL), table.completed_at < self.clock() - UNCLAIMED_S
-        )  # fmt: skip
+        left = sa.and_(table.kind != "render", table.status.in_(FINAL), table.completed_at < self.clock() - UNCLAIMED_S)
         with self.database.writing() as connection:
             return connection.execute(db.jobs.delete().where(left)).rowcount
 

@@ -143,9 +143,11 @@ def application(settings: Settings) -> Application:
         )
     gpus = 1 if settings.device == "cuda" else 0
     renderer = Renderer.options(
-        name="Renderer", num_replicas=settings.renderers, ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
+        name="Renderer",
+        num_replicas=settings.renderers,
+        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
         graceful_shutdown_timeout_s=30,
-    )  # fmt: skip
+    )
     # All of it fits on a machine of two cores: what does not is waited for without an end.
     previewer = Renderer.options(name="Previewer", ray_actor_options={"num_cpus": 0.5})
     keeper = Keeping.options(name="Keeper", ray_actor_options={"num_cpus": 0.1})

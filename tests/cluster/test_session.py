@@ -50,9 +50,13 @@ except Exception as error:
     print(type(error).__name__)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, address], capture_output=True, text=True, timeout=60, check=True,
+        [sys.executable, "-c", code, address],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
         env={**os.environ, "RAY_AUTH_TOKEN": token, "RAY_gcs_rpc_server_reconnect_timeout_s": "2"},
-    )  # fmt: skip
+    )
     return done.stdout.split()[-1]
 
 

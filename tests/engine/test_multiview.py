@@ -66,9 +66,14 @@ def view(seed: int = 0, covered: float = 0.5) -> NovelView:
     mask[:, : round(WIDTH * covered)] = True
     picture = torch.rand(3, HEIGHT, WIDTH, generator=draw)
     return NovelView(
-        source=torch.rand(3, HEIGHT, WIDTH, generator=draw), source_K_px=K_PX, c2w=turned(30), K_px=K_PX, unit=4.0,
-        points=picture * mask, covered=mask,
-    )  # fmt: skip
+        source=torch.rand(3, HEIGHT, WIDTH, generator=draw),
+        source_K_px=K_PX,
+        c2w=turned(30),
+        K_px=K_PX,
+        unit=4.0,
+        points=picture * mask,
+        covered=mask,
+    )
 
 
 def test_rays_meet_where_the_cameras_look() -> None:
@@ -188,9 +193,11 @@ def film(engine: Recapture, clip: Path, camera: str, until: str = "anchor", **an
         {
             "anchor": {"locked": False, **anchor},
             "condition": {"height": 64, "width": 96, "augmentations": 2},
-            "tune": {"spatial_steps": 1, "temporal_steps": 1}, "sample": {"steps": 1}, "refine": {"sigma": 0.0},
+            "tune": {"spatial_steps": 1, "temporal_steps": 1},
+            "sample": {"steps": 1},
+            "refine": {"sigma": 0.0},
         },
-    )  # fmt: skip
+    )
     return engine(clip / "clip.mp4", camera, config=config, until=until, depth_dir=clip / "depth")
 
 

@@ -51,7 +51,7 @@ class Jobs:
         address: of the head's dashboard, `http://HEAD:8265`.
 
     Raises:
-        ClusterError: nobody answers there, or it wants another token.
+        ClusterError: the dashboard does not answer, or wants another token.
     """
 
     def __init__(self, address: str) -> None:
@@ -118,16 +118,16 @@ class Jobs:
         return [_status(job) for job in sorted(found, key=lambda job: -(job.start_time or 0))]
 
     def logs(self, job_id: str) -> str:
-        """What the job has printed so far."""
+        """The job's output so far."""
         with self._errors(job_id):
             return self._client.get_job_logs(job_id)
 
     def follow(self, job_id: str) -> AsyncIterator[str]:
-        """What the job prints, until it ends."""
+        """The job's output, line by line until it ends."""
         return self._client.tail_job_logs(job_id)
 
     def stop(self, job_id: str) -> None:
-        """Ask the job to end: its driver writes down what is finished, and submitting again goes on from there."""
+        """Ask the job to end: its driver records finished rows, and submitting again resumes."""
         with self._errors(job_id):
             self._client.stop_job(job_id)
 

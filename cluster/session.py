@@ -1,6 +1,6 @@
-"""Start Ray on this machine, or join a cluster that runs; what is needed is compared with what there is before waiting.
+"""Start Ray on this machine, or join a running cluster. Requested resources are checked before waiting for them.
 
-Token authentication is on wherever Ray is started here: without it Ray's ports run anybody's code.
+Ray always starts with token authentication: without it, Ray's ports run any code that reaches them.
 """
 
 import logging
@@ -62,7 +62,7 @@ def connect(address: str | None, *, cpus: int | None = None, gpus: int | None = 
 
 
 def authenticate(*, create: bool) -> None:
-    """Let this process and those that it starts show the token, if there is one; `create` makes one."""
+    """Let this process and its children present the token, if it exists; `create` makes one."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if create and "RAY_AUTH_TOKEN" not in os.environ:

@@ -273,6 +273,6 @@ def _sqlite_settings(connection: Any, record: object) -> None:
 
 
 def ensure_tenant(connection: Connection, tenant: str) -> None:
-    """Make the tenant's row if there is none."""
+    """Create the tenant's row if it does not exist."""
     if connection.execute(sa.select(tenants.c.id).where(tenants.c.id == tenant)).first() is None:
         connection.execute(tenants.insert().values(id=tenant, created_at=time.time()))

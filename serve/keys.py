@@ -1,4 +1,4 @@
-"""API keys: shown once, stored as a hash, told apart in constant time. A key belongs to a tenant."""
+"""API keys: shown once, stored as a hash, compared in constant time. A key belongs to a tenant."""
 
 import hashlib
 import hmac
@@ -19,7 +19,7 @@ _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyInfo:
-    """What may be known of a key: all but the key."""
+    """Public fields of a key: everything except the key itself."""
 
     id: str
     tenant: str
@@ -38,7 +38,7 @@ def check_tenant(tenant: str) -> None:
 
 
 def create_key(database: Database, tenant: str, *, label: str = "") -> str:
-    """A new key of a tenant, which is made if there is none; nobody can be told the key again.
+    """A new key of a tenant, which is created if needed. The key cannot be shown again.
 
     Raises:
         InputError: the tenant's name is no name.
@@ -61,7 +61,7 @@ def list_keys(database: Database) -> list[KeyInfo]:
 
 
 def revoke_key(database: Database, key: str) -> bool:
-    """End a key by its id; False if there is no such key that is still good. It counts from the next request on."""
+    """Revoke a key by its id, from the next request on. Returns False if no valid key has that id."""
     table = db.api_keys.c
     with database.writing() as connection:
         good = sa.and_(table.id == key, table.revoked_at.is_(None))

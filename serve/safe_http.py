@@ -86,11 +86,11 @@ def parse_address(url: str, *, param: str) -> Address:
 
 
 class Outbound:
-    """Says where requests may go, and makes them.
+    """Checks where requests may go, and makes them.
 
     Args:
-        hosts: names that may be asked, `*.example.com` for all below one; any name if there are none.
-        networks: private networks that may be reached all the same, also by http (`127.0.0.0/8` for a test).
+        hosts: allowed names, `*.example.com` for all below one; empty allows any name.
+        networks: private networks that are allowed too, also by http (`127.0.0.0/8` for a test).
         resolve: the addresses of a name; the system's resolver if absent.
     """
 
@@ -102,7 +102,7 @@ class Outbound:
         self._resolve = resolve or _system
 
     def check(self, url: str, *, param: str) -> Address:
-        """What can be said without asking the name service: for a request that must not wait for it.
+        """Check all that needs no name service, for requests that must not wait for it.
 
         Raises:
             AddressRefused: the URL cannot be read, or its scheme, host or literal address is not allowed.

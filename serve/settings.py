@@ -1,4 +1,4 @@
-"""What a service is made of: one model that YAML, the command line and tests fill in."""
+"""Settings of a service: one model that YAML, the command line and tests fill in."""
 
 import os
 from ipaddress import ip_network
@@ -50,7 +50,7 @@ class Settings(BaseModel):
     heartbeat_s: Seconds = 10.0
     """Between two signs of life on a stream of events."""
     interactive_wait_s: Seconds = 55.0
-    """How long a preview or an estimate may take before the caller is told to ask again."""
+    """How long a preview or an estimate may take before the caller gets `busy`."""
     upload_silence_s: Seconds = 30.0
     """A part of an upload of which nothing arrives for so long is given up; what has arrived stays."""
     max_upload_bytes: int = Field(default=MOST_UPLOAD_BYTES, ge=1, le=MOST_UPLOAD_BYTES)
@@ -76,12 +76,12 @@ class Settings(BaseModel):
     renderers: int = Field(default=1, ge=1, le=1024)
     """Replicas on Ray Serve, a GPU each where `device` is cuda."""
     child_memory_bytes: int = Field(default=4 << 30, ge=256 << 20)
-    """Of the process that decodes an upload."""
+    """Limits of the process that decodes an upload."""
     child_cpu_s: int = Field(default=600, ge=1)
 
     @staticmethod
     def from_environment() -> "Settings":
-        """What the supervisor gave this process."""
+        """The settings that the supervisor passed to this process."""
         return Settings.model_validate_json(os.environ[SETTINGS_VARIABLE])
 
     def outbound(self) -> Outbound:

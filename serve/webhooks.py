@@ -26,7 +26,7 @@ RETRY_S = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 HOLD_S = 60.0
 """Nobody else tries a message for so long after a try began; a process that dies in between costs this."""
 KEPT_S = 7 * 86_400.0
-"""Messages that are done with stay for so long, for whoever asks what became of them."""
+"""How long finished messages stay, so that operators can look them up."""
 BOTH_S = 86_400.0
 """After a new secret was made the one before signs as well for so long."""
 
@@ -73,7 +73,7 @@ def leave_message(connection: Connection, job: Job, now: float) -> None:
 
 
 class Messages:
-    """What is to be delivered; several processes may deliver from it.
+    """Pending messages; several processes may deliver them.
 
     Args:
         clock: Unix seconds.

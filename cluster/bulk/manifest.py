@@ -1,7 +1,7 @@
-"""A manifest: one row a clip and path, as Parquet, CSV or JSONL, checked whole before anything runs.
+"""A manifest: one row per clip and path, as Parquet, CSV or JSONL, checked as a whole before anything runs.
 
-Rows hold URIs, never frames. What a row's values mean is said by `COLUMNS`; `row_id` names a row by what it asks for, so
-a manifest may be reordered, extended or written in another format without a finished row being done again.
+Rows hold URIs, never frames. `COLUMNS` defines the values. `row_id` is computed from a row's content, so a manifest may be
+reordered, extended or converted to another format, and finished rows stay finished.
 """
 
 import csv
@@ -74,7 +74,7 @@ class ManifestError(InputError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What one row asks for. `options` is the JSON text of the column, empty where there is none."""
+    """The request of one row. `options` is the JSON text of the column, or empty."""
 
     index: int
     row_id: str
@@ -119,12 +119,12 @@ def read_manifest(place: Place, roots: Roots, out: Place) -> Manifest:
     """Read and check a manifest, by its name's ending: `.parquet`, `.csv`, `.jsonl`.
 
     Args:
-        roots: what `input_uri`, `output_uri` and camera files must lie below.
-        out: where rows without an `output_uri` write to.
+        roots: folders that `input_uri`, `output_uri` and camera files must be below.
+        out: output folder of rows without an `output_uri`.
 
     Raises:
         ManifestError: names every bad row with its line and column.
-        InputError: there is no such file, or its format is another.
+        InputError: the file does not exist, or has another format.
     """
     suffix = place.path.rpartition(".")[2].lower()
     if suffix not in _READERS:
@@ -226,7 +226,7 @@ class _Checks:
         self._expression = cache(parse_expression)
 
     def row(self, where: str, record: dict[str, Any]) -> list[Problem]:
-        """What is wrong with a record. A good one then holds all columns as the schema wants them."""
+        """Problems of a record. Afterwards, a valid record holds all columns in the schema's types."""
         unknown = set(record) - set(COLUMNS.names)
         if unknown:
             known = ", ".join(COLUMNS.names)

@@ -25,13 +25,13 @@ from .resume import Resume, operate, scan_output
 
 @dataclass(frozen=True, kw_only=True)
 class BulkRun:
-    """A bulk run as the user asks for it.
+    """The user's request for a bulk run.
 
     Attributes:
         manifest, out: URIs; `out` may carry its store's options behind a `?`.
-        allow_roots: URIs that rows may lie below; none means the manifest's own folder. The output always is one.
+        allow_roots: URIs that rows may name files below; by default the manifest's own folder. The output is always included.
         store: URI of the stage store; None is a folder of the output.
-        concurrency: workers; None is one a GPU, on a cluster without GPUs one a CPU.
+        concurrency: number of workers; None means one per GPU, or one per CPU on a cluster without GPUs.
     """
 
     manifest: str
@@ -81,9 +81,9 @@ def run_bulk(
     """Run a manifest on a cluster.
 
     Raises:
-        InputError: it cannot be run as asked; nothing was begun.
-        ClusterError, WorkersError, OwnershipError, OutputError: it cannot go on.
-        Cancelled: Ctrl-C or SIGTERM; running again goes on from there.
+        InputError: the request cannot be run; nothing started.
+        ClusterError, WorkersError, OwnershipError, OutputError: the run cannot continue.
+        Cancelled: Ctrl-C or SIGTERM; running again resumes.
     """
     manifest, out, _ = bulk.open()
     stages_uri = absolute_uri(bulk.store or join_uri(bulk.out, "stages"))
@@ -138,7 +138,7 @@ def run_bulk(
 
 
 def price_bulk(bulk: BulkRun, *, usd_per_gpu_hour: float | None) -> Price:
-    """What is left of a manifest, without a cluster and without a trace.
+    """Price the remaining rows of a manifest, without a cluster and without writing anything.
 
     Raises:
         InputError: the manifest, or one of the rows that are looked at, cannot be used.

@@ -64,12 +64,13 @@ class LeaseTable:
 
 
 def lease_table(name: str) -> Any:
-    """The named actor, made if need be. It lives as long as whoever made it; the next who misses it makes another."""
+    """The named actor, created on demand. It lives as long as the process that created it; the next caller that misses it creates
+    another."""
     return LeaseTable.options(name=name, namespace=NAMESPACE, get_if_exists=True).remote(LEASE_TTL_S)
 
 
 class RayLeases:
-    """A worker's way to the table. Where the table cannot be reached work goes on without: it is then done twice."""
+    """A worker's access to the lease table. Without the table, work continues without leases and may be done twice."""
 
     def __init__(self, name: str, holder: str) -> None:
         self._name, self._holder = name, holder

@@ -1,4 +1,4 @@
-"""A row from its URI to its bundle: fetch, film, publish. What films is in `engine_row_renderer.py`; no Ray in here."""
+"""A row from its URI to its bundle: fetch, render, publish. `engine_row_renderer.py` renders; this file does not use Ray."""
 
 import hashlib
 import json

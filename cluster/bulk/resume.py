@@ -27,12 +27,12 @@ _NAMED = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """What to do with rows that an earlier run left.
+    """How to treat rows of an earlier run.
 
     Attributes:
-        takeover: do not ask whether another driver is alive on the output.
-        upgrade: do rows again that another pipeline made.
-        retry_failed: do rows again that failed.
+        takeover: do not check whether another driver is alive on the output.
+        upgrade: redo rows that another pipeline made.
+        retry_failed: retry failed rows.
     """
 
     takeover: bool = False
@@ -74,7 +74,7 @@ def operate(
     Args:
         make_pool: the workers of a driver, by the driver's name; called when there is something for them to do.
         stages: the stage store, where runs say what they still need.
-        facts: what `run.json` shall say besides.
+        facts: additional content of `run.json`.
 
     Raises:
         OwnershipError: another driver is alive on the output.
@@ -123,7 +123,7 @@ def operate(
 
 
 def scan_output(out: Place) -> Scan:
-    """What an output holds now, also while a run writes to it."""
+    """The current content of an output, also while a run writes to it."""
     owner = read_owner(out)
     return Results(out).scan({} if owner is None else owner.sealed, 0 if owner is None else owner.fence)
 

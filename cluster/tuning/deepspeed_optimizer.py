@@ -1,4 +1,4 @@
-"""The optimiser of several processes that share each step's batch: torch's AdamW, driven by DeepSpeed.
+"""An optimizer for several processes that share each step's batch: torch's AdamW, driven by DeepSpeed.
 
 Up to stage 2, DeepSpeed receives the adapters' parameters alone. It never sees the frozen network, whose precision does not
 matter. Stage 3 shards the whole network, so it works on a copy; only the adapters are gathered again.
@@ -67,7 +67,7 @@ def _whole(gathered: Tensor | None) -> Tensor:
 
 
 class Zero:
-    """See `Optimiser`. Made in each process of an initialised `torch.distributed` group, at the same time."""
+    """See `Optimiser`. Made in each process of an initialized `torch.distributed` group, at the same time."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class Zero:
         return state
 
     def _set_weights(self, state: dict[str, Tensor]) -> None:
-        """What the network computes with until the first step."""
+        """The values that the network computes with until the first step."""
         every = [parameter for _, parameter in by_key(self._parameters)]
         with deepspeed.zero.GatheredParameters(every, modifier_rank=0, enabled=self._stage == 3):
             for key, parameter in by_key(self._parameters):

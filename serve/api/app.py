@@ -33,7 +33,7 @@ def create_api(settings: Settings, *, offer: Offer = lambda job: None) -> FastAP
     """The routes, with the guard around them.
 
     Args:
-        offer: told of each resample that is accepted.
+        offer: called with each accepted resample.
 
     Raises:
         StoreError: the data folder or the database cannot be used.

@@ -1,4 +1,4 @@
-"""What the routes share, made once an app."""
+"""State shared by the routes, made once per app."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What every request passes: an id, a key, a cap on its body, a line in the log. Nothing is open that is not listed."""
+"""Middleware for every request: an id, a key, a limit on the body, a line in the log. Only listed paths are open."""
 
 import secrets
 import time
@@ -16,10 +16,10 @@ from .error_handlers import envelope
 from .routes_page import FILES
 
 OPEN = frozenset({"/healthz", "/readyz", *FILES})
-"""Paths that need no key: health, and the page, which holds nothing of anybody."""
+"""Paths that need no key: health, and the page, which holds no tenant data."""
 
 MOST_JSON_BYTES = 8 << 20
-"""Of a request that is no part of an upload: a camera file of 3000 frames fits."""
+"""Limit for requests other than upload parts; a camera file of 3000 frames fits."""
 
 log = get_logger("http")
 

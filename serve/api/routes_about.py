@@ -1,4 +1,4 @@
-"""What there is: models, presets, health, metrics."""
+"""Routes about the service: models, presets, health, metrics."""
 
 import tempfile
 from typing import Any

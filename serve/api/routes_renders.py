@@ -200,7 +200,7 @@ def render_request(
     parent: Job | None = None,
     webhook_url: str | None = None,
 ) -> dict[str, Any]:
-    """What a job keeps of a request: all that a worker needs, and nothing that could change meanwhile.
+    """A job's copy of a request: everything a worker needs, and nothing that can change meanwhile.
 
     Raises:
         Missing, InputError: as `clip_request`; the webhook may not be sent there, or not be checked.
@@ -232,7 +232,7 @@ def render_request(
 
 
 def clip_request(service: State, tenant: str, source: Input) -> dict[str, Any]:
-    """What a job keeps of where its clip is.
+    """The location of a job's clip, as the job stores it.
 
     Raises:
         Missing, InputError: the upload is not there, or not ready; the tenant may not name the URI.

@@ -1,8 +1,8 @@
 """The service on Ray Serve: ingress replicas on CPUs, and renderers that keep the video model warm.
 
-Records and leases are the same as on one machine: a replica that is killed loses its lease, and another one goes on
-with the render. What Serve adds is where processes live, that what dies is started again, and that a resample goes to
-the renderer that has its adapters in memory.
+Records and leases are the same as on one machine: a killed replica loses its lease, and another one continues
+the render. Serve places processes, restarts dead ones, and routes a resample to the renderer that has its adapters in
+memory.
 """
 
 # pyright: reportCallIssue=false, reportFunctionMemberAccess=false

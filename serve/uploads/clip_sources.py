@@ -27,14 +27,14 @@ _STAGE = "fetched"
 
 
 class InputRefused(InputError):
-    """The tenant may not name this."""
+    """The tenant is not allowed to name this file."""
 
     code = "input_refused"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceClip:
-    """A clip that can be filmed."""
+    """A clip that can be rendered."""
 
     path: Path
     sha256: str

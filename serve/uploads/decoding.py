@@ -19,7 +19,7 @@ from ...engine.store import Store
 from ..settings import Settings
 
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR")
-"""Of the environment; the rest may hold secrets."""
+"""Variables passed to the process; the others may hold secrets."""
 
 _LOOK_EVERY_S = 0.5
 
@@ -28,10 +28,10 @@ Check = Callable[[], None]
 
 
 def probe_upload(path: Path, settings: Settings, check: Check = lambda: None) -> dict[str, Any]:
-    """What the clip is, as `ClipInfo.to_json`.
+    """The clip's properties, as `ClipInfo.to_json`.
 
     Raises:
-        VideoError: it is no clip that can be used, or takes more than is granted.
+        VideoError: the clip cannot be used, or needs more than its limits.
     """
     return _child({"verb": "probe", "path": str(path), "write_bytes": 0}, settings, check)
 

@@ -121,7 +121,7 @@ class Uploads:
         """The upload's file at its end, for one request at a time; what was written stays, also after an error.
 
         Raises:
-            UploadConflict: the upload is complete, does not end at `offset`, or somebody else writes.
+            UploadConflict: the upload is complete, does not end at `offset`, or another request is writing.
         """
         path = self.settings.upload_path(record.id)
         if record.status != "pending":

@@ -150,7 +150,7 @@ def test_every_bad_row_is_named_with_line_and_column(tmp_path):
         ("m.csv", "clip_id,camera\na,static\n", "line 2, input_uri: it is missing"),
         ("m.jsonl", '{"clip_id": "a"\n', "line 1, row: it is not a JSON object"),
         ("m.jsonl", "[1]\n", "line 1, row: it is not a JSON object"),
-        ("m.jsonl", '{"clip_id": 5, "input_uri": "x", "camera": "static"}\n', "line 1, clip_id: 5 is no text"),
+        ("m.jsonl", '{"clip_id": 5, "input_uri": "x", "camera": "static"}\n', "line 1, clip_id: 5 is not text"),
         (
             "m.csv",
             "clip_id,input_uri,camera\na,x.mp4,static\na,x.mp4,static\n",

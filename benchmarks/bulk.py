@@ -1,4 +1,4 @@
-"""What bulk runs cost beside the work: the driver's rate and memory, resuming, waits, a clip's second path, requests."""
+"""The overhead of bulk runs: the driver's rate and memory, resuming, waits, a clip's second path, requests."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ OPTIONS = {"condition": {"height": 64, "width": 96}}
 
 
 class NoStages:
-    """A renderer whose rows are no work: what is left is Ray, the driver and the results."""
+    """A renderer without work per row; the rest is Ray, the driver and the results."""
 
     pipeline, loads = "no-stages", 1
 
@@ -74,7 +74,7 @@ class NobodyElse:
 
 
 def rows_without_work(count: int, *, workers: int = 2) -> list[BenchRow]:
-    """A manifest of `count` rows that are no work, and the scan that a second run begins with."""
+    """A manifest of `count` rows without work, and the scan at the start of a second run."""
     with tempfile.TemporaryDirectory() as folder:
         asked = [{"clip_id": f"c{n}", "input_uri": f"c{n // 4}.mp4", "camera": CAMERAS[n % 4]} for n in range(count)]
         began_s = time.perf_counter()

@@ -82,7 +82,7 @@ def _step(loss_of: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[], 
 
 
 def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """What must move: three fields in, the gradient out, the mask in."""
+    """The bytes that must move: three fields in, the gradient out, the mask in."""
     batch, frames, channels, height, width = shape
     return batch * frames * height * width * (4 * channels * dtype.itemsize + 1)
 

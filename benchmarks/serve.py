@@ -1,4 +1,4 @@
-"""What serving costs beside the work: a long queue, the ingress beside a busy renderer, Ray Serve over uvicorn,
+"""The overhead of serving: a long queue, the ingress beside a busy renderer, Ray Serve over uvicorn,
 memory over many renders, warm previews, resampling.
 
 All of it on loopback, by the service's own processes and the embedded model. Targets: Ray Serve adds at most 6 ms at
@@ -33,7 +33,7 @@ from .bulk import write_footage
 from .timing import Row, compare, measured
 
 TINY = Options(height=64, width=96, spatial_steps=1, temporal_steps=1, sample_steps=1)
-"""A render of as little work as there is, through every stage."""
+"""The smallest render that runs every stage."""
 _LIBRARIES = ("fastapi", "uvicorn", "sqlalchemy", "ray")
 _POLLS_PER_S = 20
 
@@ -212,7 +212,7 @@ def ray_serve_over_uvicorn(*, requests: int) -> list[Row]:
 
 
 def memory_of_renders(count: int) -> list[Row]:
-    """Resident memory of ingress and renderer over `count` renders one after the other; a row a process.
+    """Resident memory of ingress and renderer over `count` consecutive renders; one row per process.
 
     `growth_bytes_per_render` is the slope of a line through the second half, where caches and allocators are full.
     """

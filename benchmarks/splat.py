@@ -1,8 +1,8 @@
-"""Point splat: the warper that the field shares and packed torch against ours, and the copy that none can beat.
+"""Point splat: the warper that the field shares and packed torch against ours, and the copy that bounds them.
 
 Targets on a CPU, one thread: nearest >= 50x the warper and >= 8x packed torch, >= 0.40 of the copy, soft >= 18x
 the warper, two threads over frames >= 1.75x one. On a GPU: nearest >= 20 Gpoints/s and >= 0.30 of the copy,
-soft >= 5 Gpoints/s. The copy moves 44 bytes a point: depth in, keys out and in, colour in and out.
+soft >= 5 Gpoints/s. The copy moves 44 bytes per point: depth in, keys out and in, colour in and out.
 """
 
 import math

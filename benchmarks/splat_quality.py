@@ -42,7 +42,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"footprint": "mesh", "flying": 0.0},
     *({"depth": "smeared", "flying": jump} for jump in (0.0, 0.05, 0.1, 0.2)),
 ]
-"""What differs from the defaults."""
+"""Options that differ from the defaults."""
 FIELDS = ("visible_covered", "visible", "covered", "coverage", "recall", "false")
 
 

@@ -76,7 +76,7 @@ def quaternion_from_matrix(R: np.ndarray) -> np.ndarray:
 
 
 def matrix_from_quaternion(q: np.ndarray) -> np.ndarray:
-    """R [N, 3, 3] of quaternions [N, 4] (w x y z), normalised first."""
+    """R [N, 3, 3] of quaternions [N, 4] (w x y z), which are normalized first."""
     w, x, y, z = (q / np.linalg.norm(q, axis=-1, keepdims=True)).T
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],

@@ -142,7 +142,7 @@ class DepthNet(nn.Module):
         """`images` [B, 3, H, W] sRGB in 0..1; H and W multiples of 32.
 
         Raises:
-            ValueError: a side is no multiple of 32.
+            ValueError: a side is not a multiple of 32.
         """
         if images.shape[-1] % 32 or images.shape[-2] % 32:
             raise ValueError(f"image sides must be multiples of 32, got {tuple(images.shape[-2:])}")

@@ -51,7 +51,7 @@ def target_names(unet: nn.Module, adapter: AdapterName) -> list[str]:
 
 
 def inject(unet: nn.Module, rank: int, *, alpha: int | None = None, seed: int = 0) -> None:
-    """Add both adapters to `unet` in place, freshly initialised (A random by `seed`, B zero), base weights frozen.
+    """Add both adapters to `unet` in place, freshly initialized (A random by `seed`, B zero), base weights frozen.
 
     Args:
         rank: LoRA rank; 16 in the paper.

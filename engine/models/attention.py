@@ -27,7 +27,7 @@ def require(attention: Attention, device: torch.device) -> None:
 
 
 def key(attention: Attention) -> dict[str, str]:
-    """What a stage's key says of it: nothing for the default."""
+    """The operator's part in a stage's key; empty for the default."""
     return {} if attention == "sdpa" else {"attention": attention}
 
 

@@ -1,4 +1,4 @@
-"""Novel views of single frames: a latent diffusion UNet that is told the source view, both cameras and the point anchor.
+"""Novel views of single frames: a latent diffusion UNet conditioned on the source view, both cameras and the point anchor.
 
 After CAT3D (arXiv 2405.10314): cameras are ray maps relative to the source camera, and attention runs across the views.
 Two views, the given one and the asked one, go through the network as two pictures. Both have the same channels:
@@ -51,7 +51,7 @@ def input_channels(latent_channels: int) -> int:
 
 
 def ray_map(K_px: np.ndarray, c2w: np.ndarray, size_px: tuple[int, int], cells: tuple[int, int], unit: float) -> Tensor:
-    """Pluecker coordinates (d, o x d) of the ray through each cell's centre, float32 [6, h, w].
+    """Pluecker coordinates (d, o x d) of the ray through each cell's center, float32 [6, h, w].
 
     Args:
         K_px: [3, 3] in pixels of a picture of `size_px` (height, width).
@@ -124,7 +124,7 @@ def predict(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NovelView:
-    """What a multiview model is asked: one frame, as another camera sees it.
+    """A request to a multiview model: one frame, from another camera.
 
     Attributes:
         source: the frame, float [3, H, W] in 0..1.
@@ -181,7 +181,7 @@ def find_multiview_model(name: str, *, allow_noncommercial: bool = False) -> Mul
     """`embedded`, a directory with `multiview.json` and `unet/`, or an adapter class as `package.module:Class`.
 
     Raises:
-        ModelError: there is no such thing, or its licence forbids commercial use and nobody said that this is none.
+        ModelError: it does not exist, or its license forbids commercial use and `allow_noncommercial` is not set.
     """
     module, _, attribute = name.partition(":")
     if attribute and not Path(name).exists():

@@ -1,7 +1,7 @@
 """Run a Stable-Video-Diffusion UNet on single images: the temporal layers are skipped, not only blended out.
 
-The UNet builds its `image_only_indicator` inside (always zeros), so there is nothing to pass in; instead the two
-modules that mix time are given a spatial-only forward. The result is `torch.equal` to an indicator of ones.
+The UNet builds its `image_only_indicator` inside (always zeros), so it cannot be passed in. Instead, the two
+modules that mix time get a spatial-only forward. The result is `torch.equal` to an indicator of ones.
 """
 
 from collections.abc import Iterator

@@ -63,7 +63,7 @@ class Place:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def read(self) -> bytes | None:
-        """The whole file, None where there is none."""
+        """The whole file, or None if it does not exist."""
 
         def once() -> bytes:
             with self.filesystem.open_input_stream(self.path, compression=None) as stream:
@@ -127,7 +127,7 @@ class Place:
             param: what named the file, for the refusal.
 
         Raises:
-            InputError: there is none, it is larger than `max_bytes`, or it may not be read.
+            InputError: it does not exist, is larger than `max_bytes`, or cannot be read.
             OSError: its store does not answer, or the local disk is full.
         """
 

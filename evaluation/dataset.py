@@ -1,4 +1,4 @@
-"""Ground truth: clips whose scene was also filmed from another path. Reads sets laid out like kubric4d.
+"""Ground truth: clips with a view of the same scene from another path. Reads sets laid out like kubric4d.
 
 scene_N/cameras.json                 width, height, fps, K, and c2w [T, 4, 4] of every view
 scene_N/source/{rgb/NNN.png, depth.npz}
@@ -18,7 +18,7 @@ from ..engine.errors import InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shot:
-    """A clip with true depth, and one path that its scene was also filmed from.
+    """A clip with true depth, and its scene from one other path.
 
     Attributes:
         source: uint8 [T, H, W, 3].

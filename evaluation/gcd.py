@@ -42,17 +42,17 @@ FRAMES = 14
 WIDTH_PX = 384
 """Of a clip in the published protocol; views are 576 wide."""
 LOOK_AT = np.array([0.0, 0.0, 1.0])
-"""Metres, world z up: the centre of every path."""
+"""Meters, world z up: the center of every path."""
 SAME_SURFACE = 0.03
 """Relative difference in depth within which a pixel of the source shows the target's surface, as in the rendered set."""
 
 _LENS = 4
 """The view whose K a clip gets, and at whose pose the published paths start."""
 _NOTHING_M = 1000.0
-"""Farther than this the renderer hit nothing: such pixels are no points."""
+"""Beyond this the renderer hit nothing, and such pixels give no points."""
 _NEAREST_M = 0.1
 _DEPTH_BAND_PX = 2.0
-"""Points this many pixel widths before or behind a pixel's depth still colour it."""
+"""Points this many pixel widths before or behind a pixel's depth still color it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +90,7 @@ class _Picture:
 
 
 def read_gcd(folder: Path, controls: Path, *, frames: int = FRAMES, width: int = WIDTH_PX) -> list[ShotEntry]:
-    """A shot for every row of a control file whose scene is in the folder, by name; scenes not there are left out.
+    """One shot per row of a control file, by name. Rows without a scene in the folder are left out.
 
     The published figures are those of the rows `sample_00` of scenes 2900 to 2999. A path's `kind` is as in
     the rendered set of `docs/quality.md`: `moderate` up to 45 degrees of azimuth, else `large`.
@@ -252,7 +252,7 @@ def _look_at_centre(spherical: np.ndarray) -> np.ndarray:
 
 
 def _merged_points(scene: Path, views: list[_View], frame: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """World positions float32 [N, 3] and colours uint8 [N, 3] of each view's pixels."""
+    """World positions float32 [N, 3] and colors uint8 [N, 3] of each view's pixels."""
     for index, view in enumerate(views):
         color_path, depth_path = _pictures(scene, index, frame)
         color = cv2.imread(str(color_path), cv2.IMREAD_COLOR)

@@ -43,7 +43,7 @@ vbench.VBench(device, prompts, results).evaluate(
 def run_vbench(
     python: Path, videos: Mapping[str, Path], dimensions: Sequence[str] = DIMENSIONS
 ) -> dict[str, dict[str, float]]:
-    """VBench's scores of each video, 0..1.
+    """VBench's scores per video, 0..1.
 
     Args:
         python: interpreter of an environment with the package `vbench`.

@@ -68,9 +68,9 @@ def denoise(
 
     Args:
         latents: [T, C, h, w], already at noise level sigmas[0].
-        prompt: image prompt of the window [C, h, w], unscaled, and
-        token: its image token [1, D].
-        guidance: scale at the first and last frame of the window; (1, 1) runs the network once a step.
+        prompt: image prompt of the window [C, h, w], unscaled.
+        token: image token of the prompt [1, D].
+        guidance: scale at the first and last frame of the window; (1, 1) runs the network once per step.
         known: clean latents [K, C, h, w] of the window's first frames, held at each step (the window before made them).
         noise: [T, C, h, w], the noise that `known` is held with.
         on_step: called after each step with its index and the latents; may return replaced latents.

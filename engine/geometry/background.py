@@ -141,7 +141,7 @@ def hidden(plate: Plate, frame: np.ndarray, depth: np.ndarray, *, band: float) -
     It must be nearer and look different: depth alone flickers, and a thing that never moved is its own background.
 
     Args:
-        frame: uint8 [H, W, 3] and
+        frame: uint8 [H, W, 3] of that moment.
         depth: [h, w] of that moment.
 
     Returns:

@@ -132,8 +132,8 @@ class NovelView:
         c2w: [4, 4] of the asked camera in the source camera's space, OpenCV axes.
         K_px: [3, 3] of the asked camera, in pixels of its picture (h, w).
         unit: the clip's median depth, in the units of `c2w`.
-        points: the frame's splatted points as the asked camera sees them, float [3, h, w], and
-        covered: which pixels of them are real, bool [h, w].
+        points: the frame splatted into the asked camera, float [3, h, w].
+        covered: pixels that a point covers, bool [h, w].
     """
 
     source: Tensor

@@ -76,7 +76,7 @@ class _AudioCopy:
     """
 
     found = False
-    """Whether there is sound that is copied."""
+    """Whether the clip has sound to copy."""
 
     def __init__(self, source: Path, start_s: float, output: OutputContainer, limits: Limits) -> None:
         self.warnings: list[str] = []

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,11 @@ def test_public_names():
         assert getattr(recapture, name)
     with pytest.raises(AttributeError):
         _ = recapture.nothing
+
+
+def test_the_version_is_in_one_place():
+    assert version("recapture") == recapture.__version__
+    assert recapture.__version__ not in (ROOT / "pyproject.toml").read_text()
 
 
 def test_wheel_holds_what_the_tree_holds(tmp_path):

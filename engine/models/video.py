@@ -184,8 +184,8 @@ class VideoModel(Codec):
             prompt: image-prompt latents, unscaled [B, C, h, w].
             token: [B, 1, D].
             ids: [B, 3]: fps - 1, motion bucket, noise augmentation.
-            anchor: scaled anchor latents [B, T, C, h, w] and
-            mask: latent mask [B, T, h, w], for guided models; zeros when absent, others ignore them.
+            anchor: for guided models, scaled anchor latents [B, T, C, h, w]; zeros if absent.
+            mask: for guided models, latent mask [B, T, h, w]; zeros if absent.
         """
         if self.offload:
             self._place_encoders(torch.device("cpu"))

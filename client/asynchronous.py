@@ -81,6 +81,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
+        """Close the connections."""
         await self._http.aclose()
 
     async def models(self) -> list[Model]:
@@ -200,9 +201,11 @@ class AsyncUploads:
         return upload
 
     async def retrieve(self, upload: UploadRef) -> Upload:
+        """The upload as the service has it now."""
         return await self._client.send(calls.retrieve_upload(upload))
 
     async def delete(self, upload: UploadRef) -> None:
+        """Delete the upload and its file."""
         await self._client.send(calls.delete_upload(upload))
 
 
@@ -235,6 +238,7 @@ class AsyncRenders:
         )
 
     async def retrieve(self, render: RenderRef) -> Render:
+        """The render as the service has it now."""
         return await self._client.send(calls.retrieve_render(render))
 
     async def list(self, *, limit: int = 20, after: str | None = None, status: str | None = None) -> RenderPage:

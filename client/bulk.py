@@ -245,6 +245,7 @@ class Journal:
         return result if whole else None
 
     def add(self, result: RowResult) -> None:
+        """Append a finished row and flush it to disk."""
         with self.path.open("a") as file:
             file.write(json.dumps(asdict(result)) + "\n")
             file.flush()

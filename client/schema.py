@@ -217,6 +217,7 @@ class Render(Answered):
 
     @property
     def done(self) -> bool:
+        """Whether the render has ended, with or without success."""
         return self.status in TERMINAL
 
 

@@ -81,6 +81,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        """Close the connections."""
         self._http.close()
 
     def models(self) -> list[Model]:
@@ -200,9 +201,11 @@ class Uploads:
         return upload
 
     def retrieve(self, upload: UploadRef) -> Upload:
+        """The upload as the service has it now."""
         return self._client.send(calls.retrieve_upload(upload))
 
     def delete(self, upload: UploadRef) -> None:
+        """Delete the upload and its file."""
         self._client.send(calls.delete_upload(upload))
 
 
@@ -235,6 +238,7 @@ class Renders:
         )
 
     def retrieve(self, render: RenderRef) -> Render:
+        """The render as the service has it now."""
         return self._client.send(calls.retrieve_render(render))
 
     def list(self, *, limit: int = 20, after: str | None = None, status: str | None = None) -> RenderPage:

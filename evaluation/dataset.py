@@ -52,6 +52,7 @@ class ShotEntry:
 
     @property
     def name(self) -> str:
+        """Scene and path, as the tables name them."""
         return f"{self.scene}/{self.path}"
 
 

@@ -33,6 +33,7 @@ Share = tuple[int, int]
 
 
 def slice_of(batch: int, share: Share) -> slice:
+    """A process's part of a batch."""
     rank, of = share
     return slice(batch * rank // of, batch * (rank + 1) // of)
 
@@ -206,6 +207,7 @@ class AdamW:
 def adamw(
     parameters: dict[AdapterName, list[nn.Parameter]], config: TuneConfig, device: torch.device
 ) -> torch.optim.AdamW:
+    """torch's AdamW over the parameters of all tuned adapters."""
     return torch.optim.AdamW(
         [p for part in parameters.values() for p in part],
         lr=config.lr,

@@ -45,6 +45,7 @@ class SameConv(nn.Conv2d):
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch normalization with the constants of EfficientNet-Lite."""
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 

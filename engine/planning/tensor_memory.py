@@ -138,6 +138,7 @@ def _in_fp32(norm: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
 
 @lru_cache(maxsize=2)
 def shapes_of(folder: Path, dtype: torch.dtype, rank: int, *, cuda: bool) -> Shapes:
+    """The networks of a model directory on the meta device; the last two are cached."""
     return Shapes(folder, dtype, rank, cuda=cuda)
 
 
@@ -147,6 +148,7 @@ def weight_bytes(module: nn.Module) -> int:
 
 
 def adapter_bytes(unet: nn.Module) -> dict[adapters.AdapterName, int]:
+    """Bytes of the parameters of each adapter."""
     return {
         name: sum(p.numel() * p.element_size() for p in adapters.adapter_parameters(unet, name).values())
         for name in adapters.ADAPTERS

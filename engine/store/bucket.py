@@ -33,11 +33,13 @@ class Bucket:
             return None
 
     def write(self, where: str, data: bytes) -> None:
+        """Write a small object."""
         self._make_parent(where)
         with self.filesystem.open_output_stream(self._at(where), compression=None) as stream:
             stream.write(data)
 
     def upload(self, source: Path, where: str) -> None:
+        """Copy a local file to an object."""
         self._make_parent(where)
         with (
             source.open("rb") as read,

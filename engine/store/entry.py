@@ -93,10 +93,12 @@ class EntryInfo:
 
     @property
     def bytes(self) -> int:
+        """Size of all files."""
         return sum(size for size, _ in self.files.values())
 
     @property
     def where(self) -> str:
+        """The entry's path below the store."""
         return place(self.stage, self.key)
 
 
@@ -165,6 +167,11 @@ class Entry(EntryInfo):
             raise StoreError(f"cannot read {path}: {exc}; `recapture store verify` names all damage") from exc
 
     def json(self, name: str) -> Any:
+        """A JSON file of the entry.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
         path = self.file(f"{name}.json")
         try:
             return json.loads(path.read_bytes())

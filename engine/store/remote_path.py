@@ -60,6 +60,7 @@ class Place:
 
     @property
     def local(self) -> bool:
+        """Whether it is on this machine's file system."""
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def read(self) -> bytes | None:

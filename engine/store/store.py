@@ -56,6 +56,7 @@ def default_store() -> Path:
 
 
 def user_cache() -> Path:
+    """The package's folder in the user's cache."""
     return platformdirs.user_cache_path("recapture")
 
 
@@ -105,6 +106,7 @@ class Writer:
             rows.append(array)
 
     def json(self, name: str, value: object) -> None:
+        """Write a JSON file of the entry."""
         (self.path / f"{name}.json").write_bytes(canonical_json(value))
 
     def publish(self, meta: Mapping[str, Any] | None = None) -> Entry:

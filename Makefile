@@ -9,7 +9,7 @@ OUT ?= demo-out
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all ci lint options lock setup clean
+.PHONY: demo test test-all ci check lint types layers docs options lock setup clean
 
 setup: $(READY)
 
@@ -33,13 +33,26 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/pytest -q -m "not gpu"
 
-# What CI runs: the fast tests and the slow ones that guard the main path.
+# The tests that CI runs: the fast ones, and the slow ones that guard the main path. `make ci COVERAGE=` measures nothing.
+COVERAGE ?= --cov
 ci: $(READY)
-	$(BIN)/pytest -q -m "not gpu and (not slow or ci)"
+	$(BIN)/pytest -q $(COVERAGE) -m "not gpu and (not slow or ci)"
+
+check: lint layers types
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+layers: $(READY)
+	$(BIN)/lint-imports --no-logo
+
+types: $(READY)
+	$(BIN)/basedpyright
+
+# Fails on a broken link, anchor or code block, and on a page that no other page leads to.
+docs: $(READY)
+	$(BIN)/mkdocs build --quiet
 
 # The options of requests, as the client has them, after a change of engine/config.py.
 options: $(READY)
@@ -48,7 +61,7 @@ options: $(READY)
 # torch and what only its CUDA build brings stay out of the lock: they differ from machine to machine. Triton is the
 # version that this torch's CUDA build brings.
 lock:
-	uv pip compile pyproject.toml --extra engine --extra cluster --extra serve --extra demo --extra evaluate --extra dev --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra engine --extra cluster --extra serve --extra demo --extra evaluate --extra dev --extra docs --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --no-header --upgrade -o requirements.lock \
 		$(foreach name,torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti \
 		nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
@@ -56,4 +69,4 @@ lock:
 		nvidia-nvshmem-cu13 nvidia-nvtx,--no-emit-package $(name))
 
 clean:
-	rm -rf .venv demo-out build *.egg-info
+	rm -rf .venv demo-out build site *.egg-info

@@ -1,1 +1,1 @@
-"""What is fast, against what: each module times one operation and its rivals and gives rows for `recapture bench`."""
+"""Speed comparisons: each module times one operation and its rivals and returns rows for `recapture bench`."""

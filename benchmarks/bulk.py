@@ -1,4 +1,4 @@
-"""What bulk runs cost beside the work: the driver's rate and memory, resuming, waits, a clip's second path, requests."""
+"""The overhead of bulk runs: the driver's rate and memory, resuming, waits, a clip's second path, requests."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ OPTIONS = {"condition": {"height": 64, "width": 96}}
 
 
 class NoStages:
-    """A renderer whose rows are no work: what is left is Ray, the driver and the results."""
+    """A renderer without work per row; the rest is Ray, the driver and the results."""
 
     pipeline, loads = "no-stages", 1
 
@@ -74,7 +74,7 @@ class NobodyElse:
 
 
 def rows_without_work(count: int, *, workers: int = 2) -> list[BenchRow]:
-    """A manifest of `count` rows that are no work, and the scan that a second run begins with."""
+    """A manifest of `count` rows without work, and the scan at the start of a second run."""
     with tempfile.TemporaryDirectory() as folder:
         asked = [{"clip_id": f"c{n}", "input_uri": f"c{n // 4}.mp4", "camera": CAMERAS[n % 4]} for n in range(count)]
         began_s = time.perf_counter()
@@ -90,11 +90,17 @@ def rows_without_work(count: int, *, workers: int = 2) -> list[BenchRow]:
     peak_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return [
         _row(
-            "bulk_driver", rows=count, workers=workers, read_s=read_s, seconds=progress.elapsed_s,
-            rows_per_s=count / progress.elapsed_s, driver_peak_bytes=peak_bytes, shards=len(scan.shards),
+            "bulk_driver",
+            rows=count,
+            workers=workers,
+            read_s=read_s,
+            seconds=progress.elapsed_s,
+            rows_per_s=count / progress.elapsed_s,
+            driver_peak_bytes=peak_bytes,
+            shards=len(scan.shards),
             resume_scan_s=scan_s,
         )
-    ]  # fmt: skip
+    ]
 
 
 def paths_of_one_clip(*, frames: int, model: str = "tiny") -> list[BenchRow]:
@@ -117,7 +123,8 @@ def paths_of_one_clip(*, frames: int, model: str = "tiny") -> list[BenchRow]:
             renderer = bulk.engine_setup(model, warm_start=warm).make(NobodyElse())
             stack.callback(renderer.close)
             bulks[warm] = bulk.manifest, renderer
-        assert renderer.render(bulk.manifest.row(len(CAMERAS))).status == "ok"  # compiles the kernels
+        manifest, renderer = bulks[True]
+        assert renderer.render(manifest.row(len(CAMERAS))).status == "ok"  # compiles the kernels
         for index in range(len(CAMERAS)):
             for warm, (manifest, renderer) in bulks.items():
                 outcomes[warm].append(renderer.render(manifest.row(index)))
@@ -129,13 +136,19 @@ def _paths_row(frames: int, model: str, warm: bool, outcomes: list[Outcome]) -> 
     seconds = [outcome.gpu_seconds for outcome in outcomes]
     further = statistics.median(seconds[1:]) / seconds[0] if seconds[1:] else None
     return _row(
-        "bulk_paths", model=model, frames=frames, warm_start=warm, paths=len(outcomes), seconds=sum(seconds),
-        seconds_per_path=sum(seconds) / len(seconds), further_path_share=further,
+        "bulk_paths",
+        model=model,
+        frames=frames,
+        warm_start=warm,
+        paths=len(outcomes),
+        seconds=sum(seconds),
+        seconds_per_path=sum(seconds) / len(seconds),
+        further_path_share=further,
         tuning_s=[round(outcome.stage_seconds["temporal"], 3) for outcome in outcomes],
         temporal_steps=[outcome.metrics["temporal_steps"] for outcome in outcomes],
         held_out=[round(outcome.metrics["held_out"], 4) for outcome in outcomes],
         psnr_visible_db=[round(outcome.metrics["psnr_visible_db"], 3) for outcome in outcomes],
-    )  # fmt: skip
+    )
 
 
 def requests_of_a_row(*, frames: int, model: str = "tiny") -> list[BenchRow]:
@@ -186,13 +199,28 @@ def real_runs(*, clips: int, paths: int, frames: int, model: str = "tiny") -> li
         predicted_s = makespan_s(clips=clips, paths=paths, workers=workers, costs=costs)
         rows.append(
             _row(
-                "bulk_real", model=model, frames=frames, clips=clips, paths=paths, workers=workers, seconds=elapsed_s,
-                gpu_seconds=progress.gpu_seconds, waits=progress.waits, waited_s=progress.waited_s,
-                ray_start_s=connected_s, start_s=start_s, warm_s=costs.warm_s, first_s=costs.first_s,
-                further_s=costs.further_s, predicted_s=predicted_s, predicted_over_measured=predicted_s / elapsed_s,
-                stage_bytes=progress.stage_bytes, output_bytes=progress.output_bytes, model_loads=progress.model_loads,
+                "bulk_real",
+                model=model,
+                frames=frames,
+                clips=clips,
+                paths=paths,
+                workers=workers,
+                seconds=elapsed_s,
+                gpu_seconds=progress.gpu_seconds,
+                waits=progress.waits,
+                waited_s=progress.waited_s,
+                ray_start_s=connected_s,
+                start_s=start_s,
+                warm_s=costs.warm_s,
+                first_s=costs.first_s,
+                further_s=costs.further_s,
+                predicted_s=predicted_s,
+                predicted_over_measured=predicted_s / elapsed_s,
+                stage_bytes=progress.stage_bytes,
+                output_bytes=progress.output_bytes,
+                model_loads=progress.model_loads,
             )
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -220,11 +248,18 @@ def waits_on_one_clip(*, frames: int, model: str = "tiny") -> list[BenchRow]:
     done = sum(1 for _, outcome in bulk.seen for name in outcome.stage_seconds if name in shared)
     return [
         _row(
-            "bulk_waits", model=model, frames=frames, workers=2, paths=4, waits=progress.waits,
-            waited_s=progress.waited_s, gpu_seconds=progress.gpu_seconds, shared_stages=len(shared),
+            "bulk_waits",
+            model=model,
+            frames=frames,
+            workers=2,
+            paths=4,
+            waits=progress.waits,
+            waited_s=progress.waited_s,
+            gpu_seconds=progress.gpu_seconds,
+            shared_stages=len(shared),
             shared_stages_computed=done,
         )
-    ]  # fmt: skip
+    ]
 
 
 def costs_of(outcomes: list[Outcome], workers: int, start_s: float) -> Costs:
@@ -248,9 +283,13 @@ class _Setting:
 
     def engine_setup(self, model: str, *, warm_start: bool) -> EngineSetup:
         return EngineSetup(
-            model=model, device="cpu", stages=str(self.folder / "out" / "stages"), roots=(str(self.folder),), threads=1,
+            model=model,
+            device="cpu",
+            stages=str(self.folder / "out" / "stages"),
+            roots=(str(self.folder),),
+            threads=1,
             warm_start=warm_start,
-        )  # fmt: skip
+        )
 
     def run(self, setup: RendererSetup, pipeline: str, workers: int, *, give_back: bool) -> Progress:
         policy = Policy(workers=workers, give_back=give_back)
@@ -260,9 +299,13 @@ class _Setting:
                 self.seen.append((time.perf_counter(), outcome))
 
         return operate(
-            self.manifest, self.out, policy, lambda driver: RayPool(setup, driver=driver, shared=str(self.folder)),
-            pipeline=pipeline, on_outcome=seen,
-        )  # fmt: skip
+            self.manifest,
+            self.out,
+            policy,
+            lambda driver: RayPool(setup, driver=driver, shared=str(self.folder)),
+            pipeline=pipeline,
+            on_outcome=seen,
+        )
 
 
 def write_footage(path: Path, frames: int, *, seed: int = 0, width: int = 160, height: int = 96) -> None:
@@ -289,10 +332,13 @@ def _counted(renderer: RowRenderer, row: Row, counting: Counting, index: int) ->
     outcome = renderer.render(row)
     assert outcome.status == "ok", outcome
     return {
-        "path": index + 1, **{f"{kind}_requests": counting.requests[kind] for kind in ("get", "put", "head", "list", "delete")},
-        "read_bytes": counting.bytes["read"], "video_bytes": sum(f.stat().st_size for f in Path(row.output_uri).glob("*.mp4")),
-        "stage_bytes": outcome.stage_bytes, "output_bytes": outcome.output_bytes,
-    }  # fmt: skip
+        "path": index + 1,
+        **{f"{kind}_requests": counting.requests[kind] for kind in ("get", "put", "head", "list", "delete")},
+        "read_bytes": counting.bytes["read"],
+        "video_bytes": sum(f.stat().st_size for f in Path(row.output_uri).glob("*.mp4")),
+        "stage_bytes": outcome.stage_bytes,
+        "output_bytes": outcome.output_bytes,
+    }
 
 
 def _row(op: str, **values: Any) -> BenchRow:

@@ -1,8 +1,8 @@
 """What Ray costs: frame work by one and two workers against this process, its start, and the tuning loop against a bare one.
 
 Targets: one worker at most 1.05 times this process's time, two at least 0.85 of twice its speed, at most 5 % of the raw
-bytes through Ray (C10); the tuning loop at most 1.05 times a bare diffusers and peft loop of the same arithmetic, without
-a call of the VAE or the image encoder (C9).
+bytes through Ray; the tuning loop at most 1.05 times a bare diffusers and peft loop of the same arithmetic, without
+a call of the VAE or the image encoder.
 """
 
 import tempfile

@@ -1,7 +1,7 @@
 """Masked loss, forward and gradient: the plain one eager and compiled, the fused one, and the copy it cannot beat.
 
-Targets, at the real shape: CPU >= 6x eager and >= 2x compiled (C7); CUDA at most 2 launches, capturable, and at 64 M
-elements >= 0.90 of the copy (G3).
+Targets, at the real shape: CPU >= 6x eager and >= 2x compiled; CUDA at most 2 launches, capturable, and at 64 M
+elements >= 0.90 of the copy.
 """
 
 from collections.abc import Callable
@@ -82,7 +82,7 @@ def _step(loss_of: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[], 
 
 
 def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """What must move: three fields in, the gradient out, the mask in."""
+    """The bytes that must move: three fields in, the gradient out, the mask in."""
     batch, frames, channels, height, width = shape
     return batch * frames * height * width * (4 * channels * dtype.itemsize + 1)
 

@@ -1,4 +1,4 @@
-"""What a bulk run of any size takes, by formula from the measured rows in `results/bulk.jsonl`.
+"""The cost of a bulk run of any size, by formula from the measured rows in `results/bulk.jsonl`.
 
 python -m recapture.benchmarks.scale      # the tables of docs/scale.md
 """
@@ -29,7 +29,7 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """What goes wrong: rows that fail after having taken their full time, and workers lost per hour of each."""
+    """Failure rates: rows that fail after their full time, and losses per hour and worker."""
 
     failed_share: float = 0.0
     lost_per_hour: float = 0.0
@@ -37,7 +37,7 @@ class Losses:
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """Of a clip's first path and of each further one: requests, and bytes that pass through the stage store and stay."""
+    """Costs of a clip's first path and of each further one: requests, and bytes written to and kept in the stage store."""
 
     puts: tuple[float, float]
     gets: tuple[float, float]
@@ -109,7 +109,7 @@ def last(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
     """The newest row with these values.
 
     Raises:
-        LookupError: there is none.
+        LookupError: no row has these values.
     """
     for row in reversed(rows):
         if all(row.get(name) == value for name, value in wanted.items()):

@@ -1,4 +1,4 @@
-"""What serving costs beside the work: a long queue, the ingress beside a busy renderer, Ray Serve over uvicorn (C11),
+"""The overhead of serving: a long queue, the ingress beside a busy renderer, Ray Serve over uvicorn,
 memory over many renders, warm previews, resampling.
 
 All of it on loopback, by the service's own processes and the embedded model. Targets: Ray Serve adds at most 6 ms at
@@ -33,7 +33,7 @@ from .bulk import write_footage
 from .timing import Row, compare, measured
 
 TINY = Options(height=64, width=96, spatial_steps=1, temporal_steps=1, sample_steps=1)
-"""A render of as little work as there is, through every stage."""
+"""The smallest render that runs every stage."""
 _LIBRARIES = ("fastapi", "uvicorn", "sqlalchemy", "ray")
 _POLLS_PER_S = 20
 
@@ -139,12 +139,16 @@ def queued_jobs(count: int, *, tenants: int = 4, connections: int = 8, over: int
     codes = Counter(answer.json()["error"]["code"] for answer in refused)
     return [
         measured(
-            "serve_queue", _LIBRARIES, jobs=len(accepted), connections=connections, refused=dict(codes),
+            "serve_queue",
+            _LIBRARIES,
+            jobs=len(accepted),
+            connections=connections,
+            refused=dict(codes),
             **_percentiles("submit", [s for _, answer, s in submits if answer.status_code == 202]),
             **_percentiles("refusal", [s for _, answer, s in submits if answer.status_code == 429]),
             **_percentiles("poll", [s for _, _, s in polls]),
         )
-    ]  # fmt: skip
+    ]
 
 
 def ingress_beside_renders(*, seconds: float) -> list[Row]:
@@ -160,10 +164,15 @@ def ingress_beside_renders(*, seconds: float) -> list[Row]:
         assert ended < len(asked) - 1, "the renderer ran out of work"
     return [
         measured(
-            "serve_ingress", _LIBRARIES, polls=len(idle), renders_meanwhile=ended, **_percentiles("idle", idle),
-            **_percentiles("busy", busy), busy_over_idle_p50=float(np.median(busy) / np.median(idle)),
+            "serve_ingress",
+            _LIBRARIES,
+            polls=len(idle),
+            renders_meanwhile=ended,
+            **_percentiles("idle", idle),
+            **_percentiles("busy", busy),
+            busy_over_idle_p50=float(np.median(busy) / np.median(idle)),
         )
-    ]  # fmt: skip
+    ]
 
 
 def ray_serve_over_uvicorn(*, requests: int) -> list[Row]:
@@ -187,9 +196,15 @@ def ray_serve_over_uvicorn(*, requests: int) -> list[Row]:
                         "ray serve": lambda path=path: by_serve.get(path).raise_for_status(),
                     }
                     rows += compare(
-                        "serve_ray", f"GET {path.replace(asked.id, 'ID')}", rivals, baseline="uvicorn", device="cpu",
-                        repeats=requests, warmup=20, budget_s=120,
-                    )  # fmt: skip
+                        "serve_ray",
+                        f"GET {path.replace(asked.id, 'ID')}",
+                        rivals,
+                        baseline="uvicorn",
+                        device="cpu",
+                        repeats=requests,
+                        warmup=20,
+                        budget_s=120,
+                    )
                     rows[-1]["added_p50_ms"] = round(rows[-1]["p50_ms"] - rows[-2]["p50_ms"], 3)
         finally:
             serve.shutdown()
@@ -197,7 +212,7 @@ def ray_serve_over_uvicorn(*, requests: int) -> list[Row]:
 
 
 def memory_of_renders(count: int) -> list[Row]:
-    """Resident memory of ingress and renderer over `count` renders one after the other; a row a process.
+    """Resident memory of ingress and renderer over `count` consecutive renders; one row per process.
 
     `growth_bytes_per_render` is the slope of a line through the second half, where caches and allocators are full.
     """
@@ -215,10 +230,17 @@ def memory_of_renders(count: int) -> list[Row]:
         slope = float(np.polyfit(np.arange(half, count), rss[half:], 1)[0]) if count - half > 1 else 0.0
         rows.append(
             measured(
-                "serve_memory", _LIBRARIES, process=name, renders=count, first_bytes=int(rss[0]), half_bytes=int(rss[half]),
-                last_bytes=int(rss[-1]), peak_bytes=int(rss.max()), growth_bytes_per_render=slope,
+                "serve_memory",
+                _LIBRARIES,
+                process=name,
+                renders=count,
+                first_bytes=int(rss[0]),
+                half_bytes=int(rss[half]),
+                last_bytes=int(rss[-1]),
+                peak_bytes=int(rss.max()),
+                growth_bytes_per_render=slope,
             )
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -236,10 +258,17 @@ def warm_previews(*, frames: int, count: int) -> list[Row]:
             times_s.append(time.perf_counter() - began_s)
     return [
         measured(
-            "serve_preview", _LIBRARIES, width=first.width, height=first.height, clip_frames=frames,
-            pictures=len(first.frames), previews=count, first_s=first_s, **_percentiles("warm", times_s),
+            "serve_preview",
+            _LIBRARIES,
+            width=first.width,
+            height=first.height,
+            clip_frames=frames,
+            pictures=len(first.frames),
+            previews=count,
+            first_s=first_s,
+            **_percentiles("warm", times_s),
         )
-    ]  # fmt: skip
+    ]
 
 
 def resamples(*, frames: int, count: int = 3) -> list[Row]:
@@ -257,10 +286,14 @@ def resamples(*, frames: int, count: int = 3) -> list[Row]:
     render_s = whole.usage.compute_seconds
     return [
         measured(
-            "serve_resample", _LIBRARIES, frames=frames + 1, render_s=render_s, resample_s=again_s,
+            "serve_resample",
+            _LIBRARIES,
+            frames=frames + 1,
+            render_s=render_s,
+            resample_s=again_s,
             times_faster=render_s / again_s,
         )
-    ]  # fmt: skip
+    ]
 
 
 def _finished(client: Client, asked: Render) -> Render:

@@ -1,8 +1,8 @@
-"""Point splat: the warper that the field shares and packed torch against ours, and the copy that none can beat.
+"""Point splat: the warper that the field shares and packed torch against ours, and the copy that bounds them.
 
-Targets on a CPU, one thread: nearest >= 50x the warper and >= 8x packed torch (C1), >= 0.40 of the copy (C2), soft >= 18x
-the warper (C3), two threads over frames >= 1.75x one (C5). On a GPU: nearest >= 20 Gpoints/s and >= 0.30 of the copy (G1),
-soft >= 5 Gpoints/s (G2). The copy moves 44 bytes a point: depth in, keys out and in, colour in and out.
+Targets on a CPU, one thread: nearest >= 50x the warper and >= 8x packed torch, >= 0.40 of the copy, soft >= 18x
+the warper, two threads over frames >= 1.75x one. On a GPU: nearest >= 20 Gpoints/s and >= 0.30 of the copy,
+soft >= 5 Gpoints/s. The copy moves 44 bytes per point: depth in, keys out and in, colour in and out.
 """
 
 import math
@@ -57,9 +57,16 @@ class Scene:
     def ours(self, footprint: Footprint, backend: Backend) -> Callable[[], Any]:
         """A call that draws the scene, without the test for flying pixels: its rivals have none."""
         return lambda: splat(
-            self.frames, self.depth, self.K_px, self.w2c, self.K_px, self.size,
-            footprint=footprint, backend=backend, flying=0.0,
-        )  # fmt: skip
+            self.frames,
+            self.depth,
+            self.K_px,
+            self.w2c,
+            self.K_px,
+            self.size,
+            footprint=footprint,
+            backend=backend,
+            flying=0.0,
+        )
 
 
 def _compare(scene: Scene, device: str, *, repeats: int, slow: bool) -> list[Row]:

@@ -42,7 +42,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"footprint": "mesh", "flying": 0.0},
     *({"depth": "smeared", "flying": jump} for jump in (0.0, 0.05, 0.1, 0.2)),
 ]
-"""What differs from the defaults."""
+"""Options that differ from the defaults."""
 FIELDS = ("visible_covered", "visible", "covered", "coverage", "recall", "false")
 
 
@@ -92,7 +92,7 @@ def _tensor(picture: np.ndarray) -> Tensor:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("dataset", type=Path)
     arguments.add_argument("--out", type=Path, help="append the rows here, one JSON document a line")
     arguments.add_argument("--every", type=int, default=1, help="of the frames after the first, take each N-th")
@@ -109,11 +109,18 @@ def main() -> None:
         means = np.nanmean(np.concatenate(parts), axis=0).round(3)
         name = " ".join(f"{key}={value}" for key, value in VARIANTS[index].items()) or "defaults"
         print(f"{name:42}{kind:10}" + "".join(f"{value:16.3f}" for value in means))
-        rows.append({
-            "table": "splat_quality", "dataset": given.dataset.name, "path": kind, "variant": VARIANTS[index],
-            "frames": sum(map(len, parts)), **dict(zip(FIELDS, means.tolist(), strict=True)), "versions": versions(),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        })  # fmt: skip
+        rows.append(
+            {
+                "table": "splat_quality",
+                "dataset": given.dataset.name,
+                "path": kind,
+                "variant": VARIANTS[index],
+                "frames": sum(map(len, parts)),
+                **dict(zip(FIELDS, means.tolist(), strict=True)),
+                "versions": versions(),
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+        )
     if given.out is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         with given.out.open("a") as file:

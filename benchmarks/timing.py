@@ -90,10 +90,12 @@ def measured(op: str, libraries: Iterable[str] = (), **values: Any) -> Row:
     """
     rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
     return {
-        "op": op, **rounded, "device": device_name("cpu"),
+        "op": op,
+        **rounded,
+        "device": device_name("cpu"),
         "versions": {**versions(), **{name: metadata.version(name) for name in libraries}},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
+    }
 
 
 def copy_of(count: int, device: str) -> Callable[[], Any]:

@@ -101,12 +101,20 @@ def bulk(
     from ..engine.geometry.depth_models import find_depth_model
 
     asked = BulkRun(
-        manifest=rows.manifest, out=rows.out, cluster=cluster, concurrency=rows.concurrency,
-        model=options.get("model", "tiny"), device=rows.device, keep=rows.keep, allow_roots=tuple(rows.allow_root or ()),
-        store=rows.store, max_gpu_hours=rows.max_gpu_hours, attempts=rows.attempts,
+        manifest=rows.manifest,
+        out=rows.out,
+        cluster=cluster,
+        concurrency=rows.concurrency,
+        model=options.get("model", "tiny"),
+        device=rows.device,
+        keep=rows.keep,
+        allow_roots=tuple(rows.allow_root or ()),
+        store=rows.store,
+        max_gpu_hours=rows.max_gpu_hours,
+        attempts=rows.attempts,
         warm_start=options.get("tune.warm_start", False),
         resume=Resume(takeover=rows.takeover, upgrade=rows.upgrade, retry_failed=rows.retry_failed),
-    )  # fmt: skip
+    )
     if dry_run:
         _print_price(price_bulk(asked, usd_per_gpu_hour=usd_per_gpu_hour), as_json=as_json)
         return

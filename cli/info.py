@@ -18,14 +18,16 @@ def presets(as_json: Json = False) -> None:
 
     known = camera_presets()
     if as_json:
-        emit([
-            {
-                "name": preset.name,
-                "summary": preset.summary,
-                "parameters": [asdict(p) for p in preset.parameters],
-            }
-            for preset in known
-        ])  # fmt: skip
+        emit(
+            [
+                {
+                    "name": preset.name,
+                    "summary": preset.summary,
+                    "parameters": [asdict(p) for p in preset.parameters],
+                }
+                for preset in known
+            ]
+        )
         return
     for preset in known:
         typer.echo(f"{preset.name:12}{preset.summary}")
@@ -36,9 +38,22 @@ def presets(as_json: Json = False) -> None:
 
 
 _PACKAGES = (
-    "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "av", "numpy", "opencv-python-headless",
-    "pyarrow", "numba", "triton", "xformers", "ray", "deepspeed",
-)  # fmt: skip
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "av",
+    "numpy",
+    "opencv-python-headless",
+    "pyarrow",
+    "numba",
+    "triton",
+    "xformers",
+    "ray",
+    "deepspeed",
+)
 
 
 def doctor(as_json: Json = False) -> None:

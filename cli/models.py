@@ -31,14 +31,22 @@ def ls(as_json: Json = False) -> None:
 
     rows = [(held, 0 if held.folder is None else size_on_disk(held.folder)) for held in holdings()]
     if as_json:
-        emit([
-            {
-                "name": held.entry.name, "kind": held.kind, "source": held.entry.source, "license": held.entry.licence,
-                "about": held.entry.about, "here": held.folder is not None, "unfinished": held.unfinished,
-                "bytes": size, "path": held.folder and str(held.folder),
-            }
-            for held, size in rows
-        ])  # fmt: skip
+        emit(
+            [
+                {
+                    "name": held.entry.name,
+                    "kind": held.kind,
+                    "source": held.entry.source,
+                    "license": held.entry.licence,
+                    "about": held.entry.about,
+                    "here": held.folder is not None,
+                    "unfinished": held.unfinished,
+                    "bytes": size,
+                    "path": held.folder and str(held.folder),
+                }
+                for held, size in rows
+            ]
+        )
         return
     for kind, option in _FLAGS.items():
         typer.echo(f"{kind.capitalize()} models ({option})")

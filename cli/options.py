@@ -7,7 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, cast, get_type_hints
 
 import typer
 from rich.markup import escape
@@ -42,7 +42,7 @@ def takes(*options: Option) -> Callable[[Callable[..., None]], Callable[..., Non
 
     def wrap(function: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(function, eval_str=True).parameters.values()
-        groups = {one.name: one.annotation for one in own if is_dataclass(one.annotation)}
+        groups: dict[str, type[Any]] = {one.name: one.annotation for one in own if is_dataclass(one.annotation)}
 
         def declarations() -> Iterator[inspect.Parameter]:
             for one in own:
@@ -105,7 +105,7 @@ def _reader(option: Option) -> Callable[..., Any]:
             if given is not None:
                 option.check(value)
         except InputError as error:
-            raise typer.BadParameter(error.message, ctx=context, param=parameter) from None
+            raise typer.BadParameter(error.message, ctx=context, param=cast(Any, parameter)) from None
         return value
 
     return read

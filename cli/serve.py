@@ -77,11 +77,18 @@ def serve(
         raise InputError(f"{host}:{port} cannot be listened on ({error.strerror})", param="port") from None
     settings = _settings(
         {
-            "data": data.absolute(), "database": database, "model": model, "device": device, "host": host, "port": port,
-            "webhook_hosts": webhook_hosts or [], "webhook_networks": webhook_networks or [], "upload_days": upload_days,
+            "data": data.absolute(),
+            "database": database,
+            "model": model,
+            "device": device,
+            "host": host,
+            "port": port,
+            "webhook_hosts": webhook_hosts or [],
+            "webhook_networks": webhook_networks or [],
+            "upload_days": upload_days,
             "input_roots": _roots(allow_root or []),
         }
-    )  # fmt: skip
+    )
     set_up_logs()
     records = settings.open_database()
     secret = create_key(records, "local", label="recapture serve") if key else None

@@ -22,11 +22,19 @@ def ls(store: StoreOption = None, as_json: Json = False) -> None:
     """List what is kept, newest first."""
     entries = sorted(_open(store).entries(), key=lambda entry: -entry.created_at)
     if as_json:
-        emit([
-            {"stage": e.stage, "key": e.key, "bytes": e.bytes, "created_at": e.created_at, "seconds": e.seconds,
-             "clip": e.meta.get("clip")}
-            for e in entries
-        ])  # fmt: skip
+        emit(
+            [
+                {
+                    "stage": e.stage,
+                    "key": e.key,
+                    "bytes": e.bytes,
+                    "created_at": e.created_at,
+                    "seconds": e.seconds,
+                    "clip": e.meta.get("clip"),
+                }
+                for e in entries
+            ]
+        )
         return
     for e in entries:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(e.created_at))
@@ -42,12 +50,12 @@ def gc(
         float | None, typer.Option(help="Remove what was not used for this many days.", show_default=False)
     ] = None,
     max_gb: Annotated[
-        float | None, typer.Option(help="Then remove the least recently used until this many GB hold the rest.",
-                                   show_default=False)
+        float | None,
+        typer.Option(help="Then remove the least recently used until this many GB hold the rest.", show_default=False),
     ] = None,
     store: StoreOption = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Remove leftovers of crashed runs, and old or least used stages on demand. What a run uses now always stays, also
     what a bulk run on another machine still needs."""
     from ..engine.store import default_store

@@ -55,11 +55,11 @@ class Row(BaseModel):
     input_uri: str = Field(min_length=1)
     camera: str = Field(min_length=1, max_length=2000)
     output_uri: str = Field(min_length=1)
-    start_s: float | None = Field(None, ge=0, le=1e6)
-    end_s: float | None = Field(None, gt=0, le=1e6)
+    start_s: float | None = Field(default=None, ge=0, le=1e6)
+    end_s: float | None = Field(default=None, gt=0, le=1e6)
     seed: Seed = 0
     options: Options = Options()
-    priority: int = Field(0, ge=-1000, le=1000)
+    priority: int = Field(default=0, ge=-1000, le=1000)
 
     @field_validator("options", mode="before")
     @classmethod
@@ -155,9 +155,13 @@ class _Rows:
             upload = self._patiently(row, self._upload, _local(row.input_uri))
             options = _cut(row, upload.clip.fps if upload.clip else 0.0)
             create = partial(
-                client.renders.create, upload, _camera(row.camera), options=options, seed=row.seed,
+                client.renders.create,
+                upload,
+                _camera(row.camera),
+                options=options,
+                seed=row.seed,
                 idempotency_key=row.key,
-            )  # fmt: skip
+            )
             render = self._patiently(row, create)
             if render.done and render.status != "completed":  # in an earlier run; deleted, it leaves its key free
                 with contextlib.suppress(NotFound):
@@ -241,6 +245,7 @@ class Journal:
         return result if whole else None
 
     def add(self, result: RowResult) -> None:
+        """Append a finished row and flush it to disk."""
         with self.path.open("a") as file:
             file.write(json.dumps(asdict(result)) + "\n")
             file.flush()
@@ -257,7 +262,7 @@ def read_manifest(path: Path) -> list[Row]:
     try:
         for number, values in enumerate(_raw_rows(path), start=1):
             if not isinstance(values, dict):
-                raise ClientError(f"row {number} of {path.name} is no JSON object")
+                raise ClientError(f"row {number} of {path.name} is not a JSON object")
             try:
                 rows.append(Row.model_validate({k: v for k, v in values.items() if v not in (None, "")}))
             except ValidationError as error:
@@ -342,13 +347,17 @@ def _cut(row: Row, fps: float) -> Options:
 def _result(row: Row, render: Render) -> RowResult:
     shares = {"hole_share": render.hole_share, "generated_share": render.generated_share}
     return RowResult(
-        clip_id=row.clip_id, status=render.status, key=row.key, render=render.id,
+        clip_id=row.clip_id,
+        status=render.status,
+        key=row.key,
+        render=render.id,
         error_code=render.error.code if render.error else None,
         error_message=render.error.message if render.error else None,
-        attempts=render.attempt, gpu_seconds=render.usage.gpu_seconds,
+        attempts=render.attempt,
+        gpu_seconds=render.usage.gpu_seconds,
         sha256=render.content["video"].sha256 if "video" in render.content else None,
         metrics={name: share for name, share in shares.items() if share is not None},
-    )  # fmt: skip
+    )
 
 
 def _refused(row: Row, code: str, message: str) -> RowResult:

@@ -69,9 +69,16 @@ class APIError(ClientError):
     """An answer of the service that is an error."""
 
     def __init__(
-        self, message: str, *, status: int, type: str, code: str, param: str | None, request_id: str | None,
+        self,
+        message: str,
+        *,
+        status: int,
+        type: str,
+        code: str,
+        param: str | None,
+        request_id: str | None,
         retry_after_s: float | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(message)
         self.status, self.type, self.code, self.param, self.request_id = status, type, code, param, request_id
         self.retry_after_s = retry_after_s
@@ -118,13 +125,23 @@ def error_of(response: httpx2.Response) -> APIError:
         detail = ErrorBody.model_validate_json(response.content).error
     except ValidationError:
         return kind(
-            f"the answer was {status} {response.reason_phrase}", status=status, type="unknown", code="unknown",
-            param=None, request_id=request_id, retry_after_s=retry_after_s,
-        )  # fmt: skip
+            f"the answer was {status} {response.reason_phrase}",
+            status=status,
+            type="unknown",
+            code="unknown",
+            param=None,
+            request_id=request_id,
+            retry_after_s=retry_after_s,
+        )
     return kind(
-        detail.message, status=status, type=detail.type, code=detail.code, param=detail.param,
-        request_id=detail.request_id, retry_after_s=retry_after_s,
-    )  # fmt: skip
+        detail.message,
+        status=status,
+        type=detail.type,
+        code=detail.code,
+        param=detail.param,
+        request_id=detail.request_id,
+        retry_after_s=retry_after_s,
+    )
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -28,6 +28,7 @@ class ClipFile:
 
     @property
     def request(self) -> UploadCreate:
+        """The request that announces the clip."""
         label = "".join(character for character in self.path.name if character.isprintable())
         return UploadCreate(bytes=self.bytes, sha256=self.sha256, filename=label[-255:])
 
@@ -50,10 +51,12 @@ class PartFile:
 
     @property
     def arrived(self) -> int:
+        """Bytes downloaded so far."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     @property
     def complete(self) -> bool:
+        """Whether all bytes have arrived."""
         return self.arrived == self.content.bytes
 
     @property

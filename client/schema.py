@@ -35,15 +35,15 @@ class Answered(BaseModel):
 class UploadCreate(Asked):
     bytes: int = Field(ge=1, le=MOST_UPLOAD_BYTES)
     sha256: Sha256
-    filename: str | None = Field(None, max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")
+    filename: str | None = Field(default=None, max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")
     """A label: it never becomes a name on the service's disk."""
 
 
 class Input(Asked):
     """An upload, or the URI of a file below a folder that the operator lets the tenant name."""
 
-    upload: str | None = Field(None, pattern=r"^upl_[0-9a-f]{24}$")
-    uri: str | None = Field(None, min_length=1, max_length=2000, pattern=r"^[^\x00-\x1f\x7f]+$")
+    upload: str | None = Field(default=None, pattern=r"^upl_[0-9a-f]{24}$")
+    uri: str | None = Field(default=None, min_length=1, max_length=2000, pattern=r"^[^\x00-\x1f\x7f]+$")
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -59,14 +59,14 @@ _Row4 = Annotated[list[_Number], Field(min_length=4, max_length=4)]
 
 class CameraFrame(Asked):
     c2w: Annotated[list[_Row4], Field(min_length=4, max_length=4)]
-    time_s: float | None = Field(None, ge=-1e6, le=1e6)
+    time_s: float | None = Field(default=None, ge=-1e6, le=1e6)
     K_px: Annotated[list[_Row3], Field(min_length=3, max_length=3)] | None = None
 
 
 class CameraFile(Asked):
     """The project's own camera file, `camera.json` of an earlier result or one made by hand."""
 
-    schema_: Literal["recapture.camera_path"] = Field("recapture.camera_path", alias="schema")
+    schema_: Literal["recapture.camera_path"] = Field(default="recapture.camera_path", alias="schema")
     version: Literal[1] = 1
     axes: Literal["opencv"] = "opencv"
     reference: Literal["source", "world"]
@@ -92,9 +92,9 @@ class EstimateCreate(Asked):
 
 class RenderCreate(EstimateCreate):
     seed: Seed = 0
-    model: str | None = Field(None, max_length=200)
+    model: str | None = Field(default=None, max_length=200)
     """The model that is asked for; None takes the one that is served."""
-    deadline_s: int | None = Field(None, ge=1, le=7 * 86_400)
+    deadline_s: int | None = Field(default=None, ge=1, le=7 * 86_400)
     """Seconds from now after which the render is given up as `expired`."""
     webhook_url: WebhookUrl | None = None
 
@@ -110,11 +110,11 @@ class PreviewCreate(Asked):
     input: Input
     camera: Camera
     options: ClipOptions = ClipOptions()
-    count: int = Field(5, ge=1, le=48)
+    count: int = Field(default=5, ge=1, le=48)
     """Moments drawn, spread evenly over the clip."""
-    frame: int | None = Field(None, ge=0, le=10**7)
+    frame: int | None = Field(default=None, ge=0, le=10**7)
     """Only this frame, counted from the first that is read; `count` means nothing then."""
-    max_side: int = Field(384, ge=32, le=1024)
+    max_side: int = Field(default=384, ge=32, le=1024)
     format: Literal["webp", "mp4"] = "webp"
     tint: bool = True
     """Colour the holes, instead of leaving them black."""
@@ -123,9 +123,9 @@ class PreviewCreate(Asked):
 class SceneCreate(Asked):
     input: Input
     options: ClipOptions = ClipOptions()
-    frame: int = Field(0, ge=0, le=10**7)
+    frame: int = Field(default=0, ge=0, le=10**7)
     """Counted from the first that is read."""
-    max_side: int = Field(384, ge=32, le=448)
+    max_side: int = Field(default=384, ge=32, le=448)
     """In pixels of the longer side: at most 448 x 448 points."""
 
 
@@ -217,6 +217,7 @@ class Render(Answered):
 
     @property
     def done(self) -> bool:
+        """Whether the render has ended, with or without success."""
         return self.status in TERMINAL
 
 

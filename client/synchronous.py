@@ -81,6 +81,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        """Close the connections."""
         self._http.close()
 
     def models(self) -> list[Model]:
@@ -106,10 +107,16 @@ class Client:
         """What the new camera sees of the clip, at some moments; nothing is rendered."""
         body = PreviewCreate.model_validate(
             {
-                "input": calls.as_input(upload), "camera": camera, "options": options or ClipOptions(), "count": count,
-                "frame": frame, "max_side": max_side, "format": format, "tint": tint,
+                "input": calls.as_input(upload),
+                "camera": camera,
+                "options": options or ClipOptions(),
+                "count": count,
+                "frame": frame,
+                "max_side": max_side,
+                "format": format,
+                "tint": tint,
             }
-        )  # fmt: skip
+        )
         return self.send(calls.preview(body))
 
     def scene(
@@ -136,9 +143,13 @@ class Client:
         while True:
             try:
                 response = self._http.request(
-                    call.method, self.base_url + call.path, params=dict(call.params), json=call.json,
-                    content=call.content, headers={**self._headers, **call.headers},
-                )  # fmt: skip
+                    call.method,
+                    self.base_url + call.path,
+                    params=dict(call.params),
+                    json=call.json,
+                    content=call.content,
+                    headers={**self._headers, **call.headers},
+                )
             except httpx2.TransportError as error:
                 failure: ClientError = ConnectionFailed(
                     f"no answer from {self.base_url}: {error or type(error).__name__}"
@@ -190,9 +201,11 @@ class Uploads:
         return upload
 
     def retrieve(self, upload: UploadRef) -> Upload:
+        """The upload as the service has it now."""
         return self._client.send(calls.retrieve_upload(upload))
 
     def delete(self, upload: UploadRef) -> None:
+        """Delete the upload and its file."""
         self._client.send(calls.delete_upload(upload))
 
 
@@ -225,6 +238,7 @@ class Renders:
         )
 
     def retrieve(self, render: RenderRef) -> Render:
+        """The render as the service has it now."""
         return self._client.send(calls.retrieve_render(render))
 
     def list(self, *, limit: int = 20, after: str | None = None, status: str | None = None) -> RenderPage:
@@ -252,9 +266,12 @@ class Renders:
     ) -> Render:
         """Another sample of a completed render, with its adapters as they are tuned."""
         body = Resample(
-            seed=seed, sample_steps=sample_steps, sdedit_sigma=sdedit_sigma, sdedit_steps=sdedit_steps,
+            seed=seed,
+            sample_steps=sample_steps,
+            sdedit_sigma=sdedit_sigma,
+            sdedit_steps=sdedit_steps,
             webhook_url=webhook_url,
-        )  # fmt: skip
+        )
         return self._client.send(calls.resample_render(render, body, idempotency_key))
 
     def wait(self, render: RenderRef, *, timeout_s: float | None = None) -> Render:

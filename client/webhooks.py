@@ -62,7 +62,7 @@ def verify_webhook(
         raise WebhookInvalid(f"the header {missing[0]} is missing")
     stamp = given["webhook-timestamp"]
     if not (stamp.isascii() and stamp.isdigit() and len(stamp) <= 12):
-        raise WebhookInvalid("the header webhook-timestamp is no time")
+        raise WebhookInvalid("the header webhook-timestamp is not a time")
     if abs((time.time() if now is None else now) - int(stamp)) > tolerance_s:
         raise WebhookInvalid(f"it was sent more than {tolerance_s:g} s from now")
     right = sign_webhook(secret, given["webhook-id"], int(stamp), body).encode()

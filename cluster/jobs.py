@@ -51,7 +51,7 @@ class Jobs:
         address: of the head's dashboard, `http://HEAD:8265`.
 
     Raises:
-        ClusterError: nobody answers there, or it wants another token.
+        ClusterError: the dashboard does not answer, or wants another token.
     """
 
     def __init__(self, address: str) -> None:
@@ -118,16 +118,16 @@ class Jobs:
         return [_status(job) for job in sorted(found, key=lambda job: -(job.start_time or 0))]
 
     def logs(self, job_id: str) -> str:
-        """What the job has printed so far."""
+        """The job's output so far."""
         with self._errors(job_id):
             return self._client.get_job_logs(job_id)
 
     def follow(self, job_id: str) -> AsyncIterator[str]:
-        """What the job prints, until it ends."""
+        """The job's output, line by line until it ends."""
         return self._client.tail_job_logs(job_id)
 
     def stop(self, job_id: str) -> None:
-        """Ask the job to end: its driver writes down what is finished, and submitting again goes on from there."""
+        """Ask the job to end: its driver records finished rows, and submitting again resumes."""
         with self._errors(job_id):
             self._client.stop_job(job_id)
 
@@ -142,7 +142,7 @@ class Jobs:
                 code="unauthorized",
             ) from None
         except ConnectionError as error:
-            raise ClusterError(f"nobody answers at {self._address} ({error})", param="address") from None
+            raise ClusterError(f"no answer from {self._address} ({error})", param="address") from None
         except RuntimeError as error:
             if job_id is not None and "404" in str(error):
                 raise InputError(f"{self._address} has no job {job_id!r}", param="job") from None
@@ -166,7 +166,7 @@ def build_wheel(folder: Path) -> Path:
     tree = Path(__file__).resolve().parents[1]
     if not (tree / "pyproject.toml").is_file():
         raise InputError(
-            "this installation is no source tree, from which a wheel could be built; give `wheel`, or `installed` "
+            "this installation is not a source tree, so no wheel can be built; give `wheel`, or `installed` "
             "where the cluster's image has recapture",
             param="wheel",
         )
@@ -176,8 +176,9 @@ def build_wheel(folder: Path) -> Path:
     )
     done = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, copy],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         raise InputError(f"the wheel cannot be built: {done.stderr.strip()[-300:]}", param="wheel")

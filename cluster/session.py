@@ -1,8 +1,9 @@
-"""Start Ray on this machine, or join a cluster that runs; what is needed is compared with what there is before waiting.
+"""Start Ray on this machine, or join a running cluster. Requested resources are checked before waiting for them.
 
-Token authentication is on wherever Ray is started here: without it Ray's ports run anybody's code.
+Ray always starts with token authentication: without it, Ray's ports run any code that reaches them.
 """
 
+import logging
 import os
 import secrets
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import AuthenticationError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
@@ -47,7 +48,7 @@ def connect(address: str | None, *, cpus: int | None = None, gpus: int | None = 
         ray.init(
             address=LOCAL if local else address,
             namespace=NAMESPACE,
-            logging_level="error",
+            logging_level=logging.ERROR,
             log_to_driver=False,
             **started,
         )
@@ -61,7 +62,7 @@ def connect(address: str | None, *, cpus: int | None = None, gpus: int | None = 
 
 
 def authenticate(*, create: bool) -> None:
-    """Let this process and those that it starts show the token, if there is one; `create` makes one."""
+    """Let this process and its children present the token, if it exists; `create` makes one."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if create and "RAY_AUTH_TOKEN" not in os.environ:
@@ -120,7 +121,7 @@ def _refuse_silent(address: str) -> None:
     if not colon or not port.isdigit():
         if address == "auto":
             return
-        raise InputError(f"{address!r} is none of local, auto, HOST:PORT", param="cluster")
+        raise InputError(f"{address!r} is not local, auto or HOST:PORT", param="cluster")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:

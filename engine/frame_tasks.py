@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,10 +21,10 @@ from .store import Entry
 
 @dataclass(frozen=True, kw_only=True)
 class PredictDepth:
-    """The depth network's word on each frame alone."""
+    """Runs the depth network on single frames."""
 
     frames: Entry
-    batch: ClassVar[int] = 1  # one frame a call: no split of the clip can change a bit
+    batch = 1  # one frame a call: no split of the clip can change a bit
 
     def __call__(self, context: StageContext, indices: range) -> FrameBatch:
         return predict_frame(context.models.depth(context.config.depth.model), self._images[indices.start])
@@ -40,7 +39,7 @@ class DrawAnchor:
     """Frames lifted by their depth and drawn from the new path."""
 
     inputs: Mapping[str, Entry]
-    batch: ClassVar[int] = FRAMES_AT_ONCE
+    batch = FRAMES_AT_ONCE
 
     def __call__(self, context: StageContext, indices: range) -> FrameBatch:
         images, depths, K_px, path, plate = self.scene
@@ -73,7 +72,7 @@ class Cover:
     """How much of each picture an anchor covers, and nothing else of it."""
 
     inputs: Mapping[str, Entry]
-    batch: ClassVar[int] = FRAMES_AT_ONCE
+    batch = FRAMES_AT_ONCE
 
     def __call__(self, context: StageContext, indices: range) -> FrameBatch:
         return {"covered": self._points(context, indices)["covered"]}
@@ -89,7 +88,7 @@ class ImagineAnchor:
 
     inputs: Mapping[str, Entry]
     source: MultiviewSource
-    batch: ClassVar[int] = FRAMES_AT_ONCE
+    batch = FRAMES_AT_ONCE
 
     def __call__(self, context: StageContext, indices: range) -> FrameBatch:
         part = self._points(context, indices)

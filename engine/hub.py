@@ -41,6 +41,7 @@ class Offer:
 
     @property
     def bytes_to_fetch(self) -> int:
+        """Bytes of the missing files."""
         return sum(self.sizes[name] for name in self.missing)
 
 
@@ -50,12 +51,14 @@ def is_hub_name(name: str) -> bool:
 
 
 def page_of(repository: str) -> str:
+    """URL of a repository's page."""
     from huggingface_hub import constants
 
     return f"{constants.ENDPOINT}/{repository}"
 
 
 def cache_folder() -> Path:
+    """The cache of the hub, which other programs share."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)

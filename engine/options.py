@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from .errors import InputError
 
@@ -92,7 +92,8 @@ class Option:
         pair = isinstance(value, tuple) and len(value) == 2
         if pair != self.pair:
             raise InputError(f"{value!r} is not {'two of ' * self.pair}{self.accepted}", param=self.path)
-        for item in value if pair else (value,):
+        items: tuple[Any, ...] = value if pair else (value,)
+        for item in items:
             if not self._takes(item):
                 raise InputError(f"{item!r} is not {self.accepted}", param=self.path)
 
@@ -102,9 +103,9 @@ class Option:
         if self.kind is bool or isinstance(value, bool):
             return self.kind is bool and isinstance(value, bool)
         whole_or_real = numbers.Integral if self.kind is int else numbers.Real
-        return (
-            self.bounds is not None and isinstance(value, whole_or_real) and self.bounds[0] <= value <= self.bounds[1]
-        )  # type: ignore[operator]
+        if self.bounds is None or not isinstance(value, whole_or_real):
+            return False
+        return self.bounds[0] <= cast(float, value) <= self.bounds[1]
 
     def read(self, given: Any) -> Any:
         """The configuration's value for the single one, or its text, that a face takes; `check` refuses a wrong one."""

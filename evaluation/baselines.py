@@ -10,7 +10,7 @@ import numpy as np
 _FAR = 1e4
 """Sky, in scene units."""
 _JUMP = 0.2
-"""In log depth, between a pixel and its 3x3 neighbours."""
+"""In log depth, between a pixel and its 3x3 neighbors."""
 
 
 def floor_anchor(
@@ -51,7 +51,7 @@ def floor_anchor(
 
 
 def fill_mean(anchor: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Holes in the mean colour of what is covered (mid grey where nothing is); uint8 [H, W, 3], mask bool [H, W]."""
+    """Holes in the mean color of the covered pixels (mid gray if none is covered); uint8 [H, W, 3], mask bool [H, W]."""
     filled = anchor.copy()
     filled[~mask] = anchor[mask].mean(0) if mask.any() else 128
     return filled

@@ -23,9 +23,10 @@ from ..kernels.splat import splat
 from .frame_metrics import require_pictures
 
 LEAST_INLIERS = 16
-"""Of a camera found through the view asked for. Frames of another scene gather fewer than 6 (shared/kubric4d)."""
+"""For a camera found through the requested view. Frames of another scene gather fewer than 6 on the rendered set of
+`docs/quality.md`."""
 LEAST_INLIERS_DIRECT = 50
-"""Of a camera found from the source itself. The wrong tile of a floor gathers up to 35 there."""
+"""For a camera found from the source itself. The wrong tile of a floor gathers up to 35 there."""
 _SOLVABLE = 6
 """Points that the solver needs."""
 _RATIO = 0.8
@@ -36,7 +37,7 @@ _EDGE_BAND = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CameraErrors:
-    """Of each frame, NaN where no camera was found.
+    """Errors per frame, NaN where no camera was found.
 
     Attributes:
         rotation_deg: float64 [T], angle between the camera found and the one asked for.
@@ -146,7 +147,7 @@ def _as_asked(
 
 
 def _features(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """SIFT's positions [N, 2], the centre of the first pixel at 0, and descriptors [N, 128] of a picture [H, W, 3]."""
+    """SIFT's positions [N, 2], with the center of the first pixel at 0, and descriptors [N, 128] of a picture [H, W, 3]."""
     # Renders and generated frames are smooth: a lower threshold than OpenCV's finds more features in them.
     sift = cv2.SIFT.create(contrastThreshold=0.01, enable_precise_upscale=True)
     keys, words = sift.detectAndCompute(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), None)
@@ -183,7 +184,7 @@ def _smooth_depth(depth: np.ndarray) -> np.ndarray:
 
 
 def _bilinear(values: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """`values` [H, W] at positions [N, 2], the centre of the first pixel at 0."""
+    """`values` [H, W] at positions [N, 2], with the center of the first pixel at 0."""
     if not len(xy):
         return np.zeros(0)
     x, y = xy.astype(np.float32).T[:, None]  # [1, N] each: OpenCV 5 misreads maps of one axis
@@ -195,9 +196,15 @@ def _solve(points: np.ndarray, pixels: np.ndarray, K_px: np.ndarray) -> tuple[np
     if len(points) < _SOLVABLE:
         return None, 0
     solved, turn, shift, agreeing = cv2.solvePnPRansac(
-        points, pixels, K_px, None,
-        iterationsCount=1000, reprojectionError=_INLIER_PX, confidence=0.9999, flags=cv2.SOLVEPNP_SQPNP,
-    )  # fmt: skip
+        points,
+        pixels,
+        K_px,
+        None,
+        iterationsCount=1000,
+        reprojectionError=_INLIER_PX,
+        confidence=0.9999,
+        flags=cv2.SOLVEPNP_SQPNP,
+    )
     chosen: np.ndarray = np.asarray(agreeing)[:, 0] if solved and agreeing is not None else np.zeros(0, np.int64)
     if len(chosen) < _SOLVABLE:
         return None, 0

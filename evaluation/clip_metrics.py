@@ -64,7 +64,7 @@ def consistency(features: np.ndarray) -> float:
 
 
 def temporal_flickering(frames: np.ndarray) -> float:
-    """(255 - mean absolute change between neighbouring frames) / 255. Meant for still scenes: motion counts as well."""
+    """(255 - mean absolute change between neighboring frames) / 255. Meant for still scenes: motion counts as well."""
     changes = frame_changes(frames)
     return (255 - float(np.mean(changes))) / 255 if changes else float("nan")
 
@@ -93,11 +93,14 @@ def halfway(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     y, x = np.mgrid[: a.shape[0], : a.shape[1]].astype(np.float32)
     from_a, from_b = (
         cv2.remap(
-            picture.astype(np.float32), x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR,
+            picture.astype(np.float32),
+            x + flow[..., 0],
+            y + flow[..., 1],
+            cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_REPLICATE,
         )
         for picture, flow in ((a, to_a), (b, -to_a))
-    )  # fmt: skip
+    )
     return (from_a + from_b) / 2
 
 
@@ -163,7 +166,7 @@ def _patch_statistics(frame: np.ndarray) -> list[np.ndarray]:
 
 
 def _normalised(luma: np.ndarray) -> np.ndarray:
-    """Contrast normalised by its surroundings: (I - mean) / (deviation + 1) under a Gaussian of 7/6 px, 7x7."""
+    """Contrast normalized by its surroundings: (I - mean) / (deviation + 1) under a Gaussian of 7/6 px, 7x7."""
 
     def blur(picture: np.ndarray) -> np.ndarray:
         return cv2.GaussianBlur(picture, (7, 7), 7 / 6, borderType=cv2.BORDER_REPLICATE)
@@ -173,7 +176,7 @@ def _normalised(luma: np.ndarray) -> np.ndarray:
 
 
 def _texture_statistics(patch: np.ndarray) -> np.ndarray:
-    """18 numbers: the patch's own distribution (shape, scale) and that of products of neighbours in four directions."""
+    """18 numbers: the patch's own distribution (shape, scale) and that of products of neighbors in four directions."""
     shape, _, left, right = generalised_gaussian(patch)
     numbers = [shape, (left + right) / 2]
     for step in ((0, 1), (1, 0), (1, 1), (1, -1)):

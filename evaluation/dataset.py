@@ -1,4 +1,4 @@
-"""Ground truth: clips whose scene was also filmed from another path. Reads sets laid out like kubric4d.
+"""Ground truth: clips with a view of the same scene from another path. Reads sets laid out like kubric4d.
 
 scene_N/cameras.json                 width, height, fps, K, and c2w [T, 4, 4] of every view
 scene_N/source/{rgb/NNN.png, depth.npz}
@@ -18,7 +18,7 @@ from ..engine.errors import InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shot:
-    """A clip with true depth, and one path that its scene was also filmed from.
+    """A clip with true depth, and its scene from one other path.
 
     Attributes:
         source: uint8 [T, H, W, 3].
@@ -52,6 +52,7 @@ class ShotEntry:
 
     @property
     def name(self) -> str:
+        """Scene and path, as the tables name them."""
         return f"{self.scene}/{self.path}"
 
 
@@ -75,10 +76,12 @@ def read_dataset(folder: Path) -> list[ShotEntry]:
         for target in targets:
             entries.append(
                 ShotEntry(
-                    scene=scene.name, path=target.name, kind=target.name.removeprefix("target_"),
+                    scene=scene.name,
+                    path=target.name,
+                    kind=target.name.removeprefix("target_"),
                     load=lambda scene=scene, target=target: _read_shot(scene, target),
                 )
-            )  # fmt: skip
+            )
     return entries
 
 
@@ -98,9 +101,16 @@ def _read_shot(scene: Path, target: Path) -> Shot:
     if packed.dtype == np.uint8 and packed.shape != shape:  # np.packbits
         packed = np.unpackbits(packed.ravel())[: np.prod(shape)].reshape(shape)
     return Shot(
-        source=source, depth=depth, truth=truth, visible=packed.astype(bool), known=np.ones(shape, bool), K_px=K_px,
-        source_c2w=poses[0], target_c2w=poses[1], fps=fps,
-    )  # fmt: skip
+        source=source,
+        depth=depth,
+        truth=truth,
+        visible=packed.astype(bool),
+        known=np.ones(shape, bool),
+        K_px=K_px,
+        source_c2w=poses[0],
+        target_c2w=poses[1],
+        fps=fps,
+    )
 
 
 def read_frames(folder: Path) -> np.ndarray:

@@ -91,7 +91,7 @@ class Features:
         return Embedding(np.stack(subject), np.stack(background))
 
     def _frame_distance(self, a: np.ndarray, b: np.ndarray, masks: np.ndarray) -> np.ndarray:
-        """Of pictures [H, W, 3], float64 [M] for masks [M, H, W]."""
+        """Distance of pictures [H, W, 3], float64 [M] for masks [M, H, W]."""
         weights = torch.from_numpy(masks).to(self.device, torch.float32)[:, None]
         totals = torch.zeros(len(masks), dtype=torch.float64, device=self.device)
         taps_a, taps_b = self._taps(a), self._taps(b)

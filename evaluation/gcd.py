@@ -42,17 +42,17 @@ FRAMES = 14
 WIDTH_PX = 384
 """Of a clip in the published protocol; views are 576 wide."""
 LOOK_AT = np.array([0.0, 0.0, 1.0])
-"""Metres, world z up: the centre of every path."""
+"""Meters, world z up: the center of every path."""
 SAME_SURFACE = 0.03
-"""Relative difference in depth within which a pixel of the source shows the target's surface (shared/kubric4d)."""
+"""Relative difference in depth within which a pixel of the source shows the target's surface, as in the rendered set."""
 
 _LENS = 4
 """The view whose K a clip gets, and at whose pose the published paths start."""
 _NOTHING_M = 1000.0
-"""Farther than this the renderer hit nothing: such pixels are no points."""
+"""Beyond this the renderer hit nothing, and such pixels give no points."""
 _NEAREST_M = 0.1
 _DEPTH_BAND_PX = 2.0
-"""Points this many pixel widths before or behind a pixel's depth still colour it."""
+"""Points this many pixel widths before or behind a pixel's depth still color it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +90,10 @@ class _Picture:
 
 
 def read_gcd(folder: Path, controls: Path, *, frames: int = FRAMES, width: int = WIDTH_PX) -> list[ShotEntry]:
-    """A shot for every row of a control file whose scene is in the folder, by name; scenes not there are left out.
+    """One shot per row of a control file, by name. Rows without a scene in the folder are left out.
 
     The published figures are those of the rows `sample_00` of scenes 2900 to 2999. A path's `kind` is as in
-    shared/kubric4d: `moderate` up to 45 degrees of azimuth, else `large`.
+    the rendered set of `docs/quality.md`: `moderate` up to 45 degrees of azimuth, else `large`.
 
     Args:
         folder: holds scn02900/ and so on.
@@ -119,10 +119,12 @@ def read_gcd(folder: Path, controls: Path, *, frames: int = FRAMES, width: int =
             turned = abs(control.end[0] - control.start[0])
             entries.append(
                 ShotEntry(
-                    scene=name, path=sample, kind="moderate" if turned <= 45 else "large",
+                    scene=name,
+                    path=sample,
+                    kind="moderate" if turned <= 45 else "large",
                     load=partial(_read_shot, folder / name, control, frames, width),
                 )
-            )  # fmt: skip
+            )
     return entries
 
 
@@ -212,8 +214,11 @@ def _read_shot(scene: Path, control: _Control, count: int, width: int) -> Shot:
         truth=np.stack([picture.color for picture in targets]),
         visible=np.stack(visible),
         known=np.stack([picture.known for picture in targets]),
-        K_px=K_px, source_c2w=source_c2w, target_c2w=target_c2w, fps=lens.fps / control.frame_skip,
-    )  # fmt: skip
+        K_px=K_px,
+        source_c2w=source_c2w,
+        target_c2w=target_c2w,
+        fps=lens.fps / control.frame_skip,
+    )
 
 
 def _read_view(path: Path, last_frame: int) -> _View:
@@ -247,16 +252,16 @@ def _look_at_centre(spherical: np.ndarray) -> np.ndarray:
 
 
 def _merged_points(scene: Path, views: list[_View], frame: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """World positions float32 [N, 3] and colours uint8 [N, 3] of each view's pixels."""
+    """World positions float32 [N, 3] and colors uint8 [N, 3] of each view's pixels."""
     for index, view in enumerate(views):
         color_path, depth_path = _pictures(scene, index, frame)
         color = cv2.imread(str(color_path), cv2.IMREAD_COLOR)
         distance = cv2.imread(str(depth_path), cv2.IMREAD_UNCHANGED)
         size = (view.height, view.width)
         if color is None or color.shape[:2] != size:
-            raise InputError(f"{color_path} is no picture of {size[1]}x{size[0]} pixels", param="gcd")
+            raise InputError(f"{color_path} is not a picture of {size[1]}x{size[0]} pixels", param="gcd")
         if distance is None or distance.shape != size or distance.dtype.kind != "f":
-            raise InputError(f"{depth_path} is no {size[1]}x{size[0]} TIFF of floats", param="gcd")
+            raise InputError(f"{depth_path} is not a {size[1]}x{size[0]} TIFF of floats", param="gcd")
         v, u = np.mgrid[: view.height, : view.width] + 0.5
         rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(view.K_px).T  # [H, W, 3]
         hit = (distance > 0) & (distance < _NOTHING_M)  # False for NaN too
@@ -331,6 +336,7 @@ def _nearest_known(known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     _, labels = cv2.distanceTransformWithLabels(
         (~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
+    labels = labels.astype(np.intp)
     pixel = np.zeros(labels.max() + 1, np.int64)
     pixel[labels[known]] = np.flatnonzero(known)
     row, column = np.divmod(pixel[labels], known.shape[1])

@@ -1,4 +1,4 @@
-"""What an evaluation leaves to read: OUT/summary.md, and OUT/index.html with the pictures beside the numbers."""
+"""An evaluation's pages: OUT/summary.md, and OUT/index.html with the pictures beside the numbers."""
 
 from collections.abc import Sequence
 from html import escape

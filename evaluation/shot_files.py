@@ -42,9 +42,12 @@ def write_camera(shot: Shot, path: Path) -> CameraPath:
     """The target path relative to the source camera of the same moment, in the project's own format."""
     count, height, width = shot.depth.shape
     camera = CameraPath(
-        c2w=inverse(shot.source_c2w) @ shot.target_c2w, K_px=np.broadcast_to(shot.K_px, (count, 3, 3)), width=width,
-        height=height, times_s=np.arange(count) / shot.fps,
-    )  # fmt: skip
+        c2w=inverse(shot.source_c2w) @ shot.target_c2w,
+        K_px=np.broadcast_to(shot.K_px, (count, 3, 3)),
+        width=width,
+        height=height,
+        times_s=np.arange(count) / shot.fps,
+    )
     path.write_text(camera.to_json())
     return camera
 

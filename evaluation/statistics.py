@@ -28,7 +28,7 @@ class Estimate:
 
     @property
     def is_noise(self) -> bool:
-        """Of a difference: zero lies in the interval, or there are too few paths to say."""
+        """True for a difference whose interval contains zero, or that has too few paths."""
         return self.count < 3 or self.low <= 0 <= self.high
 
 
@@ -54,7 +54,7 @@ def read_lines(folder: Path) -> list[Line]:
     """
     path = folder / "rows.parquet"
     if not path.exists():
-        raise InputError(f"{folder} holds no rows.parquet: it is no finished evaluation", param="compare")
+        raise InputError(f"{folder} has no rows.parquet: it is not a finished evaluation", param="compare")
     return pq.read_table(path).to_pylist()
 
 
@@ -67,7 +67,7 @@ def groups(lines: Sequence[Line]) -> dict[LineKey, list[Line]]:
 
 
 def means(lines: Sequence[Line], metric: str) -> Estimate | None:
-    """Of one group of lines, over the paths that have the metric; None where none has."""
+    """Statistics of one group of rows, over the paths that have the metric; None if none has it."""
     values = [line[metric] for line in lines if line.get(metric) is not None]
     return estimate(values) if values else None
 

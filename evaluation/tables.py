@@ -25,6 +25,7 @@ class Table:
     rows: list[list[str]]
 
     def markdown(self) -> str:
+        """The table as Markdown."""
         title = f"### {self.title}\n\n" if self.title else ""
         lines = [self.head, ["---"] * len(self.head), *self.rows]
         return title + "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"

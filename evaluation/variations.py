@@ -53,7 +53,7 @@ def _paths(knob: str) -> tuple[str, ...]:
     if len(found) > 1:
         raise InputError(f"{knob!r} is one of {', '.join(found)}: give it with its section", param="vary")
     if not found:
-        raise InputError(f"no option {knob!r}; there are {', '.join(KNOBS)}", param="vary")
+        raise InputError(f"unknown option {knob!r}; choose from {', '.join(KNOBS)}", param="vary")
     return (found[0],)
 
 

@@ -43,7 +43,7 @@ vbench.VBench(device, prompts, results).evaluate(
 def run_vbench(
     python: Path, videos: Mapping[str, Path], dimensions: Sequence[str] = DIMENSIONS
 ) -> dict[str, dict[str, float]]:
-    """VBench's scores of each video, 0..1.
+    """VBench's scores per video, 0..1.
 
     Args:
         python: interpreter of an environment with the package `vbench`.
@@ -80,7 +80,7 @@ def _run(python: Path, folder: Path, arguments: list[str]) -> None:
     """The driver, in `folder`: the current one may hold a checkout called vbench that would be imported instead."""
     found = shutil.which(str(python))
     if found is None:
-        raise InputError(f"{python} is no program that can be run; give an environment's python", param=_PARAM)
+        raise InputError(f"{python} cannot be run; give the Python of an environment", param=_PARAM)
     command = [str(Path(found).absolute()), "-c", _DRIVER, *arguments]  # its symlink is what makes it an environment's
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode == _NOT_INSTALLED:

@@ -30,7 +30,10 @@ class Billboard:
         homography = view.source_K_px @ to_plane @ np.linalg.inv(view.K_px)
         height, width = view.covered.shape
         picture = cv2.warpPerspective(
-            view.source.permute(1, 2, 0).cpu().numpy(), homography, (width, height),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
-        )  # fmt: skip
+            view.source.permute(1, 2, 0).cpu().numpy(),
+            homography,
+            (width, height),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
         return torch.from_numpy(picture).permute(2, 0, 1).to(self.device)

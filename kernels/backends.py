@@ -12,6 +12,7 @@ Backend = Literal["auto", "triton", "numba", "torch"]
 """`auto` takes the fast one of the device if it is installed, else the twin; an explicit choice is never replaced."""
 Implementation = Literal["triton", "numba", "torch"]
 
+_FASTEST: dict[str, Literal["triton", "numba"]] = {"cuda": "triton", "cpu": "numba"}
 _INSTALL = {
     "triton": "pip install triton (Linux; CUDA builds of torch bring it)",
     "numba": "pip install 'recapture[engine]', or numba alone",
@@ -39,7 +40,7 @@ def choose(backend: Backend, device: torch.device) -> Implementation:
     if backend == "torch":
         return "torch"
     if backend == "auto":
-        fast = {"cuda": "triton", "cpu": "numba"}.get(device.type)
+        fast = _FASTEST.get(device.type)
         return fast if fast is not None and installed(fast) else "torch"
     if not installed(backend):
         raise ValueError(f"backend {backend!r} is not installed: {_INSTALL[backend]}")

@@ -107,9 +107,17 @@ def _run_triton(out: Tensor, mask: Tensor, cell: tuple[int, int], need: int) -> 
         raise ValueError(f"a mask of {tuple(mask.shape)} is more than one launch holds; give fewer frames")
     with on_device(mask.device):
         _area_kernel[(count * rows * runs,)](
-            out, mask, columns, runs, mask.shape[-1], need,
-            HEIGHT=cell[0], WIDTH=cell[1], COLUMNS_PX=triton.next_power_of_2(cell[1]), CELLS=_CELLS,
-        )  # fmt: skip
+            out,
+            mask,
+            columns,
+            runs,
+            mask.shape[-1],
+            need,
+            HEIGHT=cell[0],
+            WIDTH=cell[1],
+            COLUMNS_PX=triton.next_power_of_2(cell[1]),
+            CELLS=_CELLS,
+        )
 
 
 def latent_mask(

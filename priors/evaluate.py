@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import av
 import cv2
@@ -245,7 +244,7 @@ class PredictClip:
 
     model: DepthModel
     clip: np.ndarray
-    batch: ClassVar[int] = 1
+    batch = 1
 
     def __call__(self, context: object, indices: range) -> FrameBatch:
         return predict_frame(self.model, self.clip[indices.start])

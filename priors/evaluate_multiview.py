@@ -59,13 +59,18 @@ def asked(clips: ClipFolder, name: str, moments: range) -> list[Asked]:
     return [
         Asked(
             view=NovelView(
-                source=to_tensor(rgb[t : t + 1])[0], source_K_px=K_px, c2w=path.c2w[t], K_px=path.K_px[t], unit=unit,
-                points=to_tensor(drawn["color"][k : k + 1])[0], covered=torch.from_numpy(drawn["mask"][k].copy()),
+                source=to_tensor(rgb[t : t + 1])[0],
+                source_K_px=K_px,
+                c2w=path.c2w[t],
+                K_px=path.K_px[t],
+                unit=unit,
+                points=to_tensor(drawn["color"][k : k + 1])[0],
+                covered=torch.from_numpy(drawn["mask"][k].copy()),
             ),
             truth=to_tensor(clips.view(name)[t : t + 1])[0],
         )
         for k, t in enumerate(moments)
-    ]  # fmt: skip
+    ]
 
 
 def psnr(made: Tensor, truth: Tensor, where: Tensor) -> float:
@@ -110,11 +115,15 @@ def hole_rows(model: DirectoryMultiview, clips: ClipFolder, names: list[str]) ->
     doubt, error = (torch.cat(parts) for parts in zip(*doubts, strict=True))
     for bound in (0.02, DOUBT, 0.06, 0.1, 0.2):
         sure = doubt < bound
-        rows.append({
-            "model": "multiview", "believed below": bound, "share of holes": float(sure.float().mean()),
-            "psnr_believed_db": -10 * math.log10(max(float(error[sure].mean()), 1e-9)),
-            "psnr_others_db": -10 * math.log10(max(float(error[~sure].mean()), 1e-9)),
-        })  # fmt: skip
+        rows.append(
+            {
+                "model": "multiview",
+                "believed below": bound,
+                "share of holes": float(sure.float().mean()),
+                "psnr_believed_db": -10 * math.log10(max(float(error[sure].mean()), 1e-9)),
+                "psnr_others_db": -10 * math.log10(max(float(error[~sure].mean()), 1e-9)),
+            }
+        )
     return rows
 
 

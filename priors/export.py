@@ -41,19 +41,37 @@ def export_video(vae_run: Path, unet_run: Path | None, scaling: float, out: Path
     vae.register_to_config(scaling_factor=scaling)
     prior = averaged(VideoPrior(guided=unet_run is not None and guided(unet_run)), unet_run)
     scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
-        timestep_spacing="leading", steps_offset=1, interpolation_type="linear", use_karras_sigmas=True,
-        sigma_min=0.002, sigma_max=700.0, timestep_type="continuous",
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_spacing="leading",
+        steps_offset=1,
+        interpolation_type="linear",
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
+        timestep_type="continuous",
+    )
     processor = CLIPImageProcessor(
-        size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}, do_center_crop=True, do_resize=True,
-        do_rescale=True, do_normalize=True, do_convert_rgb=True, resample=3,
-        image_mean=list(PIXEL_MEAN), image_std=list(PIXEL_STD),
-    )  # fmt: skip
+        size={"shortest_edge": 224},
+        crop_size={"height": 224, "width": 224},
+        do_center_crop=True,
+        do_resize=True,
+        do_rescale=True,
+        do_normalize=True,
+        do_convert_rgb=True,
+        resample=3,
+        image_mean=list(PIXEL_MEAN),
+        image_std=list(PIXEL_STD),
+    )
     pipeline = StableVideoDiffusionPipeline(
-        vae=vae.half(), image_encoder=prior.image_encoder.half(), unet=prior.unet.half(),
-        scheduler=scheduler, feature_extractor=processor,
-    )  # fmt: skip
+        vae=vae.half(),
+        image_encoder=prior.image_encoder.half(),
+        unet=prior.unet.half(),
+        scheduler=scheduler,
+        feature_extractor=processor,
+    )
     pipeline.save_pretrained(out)
     # Without torchvision the processor's class carries a suffix that only the newest transformers knows.
     index = out / "model_index.json"

@@ -48,14 +48,22 @@ def random_path(rng: np.random.Generator) -> str:
     side, near = rng.choice([-1, 1]) * rng.uniform(0.08, 0.5), rng.uniform(-0.35, 0.3)
     ease = rng.choice(["in_out", "linear"])
     arc = f"arc({angle:.1f}deg, elevation={height:.1f}deg, ease={ease})"
-    return str(rng.choice(
-        [
-            arc, f"{arc} + dolly({near:.2f}, ease={ease})", f"{arc} + zoom({rng.uniform(0.75, 1.3):.2f})",
-            f"truck({side:.2f}, ease={ease})", f"truck({side:.2f}, look_at=subject)", f"dolly({near:.2f})",
-            f"crane({abs(side):.2f})", f"spiral({abs(side) / 2:.2f}, turns=1)", f"pan({angle / 4:.1f}deg)",
-        ],
-        p=[0.4, 0.2, 0.08, 0.06, 0.08, 0.04, 0.06, 0.05, 0.03],
-    ))  # fmt: skip
+    return str(
+        rng.choice(
+            [
+                arc,
+                f"{arc} + dolly({near:.2f}, ease={ease})",
+                f"{arc} + zoom({rng.uniform(0.75, 1.3):.2f})",
+                f"truck({side:.2f}, ease={ease})",
+                f"truck({side:.2f}, look_at=subject)",
+                f"dolly({near:.2f})",
+                f"crane({abs(side):.2f})",
+                f"spiral({abs(side) / 2:.2f}, turns=1)",
+                f"pan({angle / 4:.1f}deg)",
+            ],
+            p=[0.4, 0.2, 0.08, 0.06, 0.08, 0.04, 0.06, 0.05, 0.03],
+        )
+    )
 
 
 def path_from_clip(text: str, depth: np.ndarray, tan_x: float, fps: float) -> CameraPath:
@@ -68,10 +76,13 @@ def path_from_clip(text: str, depth: np.ndarray, tan_x: float, fps: float) -> Ca
     middle = middle[np.isfinite(middle)]
     focal = width / 2 / tan_x
     view = SourceView(
-        K_px=np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]), width=width, height=height,
-        times_s=np.arange(count) / fps, median_depth=float(np.median(finite)),
+        K_px=np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]),
+        width=width,
+        height=height,
+        times_s=np.arange(count) / fps,
+        median_depth=float(np.median(finite)),
         subject_depth=float(np.median(middle if middle.size else finite)),
-    )  # fmt: skip
+    )
     return parse_camera(text).resolve(view)
 
 

@@ -246,9 +246,16 @@ def indoor_scene(rng: np.random.Generator, assets: Assets) -> Scene:
 
     sky = assets.image(assets.skies[rng.integers(len(assets.skies))])
     return Scene(
-        objects=objects, motions=motions, camera=inside, tan_x=rng.uniform(0.5, 1.0), lighting=lighting, sky=sky,
-        sky_turn=rng.random(), kind="indoor", fps=int(rng.integers(8, 25)),
-    )  # fmt: skip
+        objects=objects,
+        motions=motions,
+        camera=inside,
+        tan_x=rng.uniform(0.5, 1.0),
+        lighting=lighting,
+        sky=sky,
+        sky_turn=rng.random(),
+        kind="indoor",
+        fps=int(rng.integers(8, 25)),
+    )
 
 
 def level_scene(rng: np.random.Generator, assets: Assets) -> Scene:
@@ -290,7 +297,13 @@ def outdoor_scene(rng: np.random.Generator, assets: Assets, elevation_rad: tuple
         ground=tuple(tone[::-1] * rng.uniform(0.2, 0.6)),
     )
     return Scene(
-        objects=objects, motions=motions, camera=random_camera(rng, target + direction * distance, target),
-        tan_x=rng.uniform(0.35, 0.9), lighting=lighting, sky=sky, sky_turn=rng.random(), kind="outdoor",
+        objects=objects,
+        motions=motions,
+        camera=random_camera(rng, target + direction * distance, target),
+        tan_x=rng.uniform(0.35, 0.9),
+        lighting=lighting,
+        sky=sky,
+        sky_turn=rng.random(),
+        kind="outdoor",
         fps=int(rng.integers(8, 25)),
-    )  # fmt: skip
+    )

@@ -69,6 +69,13 @@ def street_scene(rng: np.random.Generator, assets: Assets) -> Scene:
         ground=tuple(rng.uniform(0.1, 0.5, 3)),
     )
     return Scene(
-        objects=objects, motions=motions, camera=random_camera(rng, eye, target), tan_x=rng.uniform(0.35, 0.8),
-        lighting=lighting, sky=sky, sky_turn=rng.random(), kind="street", fps=int(rng.integers(8, 25)),
-    )  # fmt: skip
+        objects=objects,
+        motions=motions,
+        camera=random_camera(rng, eye, target),
+        tan_x=rng.uniform(0.35, 0.8),
+        lighting=lighting,
+        sky=sky,
+        sky_turn=rng.random(),
+        kind="street",
+        fps=int(rng.integers(8, 25)),
+    )

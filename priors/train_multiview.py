@@ -39,13 +39,16 @@ def build_unet(video: dict[str, Any]) -> UNet2DConditionModel:
     kinds |= {"CrossAttnUpBlockSpatioTemporal": "CrossAttnUpBlock2D", "UpBlockSpatioTemporal": "UpBlock2D"}
     unet = UNet2DConditionModel(
         sample_size=30,  # (30 * 8)^2 pixels is about the area of 192x288, which it is trained at
-        in_channels=input_channels(channels), out_channels=channels,
+        in_channels=input_channels(channels),
+        out_channels=channels,
         down_block_types=[kinds[name] for name in video["down_block_types"]],
         up_block_types=[kinds[name] for name in video["up_block_types"]],
-        block_out_channels=video["block_out_channels"], layers_per_block=video["layers_per_block"],
-        cross_attention_dim=video["cross_attention_dim"], use_linear_projection=True,
+        block_out_channels=video["block_out_channels"],
+        layers_per_block=video["layers_per_block"],
+        cross_attention_dim=video["cross_attention_dim"],
+        use_linear_projection=True,
         attention_head_dim=video["num_attention_heads"],  # the number of heads: diffusers' name is historical
-    )  # fmt: skip
+    )
     attend_across_views(unet)
     return unet
 
@@ -90,9 +93,15 @@ def denoising_loss(
     s = sigma.view(-1, 1, 1, 1)
     with mixed_precision():
         output = predict(
-            unet, clean + s * noise, sigma, pairs["source"] * seen, pairs["anchor"] * points,
-            pairs["mask"] * points[:, 0], pairs["rays"], pairs["token"] * seen[:, 0],
-        )  # fmt: skip
+            unet,
+            clean + s * noise,
+            sigma,
+            pairs["source"] * seen,
+            pairs["anchor"] * points,
+            pairs["mask"] * points[:, 0],
+            pairs["rays"],
+            pairs["token"] * seen[:, 0],
+        )
     target = (noise - s * clean) / (s * s + 1).sqrt()
     return (output - target).square().mean((1, 2, 3))
 

@@ -66,9 +66,15 @@ def widen_input(weight: Tensor, channels: int) -> Tensor:
 
 def build_image_encoder() -> CLIPVisionModelWithProjection:
     config = CLIPVisionConfig(
-        hidden_size=128, intermediate_size=512, projection_dim=TOKEN, num_hidden_layers=3, num_attention_heads=4,
-        image_size=224, patch_size=32, hidden_act="gelu",
-    )  # fmt: skip
+        hidden_size=128,
+        intermediate_size=512,
+        projection_dim=TOKEN,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=224,
+        patch_size=32,
+        hidden_act="gelu",
+    )
     return CLIPVisionModelWithProjection(config)
 
 

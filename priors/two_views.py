@@ -51,16 +51,21 @@ def encode_pair(model: VideoModel, clips: ClipFolder, name: str, size: tuple[int
     cells = latents.shape[-2:]
     unit = float(np.median(depth[np.isfinite(depth)]))
     given = ray_map(clips.K_px(name), np.eye(4), (height, width), cells, unit).expand(count, -1, -1, -1)
-    asked = torch.stack([
-        ray_map(K, c2w, (path.height, path.width), cells, unit)
-        for K, c2w in zip(path.K_px[MOMENTS], path.c2w[MOMENTS], strict=True)
-    ])  # fmt: skip
+    asked = torch.stack(
+        [
+            ray_map(K, c2w, (path.height, path.width), cells, unit)
+            for K, c2w in zip(path.K_px[MOMENTS], path.c2w[MOMENTS], strict=True)
+        ]
+    )
     cell = (model.shape.vae_scale,) * 2
     tensors = {
-        "source": latents[:count], "target": latents[count : 2 * count], "anchor": latents[2 * count :],
-        "mask": latent_mask(real, cell).byte(), "token": model.embed(images[:count]).half(),
+        "source": latents[:count],
+        "target": latents[count : 2 * count],
+        "anchor": latents[2 * count :],
+        "mask": latent_mask(real, cell).byte(),
+        "token": model.embed(images[:count]).half(),
         "rays": torch.stack([given, asked]).half(),
-    }  # fmt: skip
+    }
     return {name: values.clone(memory_format=torch.contiguous_format) for name, values in tensors.items()}
 
 

@@ -19,7 +19,9 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    event,
 )
+from sqlalchemy.exc import ArgumentError, OperationalError
 
 from ..engine.errors import StoreError
 
@@ -190,11 +192,11 @@ class Database:
     def __init__(self, url: str) -> None:
         try:
             parsed = sa.make_url(url)
-        except sa.exc.ArgumentError:
+        except ArgumentError:
             raise StoreError("the database's URL cannot be read; give sqlite:///FILE or postgresql://...") from None
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-            raise StoreError(f"{parsed.get_backend_name()} is no database for this; there are sqlite and postgresql")
+            raise StoreError(f"{parsed.get_backend_name()} is not supported; use sqlite or postgresql")
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
         self.where = parsed.render_as_string(hide_password=True)
@@ -204,10 +206,10 @@ class Database:
         more |= {"pool_size": 10, "max_overflow": 30}  # as many as the ingress has threads
         self.engine = sa.create_engine(parsed, **more)
         if self.is_sqlite:
-            sa.event.listen(self.engine, "connect", _sqlite_settings)
+            event.listen(self.engine, "connect", _sqlite_settings)
         try:
             self._bring_up_to_date()
-        except sa.exc.OperationalError as error:
+        except OperationalError as error:
             raise StoreError(f"the database {self.where} cannot be used: {error.orig}") from None
 
     @contextmanager
@@ -271,6 +273,6 @@ def _sqlite_settings(connection: Any, record: object) -> None:
 
 
 def ensure_tenant(connection: Connection, tenant: str) -> None:
-    """Make the tenant's row if there is none."""
+    """Create the tenant's row if it does not exist."""
     if connection.execute(sa.select(tenants.c.id).where(tenants.c.id == tenant)).first() is None:
         connection.execute(tenants.insert().values(id=tenant, created_at=time.time()))

@@ -1,4 +1,4 @@
-"""API keys: shown once, stored as a hash, told apart in constant time. A key belongs to a tenant."""
+"""API keys: shown once, stored as a hash, compared in constant time. A key belongs to a tenant."""
 
 import hashlib
 import hmac
@@ -19,7 +19,7 @@ _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyInfo:
-    """What may be known of a key: all but the key."""
+    """Public fields of a key: everything except the key itself."""
 
     id: str
     tenant: str
@@ -32,13 +32,13 @@ def check_tenant(tenant: str) -> None:
     """Raises InputError: the tenant's name is no name."""
     if not _TENANT.fullmatch(tenant):
         raise InputError(
-            f"{tenant!r} is no name for a tenant: a-z, 0-9, - and _, at most 64 of them, not - or _ first",
+            f"{tenant!r} cannot name a tenant: use up to 64 of a-z, 0-9, - and _, not - or _ first",
             param="tenant",
         )
 
 
 def create_key(database: Database, tenant: str, *, label: str = "") -> str:
-    """A new key of a tenant, which is made if there is none; nobody can be told the key again.
+    """A new key of a tenant, which is created if needed. The key cannot be shown again.
 
     Raises:
         InputError: the tenant's name is no name.
@@ -61,7 +61,7 @@ def list_keys(database: Database) -> list[KeyInfo]:
 
 
 def revoke_key(database: Database, key: str) -> bool:
-    """End a key by its id; False if there is no such key that is still good. It counts from the next request on."""
+    """Revoke a key by its id, from the next request on. Returns False if no valid key has that id."""
     table = db.api_keys.c
     with database.writing() as connection:
         good = sa.and_(table.id == key, table.revoked_at.is_(None))
@@ -76,9 +76,7 @@ def check_key(database: Database, key: str) -> KeyInfo | None:
     same = hmac.compare_digest(row.hash if row else "0" * 64, _hash(key))
     if row is None or not same or row.revoked_at is not None:
         return None
-    return KeyInfo(
-        id=row.id, tenant=row.tenant, label=row.label, created_at=row.created_at, revoked_at=row.revoked_at
-    )  # fmt: skip
+    return KeyInfo(id=row.id, tenant=row.tenant, label=row.label, created_at=row.created_at, revoked_at=row.revoked_at)
 
 
 def _parts(key: str) -> tuple[str, str]:

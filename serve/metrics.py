@@ -20,9 +20,12 @@ class Metrics:
             "recapture_http_requests_total", "Requests answered.", ["method", "route", "status"], registry=self.registry
         )
         self._seconds = Histogram(
-            "recapture_http_request_duration_seconds", "From the first byte in to the last byte out.", ["route"],
-            registry=self.registry, buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60),
-        )  # fmt: skip
+            "recapture_http_request_duration_seconds",
+            "From the first byte in to the last byte out.",
+            ["route"],
+            registry=self.registry,
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60),
+        )
         self.uploaded = Counter("recapture_upload_bytes_total", "Bytes of clips that arrived.", registry=self.registry)
         self.registry.register(_Queue(jobs, workers, messages))
 

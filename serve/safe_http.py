@@ -24,8 +24,9 @@ _HOST = re.compile(rf"(?:{_LABEL}\.)*[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?")
 _URL = re.compile(r"[\x21\x23-\x5b\x5d\x5f\x61-\x7a\x7e]+")
 """ASCII without space, quote, backslash, caret, backtick and braces, which parsers disagree about."""
 _INNER = tuple(
-    ipaddress.ip_network(network) for network in ("::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
-)  # fmt: skip
+    ipaddress.ip_network(network)
+    for network in ("::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
+)
 """IPv6 ranges that hold an IPv4 address, by which a private one would look public."""
 
 Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -85,11 +86,11 @@ def parse_address(url: str, *, param: str) -> Address:
 
 
 class Outbound:
-    """Says where requests may go, and makes them.
+    """Checks where requests may go, and makes them.
 
     Args:
-        hosts: names that may be asked, `*.example.com` for all below one; any name if there are none.
-        networks: private networks that may be reached all the same, also by http (`127.0.0.0/8` for a test).
+        hosts: allowed names, `*.example.com` for all below one; empty allows any name.
+        networks: private networks that are allowed too, also by http (`127.0.0.0/8` for a test).
         resolve: the addresses of a name; the system's resolver if absent.
     """
 
@@ -101,7 +102,7 @@ class Outbound:
         self._resolve = resolve or _system
 
     def check(self, url: str, *, param: str) -> Address:
-        """What can be said without asking the name service: for a request that must not wait for it.
+        """Check all that needs no name service, for requests that must not wait for it.
 
         Raises:
             AddressRefused: the URL cannot be read, or its scheme, host or literal address is not allowed.
@@ -110,11 +111,11 @@ class Outbound:
         if address.scheme == "http" and not self._networks:
             raise AddressRefused("only https is spoken", param=param)
         if self._hosts and not any(_below(address.host, host) for host in self._hosts):
-            raise AddressRefused(f"{address.host} is none of {', '.join(self._hosts)}", param=param)
+            raise AddressRefused(f"{address.host} is not one of {', '.join(self._hosts)}", param=param)
         if (ip := _ip(address.host)) is not None:
             self._judge(ip, address, param)
         elif not self._networks and f".{address.host}".endswith((".localhost", ".local", ".internal")):
-            raise AddressRefused(f"{address.host} is no public name", param=param)
+            raise AddressRefused(f"{address.host} is not a public name", param=param)
         return address
 
     async def locate(self, address: Address, *, param: str) -> str:
@@ -155,7 +156,7 @@ class Outbound:
             async with httpx2.AsyncClient(trust_env=False, follow_redirects=False, timeout=timeout_s) as client:
                 request = client.build_request(
                     "POST", where, content=content, headers={**headers, "Host": address.authority}, extensions=more
-                )  # fmt: skip
+                )
                 answer = await client.send(request, stream=True)
                 await answer.aclose()
                 return answer.status_code

@@ -1,4 +1,4 @@
-"""What a service is made of: one model that YAML, the command line and tests fill in."""
+"""Settings of a service: one model that YAML, the command line and tests fill in."""
 
 import os
 from ipaddress import ip_network
@@ -41,24 +41,24 @@ class Settings(BaseModel):
     """Folder of uploads, results and the stage store; shared by all processes."""
     database: str | None = None
     """`postgresql://...`; None is a SQLite file in `data`, for one machine only."""
-    model: str = Field("tiny", max_length=500)
+    model: str = Field(default="tiny", max_length=500)
     device: Annotated[str, AfterValidator(_device)] = "auto"
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(default=8000, ge=0, le=65535)
     lease_s: Seconds = 30.0
     """How long a worker may be silent before its render goes to another."""
     heartbeat_s: Seconds = 10.0
     """Between two signs of life on a stream of events."""
     interactive_wait_s: Seconds = 55.0
-    """How long a preview or an estimate may take before the caller is told to ask again."""
+    """How long a preview or an estimate may take before the caller gets `busy`."""
     upload_silence_s: Seconds = 30.0
     """A part of an upload of which nothing arrives for so long is given up; what has arrived stays."""
-    max_upload_bytes: int = Field(MOST_UPLOAD_BYTES, ge=1, le=MOST_UPLOAD_BYTES)
-    max_tenant_bytes: int = Field(20 << 30, ge=1)
+    max_upload_bytes: int = Field(default=MOST_UPLOAD_BYTES, ge=1, le=MOST_UPLOAD_BYTES)
+    max_tenant_bytes: int = Field(default=20 << 30, ge=1)
     """Uploads a tenant may have at once."""
-    max_active: int = Field(100, ge=1)
-    max_running: int = Field(4, ge=1)
-    max_queue: int = Field(2000, ge=1)
+    max_active: int = Field(default=100, ge=1)
+    max_running: int = Field(default=4, ge=1)
+    max_queue: int = Field(default=2000, ge=1)
     max_render_s: Seconds = 86_400.0
     """A render that by its estimate takes longer is refused before it is tuned; every number of a request is bounded,
     but not their product."""
@@ -69,19 +69,19 @@ class Settings(BaseModel):
     """Names that webhooks may be sent to, `*.example.com` for all below one; none listed is any public one."""
     webhook_networks: list[Network] = []
     """Private networks that webhooks may reach all the same, also by http: `10.1.0.0/16`."""
-    upload_days: float | None = Field(None, gt=0, le=36_500)
+    upload_days: float | None = Field(default=None, gt=0, le=36_500)
     """Days after its last use that an upload is removed; None keeps it until it is deleted."""
-    ingresses: int = Field(1, ge=1, le=64)
+    ingresses: int = Field(default=1, ge=1, le=64)
     """Replicas on Ray Serve."""
-    renderers: int = Field(1, ge=1, le=1024)
+    renderers: int = Field(default=1, ge=1, le=1024)
     """Replicas on Ray Serve, a GPU each where `device` is cuda."""
-    child_memory_bytes: int = Field(4 << 30, ge=256 << 20)
-    """Of the process that decodes an upload."""
-    child_cpu_s: int = Field(600, ge=1)
+    child_memory_bytes: int = Field(default=4 << 30, ge=256 << 20)
+    """Limits of the process that decodes an upload."""
+    child_cpu_s: int = Field(default=600, ge=1)
 
     @staticmethod
     def from_environment() -> "Settings":
-        """What the supervisor gave this process."""
+        """The settings that the supervisor passed to this process."""
         return Settings.model_validate_json(os.environ[SETTINGS_VARIABLE])
 
     def outbound(self) -> Outbound:

@@ -26,7 +26,7 @@ RETRY_S = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 HOLD_S = 60.0
 """Nobody else tries a message for so long after a try began; a process that dies in between costs this."""
 KEPT_S = 7 * 86_400.0
-"""Messages that are done with stay for so long, for whoever asks what became of them."""
+"""How long finished messages stay, so that operators can look them up."""
 BOTH_S = 86_400.0
 """After a new secret was made the one before signs as well for so long."""
 
@@ -50,19 +50,30 @@ def leave_message(connection: Connection, job: Job, now: float) -> None:
     body = {
         "type": f"render.{job.status}",
         "timestamp": datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "data": {"id": job.id, "status": job.status, "created_at": job.created_at, "completed_at": job.completed_at,
-                 "error": job.error},
-    }  # fmt: skip
+        "data": {
+            "id": job.id,
+            "status": job.status,
+            "created_at": job.created_at,
+            "completed_at": job.completed_at,
+            "error": job.error,
+        },
+    }
     row = {
-        "id": f"msg_{secrets.token_hex(12)}", "tenant": job.tenant, "render": job.id, "url": url,
-        "body": json.dumps(body, separators=(",", ":")), "status": "waiting", "tries": 0, "next_at": now,
+        "id": f"msg_{secrets.token_hex(12)}",
+        "tenant": job.tenant,
+        "render": job.id,
+        "url": url,
+        "body": json.dumps(body, separators=(",", ":")),
+        "status": "waiting",
+        "tries": 0,
+        "next_at": now,
         "created_at": now,
-    }  # fmt: skip
+    }
     connection.execute(db.webhooks.insert().values(row))
 
 
 class Messages:
-    """What is to be delivered; several processes may deliver from it.
+    """Pending messages; several processes may deliver them.
 
     Args:
         clock: Unix seconds.
@@ -82,7 +93,7 @@ class Messages:
             now = self.clock()
             due = sa.select(db.webhooks).where(
                 table.status == "waiting", table.next_at <= now, table.tenant.not_in(not_of)
-            )  # fmt: skip
+            )
             with self.database.reading() as connection:
                 row = connection.execute(due.order_by(table.next_at).limit(1)).first()
             if row is None:
@@ -103,9 +114,11 @@ class Messages:
         stamp, body = int(self.clock()), message.body.encode()
         signatures = [sign_webhook(secret, message.id, stamp, body) for secret in self._secrets(message.tenant)]
         return {
-            "Content-Type": "application/json", "webhook-id": message.id, "webhook-timestamp": str(stamp),
+            "Content-Type": "application/json",
+            "webhook-id": message.id,
+            "webhook-timestamp": str(stamp),
             "webhook-signature": " ".join(signatures),
-        }  # fmt: skip
+        }
 
     def delivered(self, message: Message) -> None:
         self._end(message, "delivered", None)

@@ -122,13 +122,25 @@ def write_small_depth(folder: Path, *, width: int = 16, **extra: object) -> Path
     """A Depth Anything directory; relative disparity unless `extra`, of its config, says otherwise."""
     torch.manual_seed(0)
     dino = Dinov2Config(
-        hidden_size=width, num_hidden_layers=4, num_attention_heads=2, mlp_ratio=2, image_size=56, patch_size=14,
-        out_features=["stage1", "stage2", "stage3", "stage4"], reshape_hidden_states=False, apply_layernorm=True,
-    )  # fmt: skip
+        hidden_size=width,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        image_size=56,
+        patch_size=14,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+        reshape_hidden_states=False,
+        apply_layernorm=True,
+    )
     config = DepthAnythingConfig(
-        backbone_config=dino, head_hidden_size=8, reassemble_hidden_size=16, neck_hidden_sizes=[8] * 4,
-        fusion_hidden_size=8, patch_size=14, **extra,
-    )  # fmt: skip
+        backbone_config=dino,
+        head_hidden_size=8,
+        reassemble_hidden_size=16,
+        neck_hidden_sizes=[8] * 4,
+        fusion_hidden_size=8,
+        patch_size=14,
+        **extra,
+    )
     DepthAnythingForDepthEstimation(config).save_pretrained(folder)
     processor = {
         "size": {"height": 56, "width": 56},

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,17 @@ import recapture
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = (
-    "recapture/", "benchmarks/", "cli/", "client/", "cluster/", "engine/", "evaluation/", "kernels/", "priors/", "serve/",
-)  # fmt: skip
+    "recapture/",
+    "benchmarks/",
+    "cli/",
+    "client/",
+    "cluster/",
+    "engine/",
+    "evaluation/",
+    "kernels/",
+    "priors/",
+    "serve/",
+)
 
 
 def test_public_names():
@@ -25,11 +35,19 @@ def test_public_names():
         _ = recapture.nothing
 
 
+def test_the_version_is_in_one_place():
+    assert version("recapture") == recapture.__version__
+    assert recapture.__version__ not in (ROOT / "pyproject.toml").read_text()
+
+
 def test_wheel_holds_what_the_tree_holds(tmp_path):
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    ).stdout.split()  # fmt: skip
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
     tree = tmp_path / "tree"  # built aside: setuptools leaves its build folder in the tree, and packs what lies in it
     for name in filter(lambda name: os.path.lexists(ROOT / name), listed):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)

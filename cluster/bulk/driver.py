@@ -1,8 +1,8 @@
-"""The driver: gives rows to workers, writes down what comes back, and can be killed at any moment.
+"""The driver: assigns rows to workers and records their results. It may be killed at any moment.
 
-What it knows is in the output: shards of results, and a signature that says who writes them. A row is finished when its
-shard is written; one that was filmed but not yet written down is known by the mark in its own folder, and the next driver
-takes it from there.
+Its state is in the output: shards of results, and a signature of the driver that writes them. A row is finished when its
+shard is written. A row that was rendered but not yet recorded has a mark in its own folder, and the next driver picks it up
+from there.
 """
 
 import contextlib
@@ -95,13 +95,13 @@ class Progress:
 
 
 class Driver:
-    """One run over a manifest, from the moment that its output is owned.
+    """One run over a manifest, after the driver owns the output.
 
     Args:
-        scan: the output's rows that are not to be done again.
+        scan: rows of the output that are already done.
         first_shard: number of the next shard.
-        on_outcome: told of each row's outcome and how often it was tried.
-        on_beat: told where the run stands, every few seconds.
+        on_outcome: called with each row's outcome and number of attempts.
+        on_beat: called with the run's progress every few seconds.
     """
 
     def __init__(
@@ -144,11 +144,11 @@ class Driver:
         self._refused = 0
 
     def run(self) -> Progress:
-        """Do the rows; returns when all are finished or the budget is.
+        """Process the rows; returns when all are finished or the budget is spent.
 
         Raises:
-            Cancelled: Ctrl-C. What was finished is written down.
-            WorkersError, OwnershipError, OutputError: the run cannot go on.
+            Cancelled: Ctrl-C. Finished rows are recorded.
+            WorkersError, OwnershipError, OutputError: the run cannot continue.
         """
         try:
             for _ in range(min(self._policy.workers, self._schedule.waiting)):
@@ -308,7 +308,7 @@ class Driver:
             self._insist(self._write_due_shard)
 
     def _settle(self) -> None:
-        """Give back the stages that another worker still used when their clip was finished; now nobody does."""
+        """Evict the stages that another worker still used when their clip finished; no worker uses them now."""
         self._await_forgotten()
         self.progress.model_loads = self._pool.settle()
         if self._left and self._idle:
@@ -375,7 +375,7 @@ class Driver:
         self._on_beat(progress)
 
     def _end(self, state: str) -> None:
-        """Write down what is finished, and let go of everything; what matters first, for a killer may be counting."""
+        """Record finished rows, then release resources. Results go first: SIGKILL may follow SIGTERM."""
         try:
             with contextlib.suppress(OutputError):  # no answer; and of a driver that was taken over no shard counts
                 self._ownership.check()

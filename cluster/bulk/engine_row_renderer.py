@@ -27,7 +27,7 @@ Keep = Literal["results", "adapters", "all"]
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSetup:
-    """What it takes to make a renderer in a worker's process; it travels there, so it holds no open thing.
+    """Settings from which a worker's process makes its renderer. It travels to the worker, so it holds no open resources.
 
     Attributes:
         device: as `Recapture.from_pretrained` takes it.
@@ -71,10 +71,10 @@ def pipeline_digest(engine: Recapture, *, warm_start: bool) -> str:
 
 
 def pipeline_of(model: str, *, warm_start: bool) -> str:
-    """`pipeline_digest` on a machine that films nothing; no network is loaded.
+    """`pipeline_digest` on a machine that renders nothing; loads no network.
 
     Raises:
-        ModelError: the model is not to be had.
+        ModelError: the model is not found or not accessible.
     """
     with tempfile.TemporaryDirectory(prefix="recapture-") as folder:
         return pipeline_digest(Recapture.from_pretrained(model, device="cpu", store=folder), warm_start=warm_start)

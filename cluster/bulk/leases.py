@@ -1,4 +1,4 @@
-"""Who computes what, as a plain state machine: at most one live holder a key, and a fence that only grows."""
+"""Leases as a plain state machine: at most one live holder per key, and a fence that only grows."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class Leases:
         self._fence = 0
 
     def acquire(self, key: str, holder: str, now_s: float) -> int | None:
-        """The fence of a new lease (or of the one this holder has), None while somebody else holds it."""
+        """The fence of a new lease, or of the holder's own; None while another holder has the lease."""
         lease = self._leases.get(key)
         if lease is not None and lease.until_s > now_s:
             if lease.holder != holder:

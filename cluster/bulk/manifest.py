@@ -1,7 +1,7 @@
-"""A manifest: one row a clip and path, as Parquet, CSV or JSONL, checked whole before anything runs.
+"""A manifest: one row per clip and path, as Parquet, CSV or JSONL, checked as a whole before anything runs.
 
-Rows hold URIs, never frames. What a row's values mean is said by `COLUMNS`; `row_id` names a row by what it asks for, so
-a manifest may be reordered, extended or written in another format without a finished row being done again.
+Rows hold URIs, never frames. `COLUMNS` defines the values. `row_id` is computed from a row's content, so a manifest may be
+reordered, extended or converted to another format, and finished rows stay finished.
 """
 
 import csv
@@ -74,7 +74,7 @@ class ManifestError(InputError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What one row asks for. `options` is the JSON text of the column, empty where there is none."""
+    """The request of one row. `options` is the JSON text of the column, or empty."""
 
     index: int
     row_id: str
@@ -119,16 +119,16 @@ def read_manifest(place: Place, roots: Roots, out: Place) -> Manifest:
     """Read and check a manifest, by its name's ending: `.parquet`, `.csv`, `.jsonl`.
 
     Args:
-        roots: what `input_uri`, `output_uri` and camera files must lie below.
-        out: where rows without an `output_uri` write to.
+        roots: folders that `input_uri`, `output_uri` and camera files must be below.
+        out: output folder of rows without an `output_uri`.
 
     Raises:
         ManifestError: names every bad row with its line and column.
-        InputError: there is no such file, or its format is another.
+        InputError: the file does not exist, or has another format.
     """
     suffix = place.path.rpartition(".")[2].lower()
     if suffix not in _READERS:
-        raise InputError(f"{place} is no .parquet, .csv or .jsonl file", param="manifest")
+        raise InputError(f"{place} is not a .parquet, .csv or .jsonl file", param="manifest")
     checks = _Checks(roots, out, base=place.path.rpartition("/")[0] if place.local else None)
     rows: list[dict[str, Any]] = []
     batches: list[pa.RecordBatch] = []
@@ -183,7 +183,7 @@ def _jsonl_rows(place: Place) -> Iterator[tuple[str, dict[str, Any]]]:
                 if not isinstance(record, dict):
                     raise ValueError("no object")
             except (ValueError, RecursionError) as error:
-                raise ManifestError([Problem(f"line {number}", "row", f"it is no JSON object ({error})")]) from None
+                raise ManifestError([Problem(f"line {number}", "row", f"it is not a JSON object ({error})")]) from None
             yield f"line {number}", record
 
 
@@ -226,11 +226,11 @@ class _Checks:
         self._expression = cache(parse_expression)
 
     def row(self, where: str, record: dict[str, Any]) -> list[Problem]:
-        """What is wrong with a record. A good one then holds all columns as the schema wants them."""
+        """Problems of a record. Afterwards, a valid record holds all columns in the schema's types."""
         unknown = set(record) - set(COLUMNS.names)
         if unknown:
             known = ", ".join(COLUMNS.names)
-            return [Problem(where, column, f"no such column; there are {known}") for column in sorted(unknown)]
+            return [Problem(where, column, f"unknown column; choose from {known}") for column in sorted(unknown)]
         problems = []
         for field in COLUMNS:
             try:
@@ -271,7 +271,7 @@ class _Checks:
         if field.name == "options" and isinstance(value, dict):
             value = json.dumps(value)
         if not isinstance(value, str):
-            raise InputError(f"{value!r} is no text")
+            raise InputError(f"{value!r} is not text")
         if len(value) > _MAX_TEXT[field.name]:
             raise InputError(f"it has {len(value)} characters; at most {_MAX_TEXT[field.name]} are accepted")
         return self._text(field.name, value)
@@ -306,12 +306,12 @@ def _check_options(text: str) -> str:
     try:
         sections = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"it is no JSON ({error})") from None
+        raise InputError(f"it is not JSON ({error})") from None
     known = [name for name, value in RunConfig().to_json().items() if isinstance(value, dict)]
     if not isinstance(sections, dict) or not all(isinstance(part, dict) for part in sections.values()):
         raise InputError('it is no object of objects, such as {"tune": {"rank": 8}}')
     if unknown := set(sections) - set(known):
-        raise InputError(f"there is no section {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        raise InputError(f"unknown section {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
     # What a model's name leads to is loaded by the workers: no folder outside the roots, and no adapter's code.
     depth, multiview = (sections.get(part, {}).get(key) for part, key in (("depth", "model"), ("anchor", "multiview")))
     if multiview not in (None, "embedded"):
@@ -326,9 +326,9 @@ def _seconds(value: Any) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise InputError(f"{value!r} is no number of seconds") from None
+        raise InputError(f"{value!r} is not a number of seconds") from None
     if isinstance(value, bool) or not math.isfinite(number) or number < 0:
-        raise InputError(f"{value!r} is no number of seconds from 0 on")
+        raise InputError(f"{value!r} is not a number of seconds, 0 or more")
     return number
 
 
@@ -339,7 +339,7 @@ def _whole(value: Any, least: int, most: int) -> int:
     except (TypeError, ValueError, OverflowError):
         whole, number = False, 0
     if not whole:
-        raise InputError(f"{value!r} is no whole number")
+        raise InputError(f"{value!r} is not a whole number")
     if not least <= number <= most:
         raise InputError(f"{number} is out of range, {least} to {most} is accepted")
     return number

@@ -23,8 +23,10 @@ class BulkMetrics:
 
     def __init__(self, run: str) -> None:
         tags = {
-            "rows_total": ("outcome",), "gpu_seconds_total": ("stage",), "cache_hits_total": ("stage",),
-        }  # fmt: skip
+            "rows_total": ("outcome",),
+            "gpu_seconds_total": ("stage",),
+            "cache_hits_total": ("stage",),
+        }
         self._metrics = {}
         for name, about in NAMES.items():
             short = name.removeprefix("recapture_bulk_")

@@ -1,4 +1,4 @@
-"""What a worker says of a row that it had."""
+"""Results that workers report for rows."""
 
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -11,15 +11,15 @@ Entries = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a row went.
+    """The result of a row.
 
     Attributes:
-        status: `retry` is no result: a store failed, or the device is in a state that only a new process mends.
-        gpu_seconds: the worker's device was held.
+        status: `retry` is not final: a store failed, or only a new process can repair the device's state.
+        gpu_seconds: how long the worker's device was held.
         sha256: of the delivered video.
-        stage_seconds: work of the stages that this row ran.
-        reused: stages that were there.
-        entries: (stage, key) of everything the row's clip has in the stage store.
+        stage_seconds: duration of the stages that this row ran.
+        reused: stages found in the store.
+        entries: (stage, key) of all entries of the row's clip in the stage store.
         stage_bytes: what the row added to the stage store.
         waits: how often another worker was waited for, and for how many seconds in all.
         broken: this worker must not be used again.

@@ -1,7 +1,8 @@
-"""Who writes to an output: one driver at a time, told apart by a fence that grows with every owner.
+"""Ownership of an output: one driver at a time, identified by a fence that grows with every owner.
 
 Object stores have no portable put-if-absent, so nothing here is a lock. An owner signs `<out>/owner.json` again and again;
-who wants the output watches whether the signature moves (which needs no common clock), and raises the fence to take over.
+a driver that wants the output watches whether the signature changes (which needs no common clock), and raises the fence to
+take over.
 A driver that was taken over notices at its next signature, and whatever it wrote since then does not count: the new owner
 seals the shards of those before it (see `results.py`).
 """
@@ -35,7 +36,7 @@ class OwnershipError(RecaptureError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """What `owner.json` says.
+    """The content of `owner.json`.
 
     Attributes:
         fence: larger than that of every owner before.
@@ -86,8 +87,8 @@ class Ownership:
 
         Args:
             last_numbers: lists the shards that there are, by fence; asked after nobody else may add to them.
-            takeover: do not ask whether the present owner lives.
-            on_wait: told when the present owner has to be watched for a while.
+            takeover: do not check whether the present owner is alive.
+            on_wait: called when the present owner must be watched for a while.
 
         Raises:
             OwnershipError: another driver is alive on it.
@@ -154,7 +155,7 @@ class Ownership:
 
 
 def read_owner(out: Place) -> Owner | None:
-    """The present or last owner of an output, None where there is none; raises OutputError as `check`."""
+    """The present or last owner of an output, or None. Raises OutputError like `check`."""
     return _read(out / "owner.json")
 
 

@@ -1,4 +1,4 @@
-"""What a driver needs of workers. `ray_pool.py` has them on a cluster."""
+"""The driver's interface to workers. `ray_pool.py` implements it on a cluster."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -58,7 +58,7 @@ class Pool(Protocol):
         ...
 
     def wait(self, timeout_s: float) -> list[Event]:
-        """What happened, as soon as something has; empty after the timeout."""
+        """The next events; empty after the timeout."""
         ...
 
     def stop(self, worker: str) -> None:

@@ -1,4 +1,7 @@
-"""What a manifest will take before it is paid for: from rows that are finished, or from plans of a few of its clips."""
+"""The price of a manifest in advance: from finished rows, or from plans of a few of its clips."""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at import, which no checker sees.
 
 import tempfile
 from dataclasses import asdict, dataclass
@@ -23,12 +26,12 @@ SAMPLES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
-    """What is left of a manifest; bytes that nothing tells yet are None.
+    """Cost of a manifest's remaining rows; unknown byte counts are None.
 
     Attributes:
-        gpu_hours: of one worker's device, all rows that are left.
+        gpu_hours: of one worker's device, for all remaining rows.
         hours: on `workers` workers.
-        stage_bytes_per_clip: in the stage store while the clip is worked on, and after it with `--keep all`.
+        stage_bytes_per_clip: in the stage store while the clip is in progress, and afterwards with `--keep all`.
         basis: what the numbers come from.
     """
 

@@ -25,13 +25,13 @@ from .resume import Resume, operate, scan_output
 
 @dataclass(frozen=True, kw_only=True)
 class BulkRun:
-    """A bulk run as the user asks for it.
+    """The user's request for a bulk run.
 
     Attributes:
         manifest, out: URIs; `out` may carry its store's options behind a `?`.
-        allow_roots: URIs that rows may lie below; none means the manifest's own folder. The output always is one.
+        allow_roots: URIs that rows may name files below; by default the manifest's own folder. The output is always included.
         store: URI of the stage store; None is a folder of the output.
-        concurrency: workers; None is one a GPU, on a cluster without GPUs one a CPU.
+        concurrency: number of workers; None means one per GPU, or one per CPU on a cluster without GPUs.
     """
 
     manifest: str
@@ -63,7 +63,7 @@ class BulkRun:
         if self.concurrency is not None and self.concurrency < 1:
             raise InputError(f"{self.concurrency} workers do nothing; give at least 1", param="concurrency")
         if self.max_gpu_hours is not None and not self.max_gpu_hours >= 0:
-            raise InputError(f"{self.max_gpu_hours} is no number of hours", param="max_gpu_hours")
+            raise InputError(f"{self.max_gpu_hours} is not a number of hours", param="max_gpu_hours")
         if ":" in self.device:
             raise InputError("Ray hands GPUs to workers by itself; give cuda", param="device")
         if self.keep not in ("results", "adapters", "all"):
@@ -81,9 +81,9 @@ def run_bulk(
     """Run a manifest on a cluster.
 
     Raises:
-        InputError: it cannot be run as asked; nothing was begun.
-        ClusterError, WorkersError, OwnershipError, OutputError: it cannot go on.
-        Cancelled: Ctrl-C or SIGTERM; running again goes on from there.
+        InputError: the request cannot be run; nothing started.
+        ClusterError, WorkersError, OwnershipError, OutputError: the run cannot continue.
+        Cancelled: Ctrl-C or SIGTERM; running again resumes.
     """
     manifest, out, _ = bulk.open()
     stages_uri = absolute_uri(bulk.store or join_uri(bulk.out, "stages"))
@@ -97,9 +97,13 @@ def run_bulk(
         require(gpus=workers if gpus else 0, cpus=0 if gpus else workers)
         setup = EngineSetup(
             model=os.path.abspath(bulk.model) if os.path.isdir(bulk.model) else bulk.model,
-            device="cuda" if gpus else "cpu", stages=stages_uri, roots=bulk.root_uris,
-            keep=bulk.keep, threads=None if gpus else 1, warm_start=bulk.warm_start,
-        )  # fmt: skip
+            device="cuda" if gpus else "cpu",
+            stages=stages_uri,
+            roots=bulk.root_uris,
+            keep=bulk.keep,
+            threads=None if gpus else 1,
+            warm_start=bulk.warm_start,
+        )
         policy = Policy(
             workers=workers, give_back=bulk.keep != "all", max_gpu_hours=bulk.max_gpu_hours, max_attempts=bulk.attempts
         )
@@ -119,23 +123,37 @@ def run_bulk(
             on_beat(progress)
 
         return operate(
-            manifest, out, policy, make_pool, pipeline=pipeline, resume=bulk.resume, stages=stages,
+            manifest,
+            out,
+            policy,
+            make_pool,
+            pipeline=pipeline,
+            resume=bulk.resume,
+            stages=stages,
             facts={"model": bulk.model, "keep": bulk.keep, "workers": workers},
-            on_wait=on_wait, on_outcome=outcome_seen, on_beat=beat_seen,
-        )  # fmt: skip
+            on_wait=on_wait,
+            on_outcome=outcome_seen,
+            on_beat=beat_seen,
+        )
 
 
 def price_bulk(bulk: BulkRun, *, usd_per_gpu_hour: float | None) -> Price:
-    """What is left of a manifest, without a cluster and without a trace.
+    """Price the remaining rows of a manifest, without a cluster and without writing anything.
 
     Raises:
         InputError: the manifest, or one of the rows that are looked at, cannot be used.
     """
     manifest, out, roots = bulk.open()
     return price(
-        manifest, out, scan_output(out), roots, bulk.model, device=bulk.device, workers=bulk.concurrency or 1,
+        manifest,
+        out,
+        scan_output(out),
+        roots,
+        bulk.model,
+        device=bulk.device,
+        workers=bulk.concurrency or 1,
         usd_per_gpu_hour=usd_per_gpu_hour,
-    )  # fmt: skip
+    )
 
 
 @contextmanager

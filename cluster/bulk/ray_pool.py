@@ -41,7 +41,7 @@ class LeaseTable:
             fence = self._leases.acquire(key, holder, time.monotonic())
             left_s = deadline - time.monotonic()
             if fence is not None or left_s <= 0:
-                return fence
+                return fence  # pyright: ignore[reportReturnType]
             freed = self._freed.setdefault(key, asyncio.Event())
             with contextlib.suppress(TimeoutError):  # a lease that runs out wakes nobody
                 await asyncio.wait_for(freed.wait(), min(left_s, 1.0))
@@ -64,12 +64,13 @@ class LeaseTable:
 
 
 def lease_table(name: str) -> Any:
-    """The named actor, made if need be. It lives as long as whoever made it; the next who misses it makes another."""
+    """The named actor, created on demand. It lives as long as the process that created it; the next caller that misses it creates
+    another."""
     return LeaseTable.options(name=name, namespace=NAMESPACE, get_if_exists=True).remote(LEASE_TTL_S)
 
 
 class RayLeases:
-    """A worker's way to the table. Where the table cannot be reached work goes on without: it is then done twice."""
+    """A worker's access to the lease table. Without the table, work continues without leases and may be done twice."""
 
     def __init__(self, name: str, holder: str) -> None:
         self._name, self._holder = name, holder
@@ -84,7 +85,7 @@ class RayLeases:
             self._table = lease_table(self._name)
             return 0  # the fence of no lease
         self._holding = fence is not None
-        return fence
+        return fence  # pyright: ignore[reportReturnType]
 
     def release(self, key: str, fence: int) -> None:
         self._holding = False
@@ -183,7 +184,7 @@ class RayPool:
             if worker in starting:
                 continue
             with contextlib.suppress(RayError):
-                loads += ray.get(actor.settle.remote(), timeout=30)
+                loads += ray.get(actor.settle.remote(), timeout=30)  # pyright: ignore[reportOperatorIssue]
         return loads
 
     def close(self) -> None:

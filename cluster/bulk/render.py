@@ -1,4 +1,4 @@
-"""A row from its URI to its bundle: fetch, film, publish. What films is in `engine_row_renderer.py`; no Ray in here."""
+"""A row from its URI to its bundle: fetch, render, publish. `engine_row_renderer.py` renders; this file does not use Ray."""
 
 import hashlib
 import json
@@ -134,8 +134,12 @@ class RowRenderer:
             (out / path.relative_to(bundle).as_posix()).upload(path)
         size = sum(path.stat().st_size for path in files)
         mark = {
-            "row_id": row.row_id, "pipeline": self.pipeline, "sha256": sha256, "metrics": outcome.metrics, "bytes": size,
-        }  # fmt: skip
+            "row_id": row.row_id,
+            "pipeline": self.pipeline,
+            "sha256": sha256,
+            "metrics": outcome.metrics,
+            "bytes": size,
+        }
         (out / MARK).write(json.dumps(mark, indent=1).encode())
         return replace(outcome, sha256=sha256, output_bytes=size)
 

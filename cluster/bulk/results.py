@@ -8,6 +8,9 @@ an earlier owner of the output count only up to the number at which the next own
 it was taken over changes nothing.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at import, which no checker sees.
+
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +27,7 @@ VERSION = 1
 _REPLACES = b"recapture.replaces"
 
 STATUSES = ("ok", "failed", "not_admitted")
-"""`not_admitted`: the budget ended first; running again goes on with these rows."""
+"""`not_admitted`: the budget ended first; running again continues with these rows."""
 
 SCHEMA = pa.schema(
     [
@@ -53,14 +56,14 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """What an output holds.
+    """The content of an output.
 
     Attributes:
         status: row_id -> status, of all rows in valid shards.
-        pipelines: pipeline digest -> how many rows were made by it.
+        pipelines: pipeline digest -> number of rows made by it.
         gpu_seconds: all rows together.
         shards: the valid ones.
-        stray: names of what is no valid shard: broken off, replaced, or written by a driver after it was taken over.
+        stray: names of invalid shards: incomplete, replaced, or written by a driver after it was taken over.
     """
 
     status: dict[str, str] = field(default_factory=dict)
@@ -149,7 +152,7 @@ class Results:
         return number
 
     def tidy(self, scan: Scan) -> None:
-        """Delete what is no valid shard."""
+        """Delete invalid shards."""
         for name in scan.stray:
             (self.folder / name).delete()
 

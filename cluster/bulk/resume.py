@@ -1,5 +1,8 @@
 """`recapture bulk`, without the terminal: read the manifest, own the output, find out what is finished, run the rest."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at import, which no checker sees.
+
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,12 +27,12 @@ _NAMED = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """What to do with rows that an earlier run left.
+    """How to treat rows of an earlier run.
 
     Attributes:
-        takeover: do not ask whether another driver is alive on the output.
-        upgrade: do rows again that another pipeline made.
-        retry_failed: do rows again that failed.
+        takeover: do not check whether another driver is alive on the output.
+        upgrade: redo rows that another pipeline made.
+        retry_failed: retry failed rows.
     """
 
     takeover: bool = False
@@ -71,7 +74,7 @@ def operate(
     Args:
         make_pool: the workers of a driver, by the driver's name; called when there is something for them to do.
         stages: the stage store, where runs say what they still need.
-        facts: what `run.json` shall say besides.
+        facts: additional content of `run.json`.
 
     Raises:
         OwnershipError: another driver is alive on the output.
@@ -86,12 +89,17 @@ def operate(
         (out / "run.json").write(
             json.dumps(
                 {
-                    "schema": "recapture.bulk.run", "version": 1, "pipeline": pipeline, "rows": len(manifest),
-                    "manifest": manifest.digest, "driver": owned.owner.driver, **(facts or {}),
+                    "schema": "recapture.bulk.run",
+                    "version": 1,
+                    "pipeline": pipeline,
+                    "rows": len(manifest),
+                    "manifest": manifest.digest,
+                    "driver": owned.owner.driver,
+                    **(facts or {}),
                 },
                 indent=1,
             ).encode()
-        )  # fmt: skip
+        )
         if stages is not None and owned.before is not None:
             References(stages, owned.before.driver).drop()  # it is dead, or was taken over
         pool = make_pool(owned.owner.driver)
@@ -99,15 +107,23 @@ def operate(
         owned.release()
         raise
     driver = Driver(
-        manifest, out, owned, pool, policy, pipeline=pipeline, scan=scan, first_shard=first_shard,
+        manifest,
+        out,
+        owned,
+        pool,
+        policy,
+        pipeline=pipeline,
+        scan=scan,
+        first_shard=first_shard,
         references=None if stages is None else References(stages, owned.owner.driver),
-        on_outcome=on_outcome, on_beat=on_beat,
-    )  # fmt: skip
+        on_outcome=on_outcome,
+        on_beat=on_beat,
+    )
     return driver.run()
 
 
 def scan_output(out: Place) -> Scan:
-    """What an output holds now, also while a run writes to it."""
+    """The current content of an output, also while a run writes to it."""
     owner = read_owner(out)
     return Results(out).scan({} if owner is None else owner.sealed, 0 if owner is None else owner.fence)
 

@@ -1,4 +1,4 @@
-"""Which row a worker does next, as a plain state machine: no clock, no Ray.
+"""The scheduler as a plain state machine: it picks a worker's next row without a clock and without Ray.
 
 A clip's rows go to the worker whose stages of it are warm; priority comes before warmth; a worker with nothing left takes
 rows of the clip that has the most waiting.
@@ -40,7 +40,7 @@ class Schedule:
             self._unfinished[clip] = self._unfinished.get(clip, 0) + 1
         self.waiting = sum(self._unfinished.values())
         self._free: list[tuple[int, int, str]] = []
-        """Heap of (-priority, row, clip): a first row of each clip that nobody is on. Old entries are dropped late."""
+        """Heap of (-priority, row, clip): a first row of each clip without a worker. Old entries are dropped late."""
         for clip, rows in self._rows.items():
             heapq.heapify(rows)
             self._free.append((*rows[0], clip))
@@ -97,7 +97,7 @@ class Schedule:
         return True
 
     def leave(self, worker: str) -> None:
-        """A worker without a row is gone: its clip is anybody's."""
+        """An idle worker is gone: other workers may take its clip."""
         assert worker not in self.running, f"{worker} has a row"
         clip = self._clip_of.pop(worker, None)
         if clip is not None:
@@ -119,7 +119,7 @@ class Schedule:
             heapq.heappush(self._free, (*rows[0], clip))
 
     def _first_free(self) -> tuple[int, int, str] | None:
-        """The best clip that nobody is on."""
+        """The best clip without a worker."""
         taken = set(self._clip_of.values())
         while self._free:
             clip = self._free[0][2]

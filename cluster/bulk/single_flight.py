@@ -18,7 +18,7 @@ class LeaseClient(Protocol):
     """One worker's way to the table of leases."""
 
     def acquire(self, key: str, wait_s: float) -> int | None:
-        """A fence, or None when somebody else held the key all that time."""
+        """A fence, or None if another holder kept the key the whole time."""
         ...
 
     def release(self, key: str, fence: int) -> None: ...
@@ -28,7 +28,7 @@ class SingleFlightStore(Store):
     """A `Store` whose `get` waits while another worker computes what is asked for.
 
     It holds at most one lease, taken when `get` finds nothing and given up at the next `get` (or `settle`), by when the
-    result is published. So nobody waits while holding, and workers cannot block each other in a circle.
+    result is published. So no worker waits while it holds a lease, and workers cannot deadlock.
     """
 
     def __init__(self, place: Place, *, leases: LeaseClient, local_dir: Path | None = None) -> None:

@@ -25,7 +25,7 @@ Event = tuple[str, int, int, Mapping[str, Any]]
 """Stage, units done, units in all, details."""
 
 
-@ray.remote(concurrency_groups={"watch": 1})
+@ray.remote(concurrency_groups={"watch": 1})  # pyright: ignore[reportCallIssue]
 class Worker:
     """Work runs one call at a time; the group `watch` is answered meanwhile."""
 

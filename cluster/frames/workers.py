@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ...engine.catalog import MODELS
@@ -220,7 +220,7 @@ class Workers:
             try:
                 for stage, done, total, detail in ray.get(worker.happened.remote(), timeout=5):
                     context.progress(stage, done, total, **detail)
-            except (RayActorError, ray.exceptions.GetTimeoutError):
+            except (RayActorError, GetTimeoutError):
                 pass  # the loss is noticed where the result is waited for
             except BaseException:
                 worker.stop.remote()
@@ -267,7 +267,7 @@ class Workers:
             return ray.get(promise, timeout=timeout_s)
         except RayTaskError as error:
             raise error.cause from None
-        except ray.exceptions.GetTimeoutError:
+        except GetTimeoutError:
             raise ClusterError(f"no worker was ready within {timeout_s:g} s", code="cluster_busy") from None
 
 

@@ -1,7 +1,7 @@
-"""The optimiser of several processes that share each step's batch: torch's AdamW, driven by DeepSpeed.
+"""An optimizer for several processes that share each step's batch: torch's AdamW, driven by DeepSpeed.
 
-Up to stage 2 DeepSpeed is given the adapters' parameters alone: the frozen network is none of its business, whatever its
-precision. Stage 3 cuts the whole network up, so it works on a copy; of that, only the adapters are gathered again.
+Up to stage 2, DeepSpeed receives the adapters' parameters alone. It never sees the frozen network, whose precision does not
+matter. Stage 3 shards the whole network, so it works on a copy; only the adapters are gathered again.
 """
 
 import copy
@@ -45,12 +45,12 @@ def read_settings(path: Path | None) -> Settings:
     """DeepSpeed's configuration of a file, or stage 0.
 
     Raises:
-        InputError: no JSON object, or it sets what is settled elsewhere.
+        InputError: the file is not a JSON object, or sets something that the run decides.
     """
     try:
         given = {} if path is None else json.loads(path.read_text())
         if not isinstance(given, dict):
-            raise ValueError("no JSON object")
+            raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as DeepSpeed's JSON ({error})", param="deepspeed") from None
     for name, why in _OURS.items():
@@ -60,8 +60,14 @@ def read_settings(path: Path | None) -> Settings:
     return {"zero_optimization": {"stage": 0}, **given, **fixed}
 
 
+def _whole(gathered: Tensor | None) -> Tensor:
+    """DeepSpeed returns None for a parameter that it does not manage; it manages each of ours."""
+    assert gathered is not None
+    return gathered
+
+
 class Zero:
-    """See `Optimiser`. Made in each process of an initialised `torch.distributed` group, at the same time."""
+    """See `Optimiser`. Made in each process of an initialized `torch.distributed` group, at the same time."""
 
     def __init__(
         self,
@@ -110,8 +116,8 @@ class Zero:
                 found[key] = parameter.detach()
                 found |= {f"{key}.{name}": self._adamw.state[parameter][name] for name in _MOMENTS}
             else:
-                found[key] = safe_get_full_fp32_param(parameter)
-                found |= {f"{key}.{name}": safe_get_full_optimizer_state(parameter, name) for name in _MOMENTS}
+                found[key] = _whole(safe_get_full_fp32_param(parameter))
+                found |= {f"{key}.{name}": _whole(safe_get_full_optimizer_state(parameter, name)) for name in _MOMENTS}
         return found
 
     def restore(self, state: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
@@ -140,7 +146,7 @@ class Zero:
         return state
 
     def _set_weights(self, state: dict[str, Tensor]) -> None:
-        """What the network computes with until the first step."""
+        """The values that the network computes with until the first step."""
         every = [parameter for _, parameter in by_key(self._parameters)]
         with deepspeed.zero.GatheredParameters(every, modifier_rank=0, enabled=self._stage == 3):
             for key, parameter in by_key(self._parameters):

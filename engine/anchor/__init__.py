@@ -1,1 +1,1 @@
-"""The anchor: the clip as the new camera sees it, with holes where nothing was filmed."""
+"""The anchor: the clip as the new camera sees it, with holes where the source camera saw nothing."""

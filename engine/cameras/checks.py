@@ -1,4 +1,4 @@
-"""What a person should hear about a path before paying for it: jumps, views from behind, walls in the way."""
+"""Warnings about a path before its cost is spent: jumps, views from behind, walls in the way."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def frame_list(frames: np.ndarray) -> str:
 
 
 def path_warnings(path: CameraPath, view: SourceView | None = None) -> list[str]:
-    """Sentences about a path that may not be meant: jumps and views that the source cannot supply.
+    """Warnings about likely mistakes in a path: jumps, and views that the source cannot supply.
 
     Args:
         view: The source, for the warnings about magnification; None leaves them out.
@@ -79,7 +79,7 @@ def _magnified(path: CameraPath, view: SourceView) -> list[str]:
 def through_geometry(path: CameraPath, depth: np.ndarray, source_K_px: np.ndarray) -> list[str]:
     """Warn where the new camera stands behind the surface that the source sees in its place.
 
-    Only what the source sees can be told: a camera outside its picture or behind it is taken to be free.
+    Only the source's own view is known: a camera outside or behind it counts as free.
 
     Args:
         path: The path.

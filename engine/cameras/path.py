@@ -40,7 +40,7 @@ class CameraPath:
     """Poses of the new camera relative to the source camera of the same moment, one for each frame.
 
     Raises:
-        CameraError: a pose that is no rigid motion.
+        CameraError: a pose is not a rigid motion.
         ValueError: shapes, sizes or times that do not fit together.
     """
 
@@ -102,7 +102,7 @@ class CameraPath:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SourceView:
-    """What a camera needs to know of the clip: its lens, its frame times and how far its scene is.
+    """Properties of the clip that a camera path depends on: lens, frame times and depth.
 
     Raises:
         ValueError: shapes, sizes, times or depths that do not fit together.
@@ -117,7 +117,7 @@ class SourceView:
     median_depth: float
     """Median of the clip's depth in scene units: what a length of 1 in a preset means."""
     subject_depth: float
-    """Median depth at the picture's centre; the subject lies on the source's optical axis at this depth."""
+    """Median depth at the picture's center; the subject lies on the source's optical axis at this depth."""
 
     def __post_init__(self) -> None:
         for name in ("K_px", "times_s"):

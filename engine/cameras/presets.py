@@ -34,7 +34,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What a motion sees, in the frame of the camera that the motions before it have moved."""
+    """A motion's input, in the frame of the camera that earlier motions have moved."""
 
     progress: np.ndarray  # [N], 0 to 1
     pivot: np.ndarray  # [N, 3], the point looked at, scene units

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import CameraError
 
-# Text files carry about six digits, hand-made ones fewer. Past this a matrix is no rotation that lost digits.
+# Text files carry about six digits, hand-made ones fewer. Past this, a matrix is not a rotation with rounding errors.
 ROTATION_TOLERANCE = 2e-3
 # Rounding in float64 stays below this: such a pose is kept bit for bit.
 _ROUNDING = 1e-9
@@ -76,7 +76,7 @@ def quaternion_from_matrix(R: np.ndarray) -> np.ndarray:
 
 
 def matrix_from_quaternion(q: np.ndarray) -> np.ndarray:
-    """R [N, 3, 3] of quaternions [N, 4] (w x y z), normalised first."""
+    """R [N, 3, 3] of quaternions [N, 4] (w x y z), which are normalized first."""
     w, x, y, z = (q / np.linalg.norm(q, axis=-1, keepdims=True)).T
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -134,7 +134,7 @@ def checked_poses(pose: np.ndarray, name: Callable[[int], str]) -> np.ndarray:
     error = np.abs(R.transpose(0, 2, 1) @ R - np.eye(3)).max((-1, -2))
     refuse(
         error > ROTATION_TOLERANCE,
-        lambda i: f"the pose's 3x3 part is no rotation (R^T R differs from the identity by {error[i]:.2g})",
+        lambda i: f"the pose's 3x3 part is not a rotation (R^T R differs from the identity by {error[i]:.2g})",
     )
     refuse(
         np.linalg.det(R) < 0,

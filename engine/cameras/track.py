@@ -1,4 +1,4 @@
-"""What every file format is read into: poses in one world, sampled at a clip's frame times."""
+"""The common form of all file formats: poses in one world, sampled at a clip's frame times."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class PoseTrack:
         return elapsed / elapsed[-1] * (n - 1)
 
     def warnings(self, name: str, times_s: np.ndarray) -> list[str]:
-        """What `sample` had to decide for a clip of these times."""
+        """The decisions of `sample` for a clip of these times."""
         n, frames = len(self.c2w), len(times_s)
         if n == 1:
             return [f"{name} has one pose: the camera stands still"] if frames > 1 else []
@@ -113,7 +113,7 @@ def build_track(
     reference: Literal["world", "source"] = "world",
     unit: Literal["file", "scene", "median_depth"] = "file",
 ) -> PoseTrack:
-    """A checked track; cameras of several sizes are brought to the first one's.
+    """A checked track; cameras of several sizes are scaled to the first one's.
 
     Args:
         c2w: [P, 4, 4], OpenCV axes.
@@ -121,7 +121,7 @@ def build_track(
         K_px: [P, 3, 3] in pixels of `sizes`, which then has P entries.
 
     Raises:
-        CameraError: no pose or too many, a matrix that is no pose, intrinsics that no pinhole camera has, pictures of
+        CameraError: no pose or too many, a matrix that is not a pose, intrinsics that are not a pinhole camera's, pictures of
             different shapes, times that do not rise.
     """
     check_count(len(c2w), name(0))

@@ -1,4 +1,4 @@
-"""What the video model is given, encoded once: the hole-filled anchor with its latent mask, and augmented source frames."""
+"""The video model's conditioning, encoded once: the hole-filled anchor with its latent mask, and augmented source frames."""
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ def working_anchor(
     Args:
         color: uint8 [N, H, W, 3].
         mask: bool [N, H, W].
-        filled: the holes' colours are a guess already (a multiview model's), and stay.
+        filled: the holes already have colors (a multiview model's), which stay.
 
     Returns:
         float [N, 3, h, w] and bool [N, h, w].

@@ -68,9 +68,9 @@ def denoise(
 
     Args:
         latents: [T, C, h, w], already at noise level sigmas[0].
-        prompt: image prompt of the window [C, h, w], unscaled, and
-        token: its image token [1, D].
-        guidance: scale at the first and last frame of the window; (1, 1) runs the network once a step.
+        prompt: image prompt of the window [C, h, w], unscaled.
+        token: image token of the prompt [1, D].
+        guidance: scale at the first and last frame of the window; (1, 1) runs the network once per step.
         known: clean latents [K, C, h, w] of the window's first frames, held at each step (the window before made them).
         noise: [T, C, h, w], the noise that `known` is held with.
         on_step: called after each step with its index and the latents; may return replaced latents.
@@ -140,9 +140,17 @@ def sample(
         known = previous[len(previous) - shared :] if shared > 0 else None
         prompt, token = first_prompt if known is None else prompt_of(known[0])
         previous = denoise(
-            model, base[frames] + sigmas[0] * noise[frames], sigmas, condition, window,
-            prompt=prompt, token=token, guidance=guidance, known=known, noise=noise[frames],
+            model,
+            base[frames] + sigmas[0] * noise[frames],
+            sigmas,
+            condition,
+            window,
+            prompt=prompt,
+            token=token,
+            guidance=guidance,
+            known=known,
+            noise=noise[frames],
             on_step=lambda step, latents, index=index: on_step(index, step, latents),
-        )  # fmt: skip
+        )
         yield previous[shared:]
         done = window.stop

@@ -33,6 +33,7 @@ Share = tuple[int, int]
 
 
 def slice_of(batch: int, share: Share) -> slice:
+    """A process's part of a batch."""
     rank, of = share
     return slice(batch * rank // of, batch * (rank + 1) // of)
 
@@ -189,7 +190,9 @@ class AdamW:
         return found
 
     def restore(self, state: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
-        for key, parameter in by_key(self._parameters) if state else ():
+        if not state:
+            return state
+        for key, parameter in by_key(self._parameters):
             parameter.data.copy_(state[key])
             self._optimiser.state[parameter] = {
                 name: state[f"{key}.{name}"].to(parameter.device if name != "step" else "cpu")
@@ -204,6 +207,7 @@ class AdamW:
 def adamw(
     parameters: dict[AdapterName, list[nn.Parameter]], config: TuneConfig, device: torch.device
 ) -> torch.optim.AdamW:
+    """torch's AdamW over the parameters of all tuned adapters."""
     return torch.optim.AdamW(
         [p for part in parameters.values() for p in part],
         lr=config.lr,
@@ -240,7 +244,9 @@ def tune(
     Returns:
         Loss of every step that was taken, by adapter.
     """
-    parameters = {name: list(adapters.adapter_parameters(model.unet, name).values()) for name in losses}
+    parameters: dict[AdapterName, list[nn.Parameter]] = {
+        name: list(adapters.adapter_parameters(model.unet, name).values()) for name in losses
+    }
     adapters.train_only(model.unet, losses)
     optimiser = optimiser_of(model, config, parameters)
     curves: dict[AdapterName, list[Tensor]] = {name: [] for name in losses}  # on the device: no wait for a number

@@ -8,6 +8,7 @@ space by camera poses and a depth that agrees between them, which a depth of one
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -63,8 +64,9 @@ def stands_still(frames: np.ndarray) -> bool:
         return False
     height, width = first.shape
     corners = np.array([[[0, 0]], [[width, 0]], [[width, height]], [[0, height]]], np.float32)
+    follow: Any = cv2.calcOpticalFlowPyrLK  # its type has no optional points
     for t in sampled(len(frames))[1:]:
-        moved, found, _ = cv2.calcOpticalFlowPyrLK(first, grey(t), points, None)
+        moved, found, _ = follow(first, grey(t), points, None)
         kept = found[:, 0] > 0
         if kept.sum() < _TRACKED:
             return False
@@ -139,7 +141,7 @@ def hidden(plate: Plate, frame: np.ndarray, depth: np.ndarray, *, band: float) -
     It must be nearer and look different: depth alone flickers, and a thing that never moved is its own background.
 
     Args:
-        frame: uint8 [H, W, 3] and
+        frame: uint8 [H, W, 3] of that moment.
         depth: [h, w] of that moment.
 
     Returns:

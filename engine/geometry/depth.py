@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -157,7 +156,7 @@ class Drift:
     """How the depth scale steps from one frame to the next, along the flow; 0 at frame 0."""
 
     folder: Path
-    batch: ClassVar[int] = 1
+    batch = 1
 
     def __call__(self, context: object, indices: range) -> FrameBatch:
         t = indices.start
@@ -177,7 +176,7 @@ class Steady:
 
     folder: Path
     smooth: bool
-    batch: ClassVar[int] = 1
+    batch = 1
 
     def __call__(self, context: object, indices: range) -> FrameBatch:
         return {"depth": steady.from_log(self.log_depth(indices.start))[None]}
@@ -197,7 +196,7 @@ class Structured:
 
     folder: Path
     smooth: bool
-    batch: ClassVar[int] = 1
+    batch = 1
 
     def __call__(self, context: object, indices: range) -> FrameBatch:
         _, small = _open(self.folder)
@@ -211,7 +210,7 @@ class Voted:
 
     folder: Path
     smooth: bool
-    batch: ClassVar[int] = 1
+    batch = 1
 
     def __call__(self, context: object, indices: range) -> FrameBatch:
         maps, small, t = self._maps, _load(self.folder, _SMALL), indices.start
@@ -247,7 +246,7 @@ def _before_background(
 @dataclass(frozen=True, kw_only=True)
 class _OnBackground:
     folder: Path
-    batch: ClassVar[int] = 1
+    batch = 1
 
     @cached_property
     def background(self) -> Background:

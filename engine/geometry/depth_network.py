@@ -40,11 +40,12 @@ class SameConv(nn.Conv2d):
         total = kernel - stride if stride > 1 else kernel - 1
         self.pads = (total // 2, total - total // 2) * 2
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, self.pads) if self.pads[1] else x)
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.pad(input, self.pads) if self.pads[1] else input)
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch normalization with the constants of EfficientNet-Lite."""
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
@@ -142,7 +143,7 @@ class DepthNet(nn.Module):
         """`images` [B, 3, H, W] sRGB in 0..1; H and W multiples of 32.
 
         Raises:
-            ValueError: a side is no multiple of 32.
+            ValueError: a side is not a multiple of 32.
         """
         if images.shape[-1] % 32 or images.shape[-2] % 32:
             raise ValueError(f"image sides must be multiples of 32, got {tuple(images.shape[-2:])}")

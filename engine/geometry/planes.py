@@ -45,8 +45,8 @@ def flatten(log_depth: np.ndarray, usable: np.ndarray, *, seed: int = 0) -> np.n
     nearest = off.argmin(0)
     flat = (off.min(0) < FLAT) & usable
     held = np.where(flat, np.take_along_axis(surfaces, nearest[None], 0)[0], log_depth)
-    slopes = [_slopes(log_depth, surfaces, nearest, flat, axis) for axis in (1, 0)]
-    solved = solve_slopes(*slopes, held)
+    right, down = (_slopes(log_depth, surfaces, nearest, flat, axis) for axis in (1, 0))
+    solved = solve_slopes(right, down, held)
     return np.where(usable, solved, log_depth).astype(np.float32)
 
 

@@ -4,6 +4,7 @@ Everything works on log depth, sky being the constant SKY (so that differences t
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,7 +32,8 @@ def optical_flow(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     grays = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (a, b)]
     if min(grays[0].shape) < 32:  # below the coarsest pyramid level
         return np.zeros((*grays[0].shape, 2), np.float32)
-    return cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST).calc(grays[0], grays[1], None)
+    search: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)  # its type has no optional flow
+    return search.calc(grays[0], grays[1], None)
 
 
 def warp(image: np.ndarray, flow: np.ndarray, *, nearest: bool = False) -> np.ndarray:

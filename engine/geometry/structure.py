@@ -42,6 +42,7 @@ def _nearest_known(log_depth: np.ndarray, unknown: np.ndarray) -> np.ndarray:
     _, label = cv2.distanceTransformWithLabels(
         unknown.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )
+    label = label.astype(np.intp)
     values = np.zeros(label.max() + 1, np.float32)
     values[label[~unknown]] = log_depth[~unknown]
     return values[label]

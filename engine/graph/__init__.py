@@ -1,1 +1,1 @@
-"""What a stage is, what it is given, and who runs it."""
+"""Stages: their definition, their context and their execution."""

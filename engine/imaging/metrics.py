@@ -1,4 +1,4 @@
-"""What a run measures of itself, without ground truth."""
+"""Metrics of a run that need no ground truth."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

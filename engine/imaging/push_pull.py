@@ -1,7 +1,7 @@
 """Push-pull hole filling: pull valid pixels up a pyramid, push their means down into the holes.
 
 Gortler et al., The Lumigraph (1996), section 3.4. Used before the VAE (an encoded black hole poisons the latents
-beside it) and to carry colour differences from a hole's rim into the hole.
+beside it) and to carry color differences from a hole's rim into the hole.
 """
 
 import torch

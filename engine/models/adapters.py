@@ -50,8 +50,8 @@ def target_names(unet: nn.Module, adapter: AdapterName) -> list[str]:
     return names
 
 
-def inject(unet: nn.Module, rank: int, *, alpha: float | None = None, seed: int = 0) -> None:
-    """Add both adapters to `unet` in place, freshly initialised (A random by `seed`, B zero), base weights frozen.
+def inject(unet: nn.Module, rank: int, *, alpha: int | None = None, seed: int = 0) -> None:
+    """Add both adapters to `unet` in place, freshly initialized (A random by `seed`, B zero), base weights frozen.
 
     Args:
         rank: LoRA rank; 16 in the paper.
@@ -146,7 +146,7 @@ def save(unet: nn.Module, adapter: AdapterName, folder: Path, *, base_model: str
     """Write one adapter in PEFT's own layout: `adapter_config.json`, `adapter_model.safetensors`.
 
     Raises:
-        ValueError: the adapter was never trained (every B matrix is zero): saving it would pass off nothing as tuning.
+        ValueError: the adapter was never trained (every B matrix is zero), so there is nothing to save.
     """
     from peft import LoraConfig
 

@@ -1,7 +1,7 @@
 """Which operator computes the UNet's attention: torch's own (`sdpa`), or xformers' memory-efficient one.
 
 xformers is an optional extra with no CPU operator. The choice is about speed and memory, not about the method, but the
-last bits differ, so what xformers computed never answers for what sdpa would have (see `key`).
+last bits differ, so results of xformers have their own keys (see `key`).
 """
 
 from importlib.util import find_spec
@@ -27,7 +27,7 @@ def require(attention: Attention, device: torch.device) -> None:
 
 
 def key(attention: Attention) -> dict[str, str]:
-    """What a stage's key says of it: nothing for the default."""
+    """The operator's part in a stage's key; empty for the default."""
     return {} if attention == "sdpa" else {"attention": attention}
 
 

@@ -1,4 +1,4 @@
-"""Novel views of single frames: a latent diffusion UNet that is told the source view, both cameras and the point anchor.
+"""Novel views of single frames: a latent diffusion UNet conditioned on the source view, both cameras and the point anchor.
 
 After CAT3D (arXiv 2405.10314): cameras are ray maps relative to the source camera, and attention runs across the views.
 Two views, the given one and the asked one, go through the network as two pictures. Both have the same channels:
@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ def input_channels(latent_channels: int) -> int:
 
 
 def ray_map(K_px: np.ndarray, c2w: np.ndarray, size_px: tuple[int, int], cells: tuple[int, int], unit: float) -> Tensor:
-    """Pluecker coordinates (d, o x d) of the ray through each cell's centre, float32 [6, h, w].
+    """Pluecker coordinates (d, o x d) of the ray through each cell's center, float32 [6, h, w].
 
     Args:
         K_px: [3, 3] in pixels of a picture of `size_px` (height, width).
@@ -124,7 +124,7 @@ def predict(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NovelView:
-    """What a multiview model is asked: one frame, as another camera sees it.
+    """A request to a multiview model: one frame, from another camera.
 
     Attributes:
         source: the frame, float [3, H, W] in 0..1.
@@ -132,8 +132,8 @@ class NovelView:
         c2w: [4, 4] of the asked camera in the source camera's space, OpenCV axes.
         K_px: [3, 3] of the asked camera, in pixels of its picture (h, w).
         unit: the clip's median depth, in the units of `c2w`.
-        points: the frame's splatted points as the asked camera sees them, float [3, h, w], and
-        covered: which pixels of them are real, bool [h, w].
+        points: the frame splatted into the asked camera, float [3, h, w].
+        covered: pixels that a point covers, bool [h, w].
     """
 
     source: Tensor
@@ -181,7 +181,7 @@ def find_multiview_model(name: str, *, allow_noncommercial: bool = False) -> Mul
     """`embedded`, a directory with `multiview.json` and `unet/`, or an adapter class as `package.module:Class`.
 
     Raises:
-        ModelError: there is no such thing, or its licence forbids commercial use and nobody said that this is none.
+        ModelError: it does not exist, or its license forbids commercial use and `allow_noncommercial` is not set.
     """
     module, _, attribute = name.partition(":")
     if attribute and not Path(name).exists():
@@ -200,7 +200,8 @@ def find_multiview_model(name: str, *, allow_noncommercial: bool = False) -> Mul
         )
     if found.noncommercial and not allow_noncommercial:
         raise ModelError(
-            f"{name} may not be used commercially ({found.licence}); if this use is none, set `anchor.allow_noncommercial`",
+            f"{name} is licensed for non-commercial use only ({found.licence}); "
+            "if that applies to you, set `anchor.allow_noncommercial`",
             param="anchor.multiview",
             code="model_noncommercial",
         )
@@ -237,14 +238,14 @@ def _adapter(module: str, attribute: str, name: str) -> type[MultiviewAdapter]:
     missing = [member for member in ("licence", "noncommercial", "version") if not hasattr(kind, member)]
     if missing or not callable(kind):
         raise ModelError(f"the adapter {name} does not say its {', '.join(missing)}", param="anchor.multiview")
-    return kind
+    return cast("type[MultiviewAdapter]", kind)
 
 
 def _about(folder: Path, name: str) -> dict[str, Any]:
     needed = {"encoder": str, "licence": str, "noncommercial": bool, "steps": int, "guidance": (int, float)}
     try:
         about = json.loads((folder / "multiview.json").read_text())
-        about["steps"], (folder / "unet" / "config.json").stat()
+        _ = about["steps"], (folder / "unet" / "config.json").stat()
     except (OSError, ValueError, KeyError, TypeError):
         raise ModelError(
             f"no multiview model {name!r}; give embedded, a directory with multiview.json and unet/, or an adapter "
@@ -314,10 +315,10 @@ class DirectoryMultiview:
         latents = self.codec.encode(torch.cat([frame, filled.to(device)])) * self.codec.scaling
         if not real.any():
             latents[1] = 0  # it was trained to read zeros, not a black picture, where no point is seen
-        cells = latents.shape[-2:]
+        cells, (source_h, source_w) = (latents.shape[-2], latents.shape[-1]), view.source.shape[1:]
         cell = size[0] // cells[0], size[1] // cells[1]
         mask = latent_mask(real, cell).to(device)
-        given = ray_map(view.source_K_px, np.eye(4), tuple(view.source.shape[1:]), cells, view.unit)
+        given = ray_map(view.source_K_px, np.eye(4), (source_h, source_w), cells, view.unit)
         asked = ray_map(view.K_px, view.c2w, (h, w), cells, view.unit)
         made = self._denoise(
             latents[:1], latents[1:], mask, torch.stack([given, asked])[None].to(device), self.codec.embed(frame), seed

@@ -1,12 +1,13 @@
 """Run a Stable-Video-Diffusion UNet on single images: the temporal layers are skipped, not only blended out.
 
-The UNet builds its `image_only_indicator` inside (always zeros), so there is nothing to pass in; instead the two
-modules that mix time are given a spatial-only forward. The result is `torch.equal` to an indicator of ones.
+The UNet builds its `image_only_indicator` inside (always zeros), so it cannot be passed in. Instead, the two
+modules that mix time get a spatial-only forward. The result is `torch.equal` to an indicator of ones.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MethodType
+from typing import Any
 
 import torch
 from diffusers.models.resnet import SpatioTemporalResBlock
@@ -39,7 +40,8 @@ def _spatial_transformer(
     tokens = self.proj_in(tokens)
     for block in self.transformer_blocks:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
-            tokens = self._gradient_checkpointing_func(block, tokens, None, encoder_hidden_states, None)
+            again: Any = self._gradient_checkpointing_func  # diffusers sets it
+            tokens = again(block, tokens, None, encoder_hidden_states, None)
         else:
             tokens = block(tokens, encoder_hidden_states=encoder_hidden_states)
     tokens = self.proj_out(tokens)

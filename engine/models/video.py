@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import ModelError
 
 ENCODER_PARTS = ("vae", "image_encoder", "feature_extractor")
-"""What makes latents and tokens of pictures."""
+"""Encodes pictures to latents and image embeddings."""
 
 
 def weight_count(folder: Path) -> int:
@@ -35,7 +35,7 @@ def weight_count(folder: Path) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """What the configs of a model directory say, read without loading weights."""
+    """Properties of a model directory, read from its configs without loading weights."""
 
     latent_channels: int
     frames: int
@@ -120,7 +120,7 @@ class Codec:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Frames in 0..1 of one chunk of scaled latents; neighbours in the chunk share the decoder's temporal layers."""
+        """Frames in 0..1 of one chunk of scaled latents; neighbors in the chunk share the decoder's temporal layers."""
         self._place_encoders(self.device)
         frames = self.vae.decode(latents.to(self.device).float() / self.scaling, num_frames=len(latents)).sample
         return (frames / 2 + 0.5).clamp(0, 1)
@@ -184,8 +184,8 @@ class VideoModel(Codec):
             prompt: image-prompt latents, unscaled [B, C, h, w].
             token: [B, 1, D].
             ids: [B, 3]: fps - 1, motion bucket, noise augmentation.
-            anchor: scaled anchor latents [B, T, C, h, w] and
-            mask: latent mask [B, T, h, w], for guided models; zeros when absent, others ignore them.
+            anchor: for guided models, scaled anchor latents [B, T, C, h, w]; zeros if absent.
+            mask: for guided models, latent mask [B, T, h, w]; zeros if absent.
         """
         if self.offload:
             self._place_encoders(torch.device("cpu"))

@@ -1,1 +1,1 @@
-"""What a run takes before it runs: memory and time."""
+"""Memory and time of a run, before it runs."""

@@ -1,4 +1,4 @@
-"""What the networks hold while they work, counted tensor by tensor without computing anything.
+"""Memory of the networks while they work, counted tensor by tensor without computing anything.
 
 The networks are built from their configs with weights that have a shape and no values, and run through a training step,
 a sampling step, an encoding and a decoding. Every storage is counted from the operation that makes it to the moment that
@@ -90,14 +90,12 @@ class Shapes:
 
         self.dtype = dtype
         with torch.device("meta"):
-            unet: Any = UNetSpatioTemporalConditionModel.from_config(
-                UNetSpatioTemporalConditionModel.load_config(folder / "unet")
-            )
+            config: Any = UNetSpatioTemporalConditionModel.load_config(folder / "unet")
+            unet: Any = UNetSpatioTemporalConditionModel.from_config(config)
             nn.Module.to(unet, "meta", dtype)  # some parameters ignore the context
             adapters.inject(unet, rank)
-            vae: Any = AutoencoderKLTemporalDecoder.from_config(
-                AutoencoderKLTemporalDecoder.load_config(folder / "vae")
-            )
+            config = AutoencoderKLTemporalDecoder.load_config(folder / "vae")
+            vae: Any = AutoencoderKLTemporalDecoder.from_config(config)
             encoder: Any = CLIPVisionModelWithProjection(CLIPVisionConfig.from_pretrained(folder / "image_encoder"))
             for module in unet.modules() if cuda else ():
                 if isinstance(module, nn.LayerNorm | nn.GroupNorm):
@@ -127,7 +125,7 @@ class Shapes:
         return torch.autocast("cpu", dtype=self.dtype) if half else nullcontext()
 
     def inputs(self, batch: int, frames: int, size: Size) -> tuple[Tensor, ...]:
-        """What the UNet is called with."""
+        """Arguments of the UNet's call."""
         config, cell = self.unet.config, 2 ** (len(self.vae.config.block_out_channels) - 1)
         noisy = torch.empty(batch, frames, config.in_channels, size[0] // cell, size[1] // cell, dtype=self.dtype)
         token = torch.empty(batch, 1, config.cross_attention_dim, dtype=self.dtype)
@@ -140,15 +138,17 @@ def _in_fp32(norm: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
 
 @lru_cache(maxsize=2)
 def shapes_of(folder: Path, dtype: torch.dtype, rank: int, *, cuda: bool) -> Shapes:
+    """The networks of a model directory on the meta device; the last two are cached."""
     return Shapes(folder, dtype, rank, cuda=cuda)
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """Of the network itself, without adapters."""
+    """Bytes of the network itself, without adapters."""
     return sum(p.numel() * p.element_size() for name, p in module.named_parameters() if ".lora_" not in name)
 
 
 def adapter_bytes(unet: nn.Module) -> dict[adapters.AdapterName, int]:
+    """Bytes of the parameters of each adapter."""
     return {
         name: sum(p.numel() * p.element_size() for p in adapters.adapter_parameters(unet, name).values())
         for name in adapters.ADAPTERS
@@ -159,7 +159,7 @@ def adapter_bytes(unet: nn.Module) -> dict[adapters.AdapterName, int]:
 def step_bytes(
     shapes: Shapes, tuned: adapters.AdapterName, batch: int, frames: int, size: Size, how: Checkpointing
 ) -> Step:
-    """A training step, over weights and optimiser."""
+    """Bytes of a training step, in addition to weights and optimizer."""
     unet = shapes.unet
     adapters.train_only(unet, [tuned])
     spatial = tuned == "spatial"

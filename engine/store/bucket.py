@@ -25,7 +25,7 @@ class Bucket:
         return f"{self.base}/{where}" if self.base else where
 
     def read(self, where: str) -> bytes | None:
-        """The bytes of one small object, None where there is none."""
+        """The bytes of one small object, or None if it does not exist."""
         try:
             with self.filesystem.open_input_stream(self._at(where), compression=None) as stream:
                 return stream.read()
@@ -33,11 +33,13 @@ class Bucket:
             return None
 
     def write(self, where: str, data: bytes) -> None:
+        """Write a small object."""
         self._make_parent(where)
         with self.filesystem.open_output_stream(self._at(where), compression=None) as stream:
             stream.write(data)
 
     def upload(self, source: Path, where: str) -> None:
+        """Copy a local file to an object."""
         self._make_parent(where)
         with (
             source.open("rb") as read,
@@ -59,7 +61,7 @@ class Bucket:
         return digest.hexdigest()
 
     def sha256(self, where: str) -> str | None:
-        """Digest of one object, None where there is none."""
+        """Digest of one object, or None if it does not exist."""
         try:
             with self.filesystem.open_input_stream(self._at(where), compression=None) as stream:
                 digest = hashlib.sha256()
@@ -79,7 +81,7 @@ class Bucket:
         return dict(found)
 
     def delete(self, where: Iterable[str]) -> None:
-        """Delete files and whole folders, in this order; what is already gone is no error."""
+        """Delete files and whole folders, in this order; missing ones are not an error."""
         for path in map(self._at, where):
             kind = self.filesystem.get_file_info(path).type
             if kind == fs.FileType.Directory:

@@ -33,6 +33,7 @@ def disk_errno(exc: BaseException | None) -> int | None:
 
 
 def store_error(exc: BaseException | None, path: object, verb: str) -> StoreError:
+    """A StoreError with the system's reason; credentials in URIs are removed."""
     number = disk_errno(exc) or getattr(exc, "errno", None)
     cause = os.strerror(number) if number else str(exc)
     # A store's URI may carry credentials: they stay out of messages and logs.
@@ -43,12 +44,14 @@ def store_error(exc: BaseException | None, path: object, verb: str) -> StoreErro
 
 
 def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and sync it to disk; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     sync(path)
 
 
 def sync(path: Path) -> None:
+    """Sync a file or folder to disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -68,6 +71,7 @@ def try_lock(path: Path) -> int | None:
 
 
 def busy(path: Path) -> bool:
+    """Whether another process owns `path`; False if it does not exist."""
     try:
         fd = try_lock(path)
     except FileNotFoundError:
@@ -78,6 +82,7 @@ def busy(path: Path) -> bool:
 
 
 def bytes_or_none(path: Path) -> bytes | None:
+    """The content of a file, or None if it does not exist."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -85,6 +90,7 @@ def bytes_or_none(path: Path) -> bytes | None:
 
 
 def size_or_none(path: Path) -> int | None:
+    """The size of a file in bytes, or None if it cannot be read."""
     try:
         return path.stat().st_size
     except OSError:

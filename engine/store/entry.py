@@ -1,4 +1,4 @@
-"""What a stage's result is called and what is known of it: keys, manifests, entries."""
+"""Names and metadata of stage results: keys, manifests, entries."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ def canonical_json(value: object) -> bytes:
     """The one spelling of a JSON value: sorted keys, no spaces, ASCII, floats by `repr`; tuples count as lists.
 
     Raises:
-        TypeError: Something JSON has no type for (Path, Fraction, bytes, set, ndarray), or a key that is no string.
+        TypeError: Something JSON has no type for (Path, Fraction, bytes, set, ndarray), or a key that is not a string.
         ValueError: NaN or an infinity.
     """
     _check_json(value, "value")
@@ -52,10 +52,10 @@ def stage_key(
 
     Args:
         stage: Name of the stage.
-        version: Raised by whoever changes what the stage computes.
+        version: Raised with every change of the stage's result.
         config: The stage's own options, as JSON values.
         inputs: Input name -> digest: an upstream `Entry.digest`, or the sha256 of a file.
-        weights: Digest of the networks it runs, None where it runs none.
+        weights: Digest of the networks it runs, or None.
     """
     parts = {"stage": stage, "version": version, "config": dict(config), "inputs": dict(inputs), "weights": weights}
     return hashlib.sha256(canonical_json(parts)).hexdigest()
@@ -70,7 +70,7 @@ def place(stage: str, key: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class EntryInfo:
-    """What the manifest says of one published result."""
+    """The manifest's content for one published result."""
 
     stage: str
     key: str
@@ -93,10 +93,12 @@ class EntryInfo:
 
     @property
     def bytes(self) -> int:
+        """Size of all files."""
         return sum(size for size, _ in self.files.values())
 
     @property
     def where(self) -> str:
+        """The entry's path below the store."""
         return place(self.stage, self.key)
 
 
@@ -165,6 +167,11 @@ class Entry(EntryInfo):
             raise StoreError(f"cannot read {path}: {exc}; `recapture store verify` names all damage") from exc
 
     def json(self, name: str) -> Any:
+        """A JSON file of the entry.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
         path = self.file(f"{name}.json")
         try:
             return json.loads(path.read_bytes())

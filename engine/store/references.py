@@ -1,4 +1,4 @@
-"""What live runs have in a stage store: `store gc` leaves it alone, on whatever machine it runs.
+"""References of live runs into a stage store: `store gc` keeps these entries, on any machine.
 
     <stages>/.runs/<driver>.json     signed again and again while the run lives
 
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from .remote_path import Place
 
 STALE_S = 900.0
-"""A run that did not sign for this long is dead; its stages are anybody's."""
+"""A run that did not sign for this long is dead; its stages may be removed."""
 
 
 class References:

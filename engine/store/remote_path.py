@@ -60,10 +60,11 @@ class Place:
 
     @property
     def local(self) -> bool:
+        """Whether it is on this machine's file system."""
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def read(self) -> bytes | None:
-        """The whole file, None where there is none."""
+        """The whole file, or None if it does not exist."""
 
         def once() -> bytes:
             with self.filesystem.open_input_stream(self.path, compression=None) as stream:
@@ -127,7 +128,7 @@ class Place:
             param: what named the file, for the refusal.
 
         Raises:
-            InputError: there is none, it is larger than `max_bytes`, or it may not be read.
+            InputError: it does not exist, is larger than `max_bytes`, or cannot be read.
             OSError: its store does not answer, or the local disk is full.
         """
 
@@ -241,7 +242,7 @@ def _scheme(uri: str) -> str:
 def _split(uri: str, param: str, base: str | None) -> tuple[str, str]:
     """Scheme and path as the filesystem wants it, with nothing in it that leads elsewhere."""
     if not uri.isprintable():
-        raise InputError(f"{uri!r} is no path", param=param)
+        raise InputError(f"{uri!r} is not a path", param=param)
     if "://" not in uri:
         if base is None and not os.path.isabs(uri):
             raise InputError(f"{uri} is a relative path, which only a local manifest may hold", param=param)
@@ -249,12 +250,12 @@ def _split(uri: str, param: str, base: str | None) -> tuple[str, str]:
     try:
         parts = urlsplit(uri)
     except ValueError:  # brackets that are no IPv6 address
-        raise InputError(f"{uri} is no URI", param=param) from None
+        raise InputError(f"{uri} is not a URI", param=param) from None
     path = unquote(parts.path)
     if parts.scheme == "file" and parts.netloc not in ("", "localhost"):
         raise InputError(f"{uri} names another machine's file", param=param)
     if parts.query or parts.fragment or "@" in parts.netloc or ":" in parts.netloc:
         raise InputError(f"{uri.split('?')[0]} may carry no options, port or credentials", param=param)
     if not path.isprintable() or any(part in ("..", ".") for part in path.split("/")) or "//" in path:
-        raise InputError(f"{uri} is no plain path", param=param)
+        raise InputError(f"{uri} is not a plain path", param=param)
     return (parts.scheme, os.path.realpath(path)) if parts.scheme == "file" else (parts.scheme, parts.netloc + path)

@@ -29,6 +29,7 @@ class Scratch:
                 shutil.rmtree(left, ignore_errors=True)
 
     def close(self) -> None:
+        """Remove the folder and release its lock."""
         tempfile.tempdir = self._before
         shutil.rmtree(self.path, ignore_errors=True)
         if self._owner_fd is not None:

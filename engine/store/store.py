@@ -56,6 +56,7 @@ def default_store() -> Path:
 
 
 def user_cache() -> Path:
+    """The package's folder in the user's cache."""
     return platformdirs.user_cache_path("recapture")
 
 
@@ -69,11 +70,11 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """What `Store.gc` removed."""
+    """Totals removed by `Store.gc`."""
 
     removed: list[EntryInfo]
     leftovers: list[str]
-    """Paths of scratch, checkpoints and damaged entries that nobody owned."""
+    """Paths of scratch, checkpoints and damaged entries that no process owned."""
     bytes: int
     """Size of the removed entries."""
 
@@ -105,10 +106,11 @@ class Writer:
             rows.append(array)
 
     def json(self, name: str, value: object) -> None:
+        """Write a JSON file of the entry."""
         (self.path / f"{name}.json").write_bytes(canonical_json(value))
 
     def publish(self, meta: Mapping[str, Any] | None = None) -> Entry:
-        """Make the scratch folder the entry; returns the standing one if the key was published meanwhile.
+        """Make the scratch folder the entry; returns the existing one if the key was published meanwhile.
 
         Raises:
             StoreError: The files cannot be synced, moved or uploaded.
@@ -159,7 +161,7 @@ class Writer:
             shutil.rmtree(old, ignore_errors=True)
 
     def load_checkpoint(self) -> Path | None:
-        """Folder of the newest whole checkpoint of any earlier attempt; None where there is none."""
+        """Folder of the newest complete checkpoint of any earlier attempt, or None."""
         standing = self._checkpoints() if self._claim_checkpoints() else []
         return standing[-1] if standing else None
 
@@ -292,7 +294,7 @@ class Store:
     def gc(
         self, *, older_than_s: float | None = None, max_bytes: int | None = None, keep: Container[str] = ()
     ) -> GcReport:
-        """Remove what nobody owns; then entries and checkpoints unused for `older_than_s`; then the least recently
+        """Remove what no process owns; then entries and checkpoints unused for `older_than_s`; then the least recently
         used entries until `max_bytes` hold the rest. Keys in `keep`, and entries in use, always stay.
         """
         leftovers = self._sweep(older_than_s)
@@ -423,7 +425,7 @@ class Store:
         if trash:
             shutil.rmtree(trash, ignore_errors=True)
         if entry is None:
-            raise StoreError(f"{folder} does not hold what was written to it; the disk is not to be trusted")
+            raise StoreError(f"{folder} differs from what was written to it; the disk may be failing")
         return entry
 
     def _set_aside(self, path: Path) -> Path:

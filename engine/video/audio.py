@@ -55,7 +55,7 @@ def add_sound(video: Path, source: Path, *, start_s: float = 0.0, limits: Limits
                 for packet in silent.demux(pictures):
                     if packet.pts is None:
                         continue
-                    end_s = max(end_s, (packet.pts + packet.duration) * pictures.time_base)
+                    end_s = max(end_s, (packet.pts + (packet.duration or 0)) * pictures.time_base)
                     packet.stream = stream
                     output.mux(packet)
                     sound.copy_until(end_s)
@@ -76,7 +76,7 @@ class _AudioCopy:
     """
 
     found = False
-    """Whether there is sound that is copied."""
+    """Whether the clip has sound to copy."""
 
     def __init__(self, source: Path, start_s: float, output: OutputContainer, limits: Limits) -> None:
         self.warnings: list[str] = []

@@ -1,4 +1,4 @@
-"""What is known of a clip, and how much of one is accepted. Plain values: nothing here opens a file.
+"""Properties of a clip, and limits on clips. Plain values: nothing here opens a file.
 
 Legend: rates, time bases and aspects are exact `Fraction`s; sizes are (width, height) in pixels.
 """
@@ -33,7 +33,7 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColorTags:
-    """The colour tags of a stream, numbered as in ITU-T H.273 (FFmpeg's `AVColor*`); 2 is unspecified."""
+    """The color tags of a stream, numbered as in ITU-T H.273 (FFmpeg's `AVColor*`); 2 is unspecified."""
 
     primaries: int
     transfer: int

@@ -32,7 +32,7 @@ def orientation(frame: VideoFrame, name: str) -> tuple[int, bool]:
         (0, -1, -1, 0): (270, True),
     }
     if signs not in turns:
-        raise VideoError(f"{name} is tagged with a rotation that is no multiple of 90 degrees; rotate it first")
+        raise VideoError(f"{name} is tagged with a rotation that is not a multiple of 90 degrees; rotate it first")
     return turns[signs]
 
 

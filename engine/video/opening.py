@@ -47,7 +47,7 @@ def open_clip(path: Path, limits: Limits) -> Iterator[InputContainer]:
 
 
 def video_of(container: InputContainer, limits: Limits) -> VideoStream | None:
-    """The first stream of moving pictures (cover art is none), its decoder bounded; None if there is none."""
+    """The first video stream (cover art does not count), with a bounded decoder; None if the file has none."""
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         return None
@@ -65,7 +65,7 @@ def _decoder_pixels(limits: Limits) -> int:
 
 
 def first_picture(container: InputContainer, stream: VideoStream, name: str, limits: Limits) -> VideoFrame:
-    """Decodes up to the first frame. Raises VideoError if there is none, or none within the caps."""
+    """Decodes up to the first frame. Raises VideoError if none decodes within the limits."""
     context = stream.codec_context
     if context.width * context.height:
         check_size(context.width, context.height, name, limits)

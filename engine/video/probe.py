@@ -98,7 +98,7 @@ def refuse_kind(stream: VideoStream, frame: VideoFrame, name: str) -> None:
             f"{name} is HDR ({_HDR_TRANSFERS[transfer]}), which is not supported yet; convert it to SDR (BT.709) first"
         )
     if int(frame.colorspace) not in _MATRICES:
-        raise VideoError(f"{name} has colour matrix {int(frame.colorspace)}, which is not supported; use BT.709")
+        raise VideoError(f"{name} has color matrix {int(frame.colorspace)}, which is not supported; use BT.709")
 
 
 def _codec(stream: VideoStream, name: str) -> str:

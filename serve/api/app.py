@@ -33,7 +33,7 @@ def create_api(settings: Settings, *, offer: Offer = lambda job: None) -> FastAP
     """The routes, with the guard around them.
 
     Args:
-        offer: told of each resample that is accepted.
+        offer: called with each accepted resample.
 
     Raises:
         StoreError: the data folder or the database cannot be used.
@@ -41,9 +41,13 @@ def create_api(settings: Settings, *, offer: Offer = lambda job: None) -> FastAP
     """
     state = State.open(settings, offer)
     api = Api(
-        title="ReCapture", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json",
+        title="ReCapture",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
         separate_input_output_schemas=False,
-    )  # fmt: skip
+    )
     api.state.service = state
     for routes in (routes_interactive, routes_renders, routes_uploads, routes_about, routes_page):
         api.include_router(routes.router)

@@ -1,4 +1,4 @@
-"""What the routes share, made once an app."""
+"""State shared by the routes, made once per app."""
 
 import asyncio
 from collections.abc import Callable
@@ -50,11 +50,17 @@ class State:
         database = settings.open_database()
         jobs, workers = Jobs(database, quota=settings.quota), Workers(database)
         return State(
-            settings=settings, database=database, jobs=jobs, uploads=Uploads(database, settings),
-            roots=InputRoots(settings.input_roots), workers=workers,
-            metrics=Metrics(jobs, workers, Messages(database)), outbound=settings.outbound(), offer=offer,
+            settings=settings,
+            database=database,
+            jobs=jobs,
+            uploads=Uploads(database, settings),
+            roots=InputRoots(settings.input_roots),
+            workers=workers,
+            metrics=Metrics(jobs, workers, Messages(database)),
+            outbound=settings.outbound(),
+            offer=offer,
             deciding=asyncio.Semaphore(_DECIDED_AT_ONCE),
-        )  # fmt: skip
+        )
 
 
 def _state(request: Request) -> State:

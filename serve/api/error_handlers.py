@@ -17,7 +17,7 @@ RETRY_AFTER_S = 5
 
 
 class Missing(RecaptureError):
-    """There is no such thing, or it is another tenant's: callers cannot tell which."""
+    """It does not exist, or belongs to another tenant: callers cannot tell which."""
 
     code = "not_found"
 
@@ -73,7 +73,7 @@ def envelope(
 
 
 def request_field(name: str) -> str:
-    """What a request calls the engine's parameter; one that no request has keeps its name."""
+    """The request's name for an engine parameter; other parameters keep their name."""
     option = OPTIONS.get(name)
     if option is not None and option.request:
         return f"options.{option.request_name}"

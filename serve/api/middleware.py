@@ -1,4 +1,4 @@
-"""What every request passes: an id, a key, a cap on its body, a line in the log. Nothing is open that is not listed."""
+"""Middleware for every request: an id, a key, a limit on the body, a line in the log. Only listed paths are open."""
 
 import secrets
 import time
@@ -16,10 +16,10 @@ from .error_handlers import envelope
 from .routes_page import FILES
 
 OPEN = frozenset({"/healthz", "/readyz", *FILES})
-"""Paths that need no key: health, and the page, which holds nothing of anybody."""
+"""Paths that need no key: health, and the page, which holds no tenant data."""
 
 MOST_JSON_BYTES = 8 << 20
-"""Of a request that is no part of an upload: a camera file of 3000 frames fits."""
+"""Limit for requests other than upload parts; a camera file of 3000 frames fits."""
 
 log = get_logger("http")
 
@@ -46,9 +46,12 @@ class Guard:
                 if key is None:
                     wanted = {"WWW-Authenticate": "Bearer"}
                     refusal = envelope(
-                        request.id, 401, "invalid_api_key", "give a valid API key as `Authorization: Bearer rk_...`",
+                        request.id,
+                        401,
+                        "invalid_api_key",
+                        "give a valid API key as `Authorization: Bearer rk_...`",
                         headers=wanted,
-                    )  # fmt: skip
+                    )
                     await refusal(scope, receive, request.send)
                     return
                 scope["state"]["key"] = request.key = key
@@ -87,9 +90,15 @@ class _Request:
         method = self._scope["method"]
         self._metrics.seen(method, route, self.status, seconds)
         log.info(
-            "request", request_id=self.id, method=method, path=self._scope["path"], status=self.status,
-            seconds=round(seconds, 4), tenant=self.key and self.key.tenant, key=self.key and self.key.id,
-        )  # fmt: skip
+            "request",
+            request_id=self.id,
+            method=method,
+            path=self._scope["path"],
+            status=self.status,
+            seconds=round(seconds, 4),
+            tenant=self.key and self.key.tenant,
+            key=self.key and self.key.id,
+        )
 
 
 def _bearer(headers: Headers) -> str:

@@ -9,7 +9,7 @@ from ..jobs.records import Job
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": description}
     for status, description in (
-        (400, "The body is no JSON."),
+        (400, "The body is not JSON."),
         (401, "No valid API key."),
         (404, "Not there, or another tenant's."),
         (409, "Another request under this idempotency key, or a state that does not allow it."),

@@ -1,10 +1,10 @@
-"""What there is: models, presets, health, metrics."""
+"""Routes about the service: models, presets, health, metrics."""
 
 import tempfile
 from typing import Any
 
-import sqlalchemy as sa
 from fastapi import APIRouter
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import JSONResponse, Response
 
 from ...client.schema import Health, Model, ModelList, Preset, PresetList, PresetParameter
@@ -56,15 +56,20 @@ def list_presets() -> PresetList:
                 summary=preset.summary,
                 parameters=[
                     PresetParameter(
-                        name=p.name, unit=p.unit, default=p.default, low=_finite(p.low), high=_finite(p.high),
-                        words=list(p.words), help=p.help,
+                        name=p.name,
+                        unit=p.unit,
+                        default=p.default,
+                        low=_finite(p.low),
+                        high=_finite(p.high),
+                        words=list(p.words),
+                        help=p.help,
                     )
                     for p in preset.parameters
                 ],
             )
             for preset in presets()
         ]
-    )  # fmt: skip
+    )
 
 
 def _finite(bound: float) -> float | None:
@@ -74,7 +79,7 @@ def _finite(bound: float) -> float | None:
 def _database(service: State) -> str:
     try:
         return "ok" if service.database.version() == VERSION else "of another version"
-    except (sa.exc.SQLAlchemyError, StoreError):
+    except (SQLAlchemyError, StoreError):
         return "not reachable"
 
 
@@ -89,7 +94,7 @@ def _disk(service: State) -> str:
 def _workers(service: State) -> str:
     try:
         kinds = {kind for worker in service.workers.live() for kind in worker.kinds}
-    except sa.exc.SQLAlchemyError:
+    except SQLAlchemyError:
         return "not known"
     missing = {"render", "preview", "estimate"} - kinds
     return "ok" if not missing else f"none for {', '.join(sorted(missing))}"

@@ -46,11 +46,11 @@ async def create_estimate(asked: EstimateCreate, http: Request, service: Service
 
 
 _WORKED_ON_S = 3600.0
-"""For so long after its caller was told to ask again may a job be worked on; a process that died leaves none for ever."""
+"""How long a job may run after its caller got `busy`; jobs of dead processes end too."""
 
 
 async def _about_clip(service: State, tenant: str, clip: Input, options: ClipOptions) -> dict[str, Any]:
-    """What a preview's job keeps of the clip."""
+    """The clip's fields in a preview's job."""
     where = await run_in_threadpool(clip_request, service, tenant, clip)
     return {**where, "sections": sections(options)}
 

@@ -132,7 +132,7 @@ def render_content(
     try:
         return _File(path, media_type=kind, headers=headers, stat_result=path.stat())
     except FileNotFoundError:  # deleted since its record was read
-        raise Missing("there is no such render", param="render") from None
+        raise Missing("this render does not exist", param="render") from None
 
 
 class _File(FileResponse):
@@ -146,7 +146,7 @@ class _File(FileResponse):
             raise HTTPException(400, "the Range is malformed; give bytes=FIRST-LAST") from None
         except RangeNotSatisfiable:
             whole = {"Content-Range": f"bytes */{file_size}"}
-            raise HTTPException(416, f"there is no such part; the file has {file_size} bytes", whole) from None
+            raise HTTPException(416, f"the file ends before this part; it has {file_size} bytes", whole) from None
 
 
 @router.get(
@@ -186,7 +186,7 @@ def find_render(service: State, tenant: str, render: str) -> Job:
     # A name that is none is not looked up: PostgreSQL would stumble over a NUL in it.
     job = service.jobs.get(tenant, render, "render") if re.fullmatch(r"rnd_[0-9a-f]{24}", render) else None
     if job is None:
-        raise Missing("there is no such render", param="render")
+        raise Missing("this render does not exist", param="render")
     return job
 
 
@@ -200,7 +200,7 @@ def render_request(
     parent: Job | None = None,
     webhook_url: str | None = None,
 ) -> dict[str, Any]:
-    """What a job keeps of a request: all that a worker needs, and nothing that could change meanwhile.
+    """A job's copy of a request: everything a worker needs, and nothing that can change meanwhile.
 
     Raises:
         Missing, InputError: as `clip_request`; the webhook may not be sent there, or not be checked.
@@ -209,9 +209,10 @@ def render_request(
         service.outbound.check(webhook_url, param="webhook_url")
         if not has_secret(service.database, tenant):
             raise InputError(
-                "there is no secret to sign webhooks with; the operator makes one with `recapture keys webhook-secret`",
-                param="webhook_url", code="no_webhook_secret",
-            )  # fmt: skip
+                "this tenant has no secret to sign webhooks with; the operator creates one with `recapture keys webhook-secret`",
+                param="webhook_url",
+                code="no_webhook_secret",
+            )
     where = clip_request(service, tenant, source)
     if parent is not None and where["sha256"] is None:
         where["sha256"] = parent.result and parent.result["clip_sha256"]
@@ -231,7 +232,7 @@ def render_request(
 
 
 def clip_request(service: State, tenant: str, source: Input) -> dict[str, Any]:
-    """What a job keeps of where its clip is.
+    """The location of a job's clip, as the job stores it.
 
     Raises:
         Missing, InputError: the upload is not there, or not ready; the tenant may not name the URI.

@@ -92,7 +92,7 @@ def delete_upload(upload: str, service: Service, tenant: Tenant) -> None:
 def find_upload(service: State, tenant: str, upload: str) -> UploadRecord:
     record = service.uploads.get(tenant, upload) if re.fullmatch(r"upl_[0-9a-f]{24}", upload) else None
     if record is None:
-        raise Missing("there is no such upload", param="upload")
+        raise Missing("this upload does not exist", param="upload")
     return record
 
 
@@ -112,6 +112,11 @@ def upload_of(service: State, record: UploadRecord) -> Upload:
 
 def _clip(info: ClipInfo) -> Clip:
     return Clip(
-        width=info.width, height=info.height, frames=info.frame_count, fps=float(info.rate),
-        duration_s=info.duration_s, codec=info.codec, has_audio=info.has_audio,
-    )  # fmt: skip
+        width=info.width,
+        height=info.height,
+        frames=info.frame_count,
+        fps=float(info.rate),
+        duration_s=info.duration_s,
+        codec=info.codec,
+        has_audio=info.has_audio,
+    )

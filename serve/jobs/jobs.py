@@ -1,7 +1,7 @@
 """Jobs in the database: the rules of `records.py`, each change one compare-and-swap on the record's revision.
 
-Nothing here decides what is allowed; it loads a record, asks it for the one after, and writes that if nobody else was
-faster. So both databases obey the same rules, and no lock is held while anybody thinks.
+Nothing here decides what is allowed: it loads a record, computes its successor, and writes that if no other process was
+faster. So both databases obey the same rules, and no lock is held during other work.
 """
 
 import secrets
@@ -24,7 +24,7 @@ _COLUMNS = [field.name for field in fields(Job)]
 
 
 UNCLAIMED_S = 60.0
-"""Who waits for a preview or an estimate has fetched it within this."""
+"""Time within which a caller fetches its preview or estimate."""
 
 
 class IdempotencyConflict(RecaptureError):
@@ -47,7 +47,7 @@ class QueueFull(RecaptureError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
-    """What a tenant may have at once, where its own row says nothing else."""
+    """Default limits of a tenant; its own row may override them."""
 
     max_active: int = 100
     """Renders that have not ended."""
@@ -102,9 +102,14 @@ class Jobs:
                 if not connection.execute(db.uploads.update().where(*mine).values(used_at=now)).rowcount:
                     raise UploadGone("the uploaded clip is not there any more", param="input")
             job = Job(
-                id=f"{_PREFIX[kind]}_{secrets.token_hex(12)}", tenant=tenant, kind=kind, fingerprint=fingerprint,
-                request=dict(request), created_at=now, deadline_at=None if deadline_s is None else now + deadline_s,
-            )  # fmt: skip
+                id=f"{_PREFIX[kind]}_{secrets.token_hex(12)}",
+                tenant=tenant,
+                kind=kind,
+                fingerprint=fingerprint,
+                request=dict(request),
+                created_at=now,
+                deadline_at=None if deadline_s is None else now + deadline_s,
+            )
             connection.execute(db.jobs.insert().values({name: getattr(job, name) for name in _COLUMNS}))
             if key is not None:
                 remember(connection, tenant, key, fingerprint, job.id, now)
@@ -122,7 +127,7 @@ class Jobs:
         """The newest first, those after the job named.
 
         Raises:
-            InputError: there is no such job to go on after.
+            InputError: the job named by `after` does not exist.
         """
         table = db.jobs.c
         query = sa.select(db.jobs).where(table.tenant == tenant, table.kind == kind)
@@ -130,7 +135,7 @@ class Jobs:
             query = query.where(table.status == status)
         if after is not None:
             if (last := self.get(tenant, after, kind)) is None:
-                raise InputError(f"there is no {kind} {after} to go on after; it may have been deleted", param="after")
+                raise InputError(f"{kind} {after} does not exist; it may have been deleted", param="after")
             older = sa.or_(
                 table.created_at < last.created_at, sa.and_(table.created_at == last.created_at, table.id < last.id)
             )
@@ -142,7 +147,7 @@ class Jobs:
     def take(
         self, worker: str, kinds: Collection[str], *, lease_s: float, job: str | None = None, head_start_s: float = 0.0
     ) -> Job | None:
-        """Give the worker the next job that is free, None if there is none.
+        """Give the worker the next free job, or None.
 
         The tenant with the fewest running goes first, then the one served longest ago, then the oldest job.
 
@@ -177,9 +182,11 @@ class Jobs:
         """Whether the worker still holds the job: what it asks at each step."""
         table = db.jobs.c
         query = sa.select(table.id).where(
-            table.id == claim.job, table.attempt == claim.attempt, table.fence == claim.fence,
+            table.id == claim.job,
+            table.attempt == claim.attempt,
+            table.fence == claim.fence,
             table.status == "in_progress",
-        )  # fmt: skip
+        )
         with self.database.reading() as connection:
             return connection.execute(query).first() is not None
 
@@ -230,23 +237,21 @@ class Jobs:
             connection.execute(db.jobs.delete().where(db.jobs.c.id == job, db.jobs.c.status == "queued"))
 
     def remove_unclaimed(self) -> int:
-        """Forget previews and estimates that have ended and were fetched by nobody; returns how many."""
+        """Delete previews and estimates that ended and were never fetched; returns their number."""
         table = db.jobs.c
-        left = sa.and_(
-            table.kind != "render", table.status.in_(FINAL), table.completed_at < self.clock() - UNCLAIMED_S
-        )  # fmt: skip
+        left = sa.and_(table.kind != "render", table.status.in_(FINAL), table.completed_at < self.clock() - UNCLAIMED_S)
         with self.database.writing() as connection:
             return connection.execute(db.jobs.delete().where(left)).rowcount
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """How many jobs there are by kind and status."""
+        """Number of jobs by kind and status."""
         table = db.jobs.c
         query = sa.select(table.kind, table.status, sa.func.count()).group_by(table.kind, table.status)
         with self.database.reading() as connection:
             return {(kind, status): count for kind, status, count in connection.execute(query)}
 
     def oldest_queued_s(self) -> float:
-        """How long the first in the queue has waited; 0 when nobody waits."""
+        """Seconds that the first job in the queue has waited; 0 if the queue is empty."""
         with self.database.reading() as connection:
             query = sa.select(sa.func.min(db.jobs.c.created_at)).where(db.jobs.c.status == "queued")
             first = connection.execute(query).scalar()
@@ -349,7 +354,7 @@ def by_key(connection: Connection, tenant: str, key: str) -> Any:
 
 
 def load_job(connection: Connection, job: str) -> Job | None:
-    """A record, whoever's it is."""
+    """A record of any tenant."""
     row = connection.execute(sa.select(db.jobs).where(db.jobs.c.id == job)).first()
     return None if row is None else _job(row)
 

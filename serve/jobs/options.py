@@ -15,7 +15,7 @@ from ...engine.store.entry import canonical_json
 def check_camera(camera: str | CameraFile) -> str | dict[str, Any]:
     """The camera as it is kept in a job: an expression, or a camera file's content.
 
-    A string is parsed as an expression and as nothing else: a path of ours given by a stranger must not be opened.
+    A string is parsed only as an expression: a caller must not make the service open one of its own files.
 
     Raises:
         CameraError: unknown preset, malformed expression, a pose that is no pose.
@@ -29,7 +29,7 @@ def check_camera(camera: str | CameraFile) -> str | dict[str, Any]:
 
 
 def camera_text(camera: str | dict[str, Any]) -> str:
-    """What a list shows of a camera."""
+    """A camera's text in a list."""
     return camera if isinstance(camera, str) else f"camera file, {len(camera['frames'])} frames"
 
 
@@ -43,7 +43,7 @@ def run_config(model: str, options: Options, seed: int) -> RunConfig:
 
 
 def sections(options: ClipOptions | SampleOptions) -> dict[str, dict[str, Any]]:
-    """What a request sets of the configuration, by section and field."""
+    """Configuration values set by a request, by section and field."""
     given = {
         path: option.read(getattr(options, option.request_name, None))
         for path, option in OPTIONS.items()

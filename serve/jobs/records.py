@@ -27,7 +27,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What a worker holds of a job; the database knows by it whether it still does."""
+    """A worker's claim on a job; the database checks by it that the claim still holds."""
 
     job: str
     attempt: int
@@ -42,7 +42,7 @@ class Job:
     tenant: str
     kind: str
     fingerprint: str
-    """Of everything that decides the result: input, camera, options, seed, model."""
+    """Digest of everything that decides the result: input, camera, options, seed, model."""
     request: dict[str, Any]
     created_at: float
     status: Status = "queued"
@@ -58,7 +58,7 @@ class Job:
     stage: str | None = None
     progress: float = 0.0
     checkpoint: str | None = None
-    """The last stage whose result is in the store: what the next attempt goes on from."""
+    """The last stage whose result is in the store; the next attempt continues after it."""
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     compute_s: float = 0.0
@@ -73,7 +73,7 @@ class Job:
         return Claim(job=self.id, attempt=self.attempt, fence=self.fence)
 
     def free(self, now: float) -> bool:
-        """Whether a worker may take it: nobody holds it, or its holder has not been heard of for a lease's time."""
+        """Whether a worker may take it: it is unclaimed, or its holder was silent for a lease's time."""
         lapsed = self.status == "in_progress" and self.lease_until is not None and self.lease_until <= now
         return (self.status == "queued" or lapsed) and not self.overdue(now)
 
@@ -129,7 +129,7 @@ class Job:
         return self._ended("failed", now, error=error, compute_s=self.compute_s + compute_s)
 
     def given_back(self, claim: Claim) -> "Job":
-        """In the queue again, at once: the worker was told to stop, which is no fault of the job's."""
+        """Back in the queue at once: the worker had to stop, which does not count against the job."""
         self._check(claim)
         return self._changed(status="queued", worker=None, lease_until=None, attempt=self.attempt - 1)
 

@@ -1,9 +1,12 @@
 """The service on Ray Serve: ingress replicas on CPUs, and renderers that keep the video model warm.
 
-Records and leases are the same as on one machine: a replica that is killed loses its lease, and another one goes on
-with the render. What Serve adds is where processes live, that what dies is started again, and that a resample goes to
-the renderer that has its adapters in memory.
+Records and leases are the same as on one machine: a killed replica loses its lease, and another one continues
+the render. Serve places processes, restarts dead ones, and routes a resample to the renderer that has its adapters in
+memory.
 """
+
+# pyright: reportCallIssue=false, reportFunctionMemberAccess=false
+# Ray Serve's decorators carry no types.
 
 import asyncio
 import threading
@@ -140,9 +143,11 @@ def application(settings: Settings) -> Application:
         )
     gpus = 1 if settings.device == "cuda" else 0
     renderer = Renderer.options(
-        name="Renderer", num_replicas=settings.renderers, ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
+        name="Renderer",
+        num_replicas=settings.renderers,
+        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
         graceful_shutdown_timeout_s=30,
-    )  # fmt: skip
+    )
     # All of it fits on a machine of two cores: what does not is waited for without an end.
     previewer = Renderer.options(name="Previewer", ray_actor_options={"num_cpus": 0.5})
     keeper = Keeping.options(name="Keeper", ray_actor_options={"num_cpus": 0.1})

@@ -12,9 +12,14 @@ def main() -> None:
     settings = Settings.from_environment()
     set_up_logs()
     uvicorn.run(
-        create_api(settings), host=settings.host, port=settings.port, log_config=None, access_log=False,
-        timeout_graceful_shutdown=5, server_header=False,
-    )  # fmt: skip
+        create_api(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        server_header=False,
+    )
 
 
 if __name__ == "__main__":

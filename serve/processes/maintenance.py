@@ -1,6 +1,6 @@
-"""The keeper: delivers webhooks and removes what nobody uses any more. `python -m recapture.serve.processes.maintenance`.
+"""The keeper: delivers webhooks and removes unused uploads and records. `python -m recapture.serve.processes.maintenance`.
 
-A process of its own: what it asks of the outside delays no request and no render. There may be several.
+It is a process of its own, so its outgoing calls delay no request and no render. Several may run.
 """
 
 import asyncio

@@ -17,7 +17,7 @@ from ..settings import SETTINGS_VARIABLE, Settings
 PROCESSES: Mapping[str, Sequence[str]] = {
     "ingress": ("recapture.serve.processes.ingress",),
     "renderer": ("recapture.serve.jobs.worker", "render"),
-    # Apart from the renderer: who drags a slider must not wait for somebody's render.
+    # Apart from the renderer, so that interactive previews never queue behind renders.
     "previewer": ("recapture.serve.jobs.worker", "preview", "estimate"),
     "keeper": ("recapture.serve.processes.maintenance",),
 }
@@ -71,7 +71,7 @@ class Supervisor:
         return f"http://{host}:{self.settings.port}"
 
     def run(self, on_up: Callable[[], None], *, start_within_s: float = 120.0) -> None:
-        """Return when told to stop, by `stop`, SIGINT or SIGTERM, and all processes have ended.
+        """Run until `stop`, SIGINT or SIGTERM, then return when all processes have ended.
 
         Args:
             on_up: called once, when the ingress answers.

@@ -27,14 +27,14 @@ _STAGE = "fetched"
 
 
 class InputRefused(InputError):
-    """The tenant may not name this."""
+    """The tenant is not allowed to name this file."""
 
     code = "input_refused"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceClip:
-    """A clip that can be filmed."""
+    """A clip that can be rendered."""
 
     path: Path
     sha256: str
@@ -87,7 +87,7 @@ class Inputs:
     def _uploaded(self, job: Job) -> SourceClip:
         upload = self._uploads.get(job.tenant, job.request["input"])
         if upload is None or upload.status != "ready" or upload.clip is None:
-            raise InputError("the uploaded clip is not there any more", param="input", code="upload_gone")
+            raise InputError("the uploaded clip no longer exists", param="input", code="upload_gone")
         return SourceClip(path=self._settings.upload_path(upload.id), sha256=upload.sha256, info=upload.clip)
 
     def _fetched(self, place: Place, store: Store, check: Check) -> SourceClip:

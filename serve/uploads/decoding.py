@@ -19,7 +19,7 @@ from ...engine.store import Store
 from ..settings import Settings
 
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR")
-"""Of the environment; the rest may hold secrets."""
+"""Variables passed to the process; the others may hold secrets."""
 
 _LOOK_EVERY_S = 0.5
 
@@ -28,10 +28,10 @@ Check = Callable[[], None]
 
 
 def probe_upload(path: Path, settings: Settings, check: Check = lambda: None) -> dict[str, Any]:
-    """What the clip is, as `ClipInfo.to_json`.
+    """The clip's properties, as `ClipInfo.to_json`.
 
     Raises:
-        VideoError: it is no clip that can be used, or takes more than is granted.
+        VideoError: the clip cannot be used, or needs more than its limits.
     """
     return _child({"verb": "probe", "path": str(path), "write_bytes": 0}, settings, check)
 
@@ -51,9 +51,14 @@ def decode_into_store(
         VideoError: as `probe_upload`; the clip turned out other than its header said.
     """
     request = {
-        "verb": "frames", "path": str(path), "info": info, "decode": asdict(decode), "store": str(store.root), "key": key,
+        "verb": "frames",
+        "path": str(path),
+        "info": info,
+        "decode": asdict(decode),
+        "store": str(store.root),
+        "key": key,
         "write_bytes": 1 << 40,
-    }  # fmt: skip
+    }
     try:
         _child(request, settings, check)
     except BaseException:
@@ -73,8 +78,12 @@ def add_sound(
     # What is written is the video, the sound and an index; the child reads both files anyway.
     write_bytes = 2 * video.stat().st_size + source.stat().st_size + (1 << 20)
     request = {
-        "verb": "sound", "path": str(source), "video": str(video), "start_s": start_s, "write_bytes": write_bytes,
-    }  # fmt: skip
+        "verb": "sound",
+        "path": str(source),
+        "video": str(video),
+        "start_s": start_s,
+        "write_bytes": write_bytes,
+    }
     try:
         return _child(request, settings, check)["warnings"]
     finally:

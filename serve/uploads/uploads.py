@@ -83,9 +83,16 @@ class Uploads:
             if connection.execute(used).scalar_one() + asked.bytes > self.settings.max_tenant_bytes:
                 raise QueueFull("your uploads take all the room you have; delete some", code="quota_used")
             record = UploadRecord(
-                id=f"upl_{secrets.token_hex(12)}", tenant=tenant, status="pending", bytes=asked.bytes,
-                sha256=asked.sha256, filename=asked.filename, clip=None, error=None, created_at=time.time(),
-            )  # fmt: skip
+                id=f"upl_{secrets.token_hex(12)}",
+                tenant=tenant,
+                status="pending",
+                bytes=asked.bytes,
+                sha256=asked.sha256,
+                filename=asked.filename,
+                clip=None,
+                error=None,
+                created_at=time.time(),
+            )
             path = self.settings.upload_path(record.id)
             path.parent.mkdir(parents=True)
             path.touch()
@@ -114,7 +121,7 @@ class Uploads:
         """The upload's file at its end, for one request at a time; what was written stays, also after an error.
 
         Raises:
-            UploadConflict: the upload is complete, does not end at `offset`, or somebody else writes.
+            UploadConflict: the upload is complete, does not end at `offset`, or another request is writing.
         """
         path = self.settings.upload_path(record.id)
         if record.status != "pending":
@@ -149,8 +156,10 @@ class Uploads:
             except InputError as error:
                 problem = Problem(code=error.code, message=error.message, param="input")
         changes = {
-            "status": "failed" if problem else "ready", "clip": clip, "error": problem and problem.model_dump(),
-        }  # fmt: skip
+            "status": "failed" if problem else "ready",
+            "clip": clip,
+            "error": problem and problem.model_dump(),
+        }
         with self.database.writing() as connection:
             mine = sa.and_(db.uploads.c.id == record.id, db.uploads.c.status == "pending")
             connection.execute(db.uploads.update().where(mine).values(changes))

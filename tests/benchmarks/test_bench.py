@@ -11,9 +11,20 @@ from recapture.benchmarks import cluster, latent_mask, masked_loss, timing
 from ..cli.test_cli import recapture  # noqa: F401 - the fixture
 
 FIELDS = {
-    "op", "implementation", "device", "threads", "shape", "p20_ms", "p50_ms", "p80_ms", "repeats", "baseline",
-    "speedup", "versions", "date",
-}  # fmt: skip
+    "op",
+    "implementation",
+    "device",
+    "threads",
+    "shape",
+    "p20_ms",
+    "p50_ms",
+    "p80_ms",
+    "repeats",
+    "baseline",
+    "speedup",
+    "versions",
+    "date",
+}
 
 
 def test_rivals_take_turns_and_are_related_to_the_baseline():

@@ -18,9 +18,19 @@ from recapture.client.errors import Conflict, RateLimited
 from recapture.client.retries import LONGEST_RETRY_AFTER_S, pause_s
 
 RENDER = {
-    "id": "rnd_1", "status": "completed", "progress": 1, "revision": 3, "created_at": 1, "attempt": 1, "input": "upl_1",
-    "camera": "static", "seed": 0, "model": "tiny", "config_digest": "0", "usage": {"compute_seconds": 1, "gpu_seconds": 0},
-}  # fmt: skip
+    "id": "rnd_1",
+    "status": "completed",
+    "progress": 1,
+    "revision": 3,
+    "created_at": 1,
+    "attempt": 1,
+    "input": "upl_1",
+    "camera": "static",
+    "seed": 0,
+    "model": "tiny",
+    "config_digest": "0",
+    "usage": {"compute_seconds": 1, "gpu_seconds": 0},
+}
 
 
 def test_importing_it_loads_nothing_heavy():
@@ -33,10 +43,27 @@ def test_importing_it_loads_nothing_heavy():
 
 def test_the_public_names_are_these():
     assert client_package.__all__ == [
-        "APIError", "AsyncClient", "CameraFile", "Client", "ClientError", "ConnectionFailed", "DownloadDamaged",
-        "Estimate", "EstimateCreate", "Options", "Preview", "PreviewCreate", "Render", "RenderCreate", "RenderFailed",
-        "Upload", "WaitTimeout", "WebhookEvent", "WebhookInvalid", "verify_webhook",
-    ]  # fmt: skip
+        "APIError",
+        "AsyncClient",
+        "CameraFile",
+        "Client",
+        "ClientError",
+        "ConnectionFailed",
+        "DownloadDamaged",
+        "Estimate",
+        "EstimateCreate",
+        "Options",
+        "Preview",
+        "PreviewCreate",
+        "Render",
+        "RenderCreate",
+        "RenderFailed",
+        "Upload",
+        "WaitTimeout",
+        "WebhookEvent",
+        "WebhookInvalid",
+        "verify_webhook",
+    ]
 
 
 class Scripted:

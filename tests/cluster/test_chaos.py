@@ -5,7 +5,6 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -74,7 +73,7 @@ class DiesOnce:
     """Gives the number of each frame; the first who is asked for frame 5 is killed in the middle of its share."""
 
     mark: Path
-    batch: ClassVar[int] = 1
+    batch = 1
 
     def __call__(self, context: object, indices: range) -> FrameBatch:
         if indices.start == 5 and not self.mark.exists():

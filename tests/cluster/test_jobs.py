@@ -45,13 +45,22 @@ def dashboard():
         patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # the job's `python`
         head = subprocess.Popen(
             [
-                Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder}",
-                f"--port={free_port()}", "--include-dashboard=true", f"--dashboard-port={port}",
-                f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
+                Path(sys.executable).parent / "ray",
+                "start",
+                "--head",
+                "--block",
+                "--num-cpus=2",
+                f"--temp-dir={folder}",
+                f"--port={free_port()}",
+                "--include-dashboard=true",
+                f"--dashboard-port={port}",
+                f"--dashboard-agent-listen-port={free_port()}",
+                f"--ray-client-server-port={free_port()}",
                 "--dashboard-host=127.0.0.1",
             ],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             wait_for_agent(f"http://127.0.0.1:{port}")
             yield f"http://127.0.0.1:{port}"
@@ -108,7 +117,7 @@ def test_what_cannot_be_sent_is_refused(dashboard, recapture, tmp_path):  # noqa
     recapture("jobs", "list", "--address", "127.0.0.1:8265").refused("http://HEAD:8265")
     nobody = recapture("jobs", "list", "--address", "http://127.0.0.1:9")
     assert nobody.code == 1
-    assert "nobody answers" in nobody.err
+    assert "no answer from" in nobody.err
 
 
 def test_a_job_runs_on_the_sent_wheel_and_is_followed_from_outside(dashboard, recapture, small_svd, tmp_path):  # noqa: F811
@@ -116,9 +125,24 @@ def test_a_job_runs_on_the_sent_wheel_and_is_followed_from_outside(dashboard, re
     wheel = build_wheel(tmp_path)
     out = tmp_path / "out"
     sent = recapture(
-        "submit", manifest, "--out", out, "--address", dashboard, "--model", small_svd, "--concurrency", 1,
-        "--device", "cpu", "--allow-root", tmp_path, "--wheel", wheel, "--json",
-    )  # fmt: skip
+        "submit",
+        manifest,
+        "--out",
+        out,
+        "--address",
+        dashboard,
+        "--model",
+        small_svd,
+        "--concurrency",
+        1,
+        "--device",
+        "cpu",
+        "--allow-root",
+        tmp_path,
+        "--wheel",
+        wheel,
+        "--json",
+    )
     assert sent.code == 0, sent.err
     job = json.loads(sent.out)["job_id"]
     seen = set()
@@ -156,9 +180,21 @@ def test_a_stopped_job_goes_on_when_it_is_sent_again(dashboard, recapture, small
     cameras = ["truck(0.1)", "truck(0.2)", "truck(-0.1)"]
     manifest = manifest_of(tmp_path, cameras, [write_clip(tmp_path / "walk.mp4")])
     words = [
-        manifest, "--out", tmp_path / "out", "--address", dashboard, "--model", small_svd, "--concurrency", 1,
-        "--device", "cpu", "--allow-root", tmp_path, "--installed",
-    ]  # fmt: skip
+        manifest,
+        "--out",
+        tmp_path / "out",
+        "--address",
+        dashboard,
+        "--model",
+        small_svd,
+        "--concurrency",
+        1,
+        "--device",
+        "cpu",
+        "--allow-root",
+        tmp_path,
+        "--installed",
+    ]
     first = json.loads(recapture("submit", *words, "--json").out)["job_id"]
     wait_for(dashboard, first, lambda state: (state["progress"] or {}).get("rows"))
     assert recapture("jobs", "stop", first, "--address", dashboard).code == 0
@@ -179,11 +215,29 @@ def test_plain_ray_submits_it_too(dashboard, small_svd, tmp_path):
     manifest = manifest_of(tmp_path, ["truck(0.1)"], [tmp_path / "broken.mp4"])
     done = subprocess.run(
         [
-            Path(sys.executable).parent / "ray", "job", "submit", "--address", dashboard, "--",
-            "recapture", "bulk", manifest, "--out", tmp_path / "out", "--cluster", "auto", "--model", small_svd,
-            "--device", "cpu", "--concurrency", "1",
+            Path(sys.executable).parent / "ray",
+            "job",
+            "submit",
+            "--address",
+            dashboard,
+            "--",
+            "recapture",
+            "bulk",
+            manifest,
+            "--out",
+            tmp_path / "out",
+            "--cluster",
+            "auto",
+            "--model",
+            small_svd,
+            "--device",
+            "cpu",
+            "--concurrency",
+            "1",
         ],
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert "1 failed of 1" in done.stdout + done.stderr
     assert done.returncode != 0  # exit code 3: a row failed

@@ -50,9 +50,13 @@ except Exception as error:
     print(type(error).__name__)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, address], capture_output=True, text=True, timeout=60, check=True,
+        [sys.executable, "-c", code, address],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
         env={**os.environ, "RAY_AUTH_TOKEN": token, "RAY_gcs_rpc_server_reconnect_timeout_s": "2"},
-    )  # fmt: skip
+    )
     return done.stdout.split()[-1]
 
 
@@ -106,7 +110,7 @@ for address in ("127.0.0.1:{port}", "head"):
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     nobody, malformed = done.stdout.splitlines()
     assert nobody.startswith(f"--cluster: no Ray cluster answers at 127.0.0.1:{port}")
-    assert "none of local, auto, HOST:PORT" in malformed
+    assert "is not local, auto or HOST:PORT" in malformed
 
 
 def test_engine_and_command_do_not_need_ray():

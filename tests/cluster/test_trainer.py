@@ -170,7 +170,7 @@ def test_deepspeeds_own_json(tmp_path):
     with pytest.raises(InputError, match=r"deepspeed: .* sets 'optimizer': the optimiser is AdamW"):
         read_settings(path)
     path.write_text("[]")
-    with pytest.raises(InputError, match="no JSON object"):
+    with pytest.raises(InputError, match="not a JSON object"):
         read_settings(path)
     with pytest.raises(InputError, match="cannot be read"):
         read_settings(tmp_path / "none.json")

@@ -67,9 +67,27 @@ def encoded(small_svd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(small_svd: Path, encoded: Path, folder: Path, *options: object) -> None:
     call(
-        train_guided_svd.main, "--model", small_svd, "--latents", encoded, "--run", folder / "run", "--rank", RANK,
-        "--out", folder / "guided", "--steps", 6, "--lr", 1e-2, "--image-share", 0.5, "--threads", 1, *options,
-    )  # fmt: skip
+        train_guided_svd.main,
+        "--model",
+        small_svd,
+        "--latents",
+        encoded,
+        "--run",
+        folder / "run",
+        "--rank",
+        RANK,
+        "--out",
+        folder / "guided",
+        "--steps",
+        6,
+        "--lr",
+        1e-2,
+        "--image-share",
+        0.5,
+        "--threads",
+        1,
+        *options,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -66,9 +66,14 @@ def view(seed: int = 0, covered: float = 0.5) -> NovelView:
     mask[:, : round(WIDTH * covered)] = True
     picture = torch.rand(3, HEIGHT, WIDTH, generator=draw)
     return NovelView(
-        source=torch.rand(3, HEIGHT, WIDTH, generator=draw), source_K_px=K_PX, c2w=turned(30), K_px=K_PX, unit=4.0,
-        points=picture * mask, covered=mask,
-    )  # fmt: skip
+        source=torch.rand(3, HEIGHT, WIDTH, generator=draw),
+        source_K_px=K_PX,
+        c2w=turned(30),
+        K_px=K_PX,
+        unit=4.0,
+        points=picture * mask,
+        covered=mask,
+    )
 
 
 def test_rays_meet_where_the_cameras_look() -> None:
@@ -188,9 +193,11 @@ def film(engine: Recapture, clip: Path, camera: str, until: str = "anchor", **an
         {
             "anchor": {"locked": False, **anchor},
             "condition": {"height": 64, "width": 96, "augmentations": 2},
-            "tune": {"spatial_steps": 1, "temporal_steps": 1}, "sample": {"steps": 1}, "refine": {"sigma": 0.0},
+            "tune": {"spatial_steps": 1, "temporal_steps": 1},
+            "sample": {"steps": 1},
+            "refine": {"sigma": 0.0},
         },
-    )  # fmt: skip
+    )
     return engine(clip / "clip.mp4", camera, config=config, until=until, depth_dir=clip / "depth")
 
 
@@ -249,7 +256,7 @@ def test_auto_takes_points_for_small_turns_and_imagines_behind_wide_ones(engine,
 
 
 def test_a_forbidding_licence_is_asked_about(flat_adapter) -> None:
-    with pytest.raises(ModelError, match=r"commercially \(research only\).*`anchor.allow_noncommercial`"):
+    with pytest.raises(ModelError, match=r"non-commercial use only \(research only\).*`anchor.allow_noncommercial`"):
         find_multiview_model(flat_adapter)
     found = find_multiview_model(flat_adapter, allow_noncommercial=True)
     assert found.licence == "research only"

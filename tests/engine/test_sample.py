@@ -71,11 +71,17 @@ def test_overlap_is_carried_into_the_next_window(model, monkeypatch):
 
     parts = list(
         sample(
-            model, torch.zeros(10, 4, 4, 4), told, plan_windows(10, 4, 2), karras_sigmas(4, 10.0, 0.01),
-            prompt_of=prompt_of, first_prompt=(told.prompts[0], told.tokens[0]), seed=0,
+            model,
+            torch.zeros(10, 4, 4, 4),
+            told,
+            plan_windows(10, 4, 2),
+            karras_sigmas(4, 10.0, 0.01),
+            prompt_of=prompt_of,
+            first_prompt=(told.prompts[0], told.tokens[0]),
+            seed=0,
             on_step=lambda window, step, latents: None,
         )
-    )  # fmt: skip
+    )
     assert [len(part) for part in parts] == [4, 2, 2, 2]
     assert torch.allclose(torch.cat(parts), torch.full((10, 4, 4, 4), 0.7), atol=1e-3)
     assert len(prompts) == 3

@@ -43,9 +43,13 @@ def filmed(source: np.ndarray, depth: np.ndarray, c2w: np.ndarray, target_K: np.
     """Source [T, H, W, 3] from other cameras; holes grey."""
     cameras = [torch.from_numpy(np.repeat(x[None], len(c2w), 0)) for x in (K, target_K)]
     drawn = splat(
-        torch.from_numpy(source).permute(0, 3, 1, 2), torch.from_numpy(depth.astype(np.float32)),
-        cameras[0], torch.from_numpy(inverse(c2w)), cameras[1], (H, W),
-    )  # fmt: skip
+        torch.from_numpy(source).permute(0, 3, 1, 2),
+        torch.from_numpy(depth.astype(np.float32)),
+        cameras[0],
+        torch.from_numpy(inverse(c2w)),
+        cameras[1],
+        (H, W),
+    )
     picture = torch.where(drawn.mask[:, None], drawn.color, 128.0)
     return picture.round().byte().permute(0, 2, 3, 1).numpy()
 

@@ -83,9 +83,13 @@ def quaternion_wxyz(R: np.ndarray) -> np.ndarray:
     """By the eigenvector of the largest eigenvalue (Bar-Itzhack 2000)."""
     (a, b, c), (d, e, f), (g, h, i) = R
     K = np.array(
-        [[a - e - i, b + d, c + g, h - f], [b + d, e - a - i, f + h, c - g], [c + g, f + h, i - a - e, d - b],
-         [h - f, c - g, d - b, a + e + i]]
-    )  # fmt: skip
+        [
+            [a - e - i, b + d, c + g, h - f],
+            [b + d, e - a - i, f + h, c - g],
+            [c + g, f + h, i - a - e, d - b],
+            [h - f, c - g, d - b, a + e + i],
+        ]
+    )
     x, y, z, w = np.linalg.eigh(K)[1][:, -1]
     return np.array([w, x, y, z])
 
@@ -106,11 +110,13 @@ def write_scene(scene: Path) -> None:
         document = {
             "scene": {"resolution": [WIDTH, HEIGHT], "frame_rate": 24, "num_frames": ON_DISK},
             "camera": {
-                "focal_length": 32.0, "sensor_width": 32.0,
-                "positions": [position.tolist()] * ON_DISK, "quaternions": [quaternion_wxyz(blender).tolist()] * ON_DISK,
+                "focal_length": 32.0,
+                "sensor_width": 32.0,
+                "positions": [position.tolist()] * ON_DISK,
+                "quaternions": [quaternion_wxyz(blender).tolist()] * ON_DISK,
                 "K": [[1.0, 0, -0.5], [0, -WIDTH / HEIGHT, -0.5], [0, 0, -1]],
             },
-        }  # fmt: skip
+        }
         (scene / f"{scene.name}_p0_v{view}.json").write_text(json.dumps(document))
 
 
@@ -285,7 +291,7 @@ def test_files_are_read_late_and_refused_by_name(copy: Path) -> None:
     with pytest.raises(InputError, match=r"scn02900_p0_v9\.json .*camera\.quaternions"):
         entry.load()
     shutil.copy(scene / "scn02900_p0_v8.json", scene / "scn02900_p0_v9.json")
-    with pytest.raises(InputError, match=r"frames_p0_v3/depth_00003\.tiff is no 144x96 TIFF of floats"):
+    with pytest.raises(InputError, match=r"frames_p0_v3/depth_00003\.tiff is not a 144x96 TIFF of floats"):
         entry.load()
 
 
@@ -296,10 +302,18 @@ def test_files_are_read_late_and_refused_by_name(copy: Path) -> None:
         ("[]", "is no control file"),
         ('{"scene_000000": {"sample_00": {"frame_start": 20, "frame_skip": 2, "fps": 5}}}', "ParallelDomain-4D"),
         (json.dumps({"scn02900": {"s": {"frame_start": 0, "frame_skip": 0, **ROWS["sample_00"]}}}), "out of range"),
-        (json.dumps({"scn02900": {"s": {"frame_start": 0, "frame_skip": 1, "spherical_start": [0, 5], "spherical_end":
-                                        [0, 5]}}}), "scn02900/s"),
+        (
+            json.dumps(
+                {
+                    "scn02900": {
+                        "s": {"frame_start": 0, "frame_skip": 1, "spherical_start": [0, 5], "spherical_end": [0, 5]}
+                    }
+                }
+            ),
+            "scn02900/s",
+        ),
     ],
-)  # fmt: skip
+)
 def test_other_control_files_are_refused(release: Path, tmp_path: Path, text: str, message: str) -> None:
     controls = tmp_path / "controls.json"
     controls.write_text(text)

@@ -513,9 +513,9 @@ def test_vbench_is_called_for_custom_input_and_read_by_video(videos: dict[str, P
 def test_vbench_that_is_not_there_is_the_users_to_fix(
     videos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(InputError, match=r"vbench_python.*no program"):
+    with pytest.raises(InputError, match=r"vbench_python.*cannot be run"):
         run_vbench(tmp_path / "nowhere" / "python", videos)
-    with pytest.raises(InputError, match="no program"):
+    with pytest.raises(InputError, match="cannot be run"):
         run_vbench(tmp_path, videos)
     with pytest.raises(InputError, match="MP4"):
         run_vbench(Path(sys.executable), {"a": tmp_path / "a.mp4"})

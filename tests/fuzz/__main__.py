@@ -25,9 +25,13 @@ from recapture.client.errors import ClientError
 from recapture.engine.errors import CameraError, InputError
 
 VIEW = SourceView(
-    K_px=np.array([[384.0, 0, 192], [0, 384, 128], [0, 0, 1]]), width=384, height=256, times_s=np.arange(4) / 24,
-    median_depth=5.0, subject_depth=3.0,
-)  # fmt: skip
+    K_px=np.array([[384.0, 0, 192], [0, 384, 128], [0, 0, 1]]),
+    width=384,
+    height=256,
+    times_s=np.arange(4) / 24,
+    median_depth=5.0,
+    subject_depth=3.0,
+)
 BETWEEN_FILES = b"\n--- next file ---\n"
 FOLDERS = {
     "colmap": ["cameras.txt", "images.txt", "points3D.txt"],

@@ -24,7 +24,11 @@ def test_mutated_files_are_read_or_refused(target: str, tmp_path: Path) -> None:
         f"-artifact_prefix={tmp_path}/",
     ]
     done = subprocess.run(
-        [*command, *options], capture_output=True, text=True, timeout=300, cwd=CORPUS.parents[2],
+        [*command, *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=CORPUS.parents[2],
         env={**os.environ, "TMPDIR": str(tmp_path)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, f"{done.returncode}: {done.stdout[-1000:]} {done.stderr[-3000:]}"

@@ -17,10 +17,15 @@ from .backends import BACKENDS, FAST, NUMBA, device_of, run_interpreted
 f32 = np.float32
 EXAMPLES = 5 if interpreted() else 60
 SCENES = {
-    "height": st.integers(1, 14), "width": st.integers(1, 14), "h": st.integers(1, 18), "w": st.integers(1, 18),
-    "move": st.tuples(*[st.floats(-1.5, 1.5)] * 3), "turn": st.tuples(*[st.floats(-70, 70)] * 2),
-    "zoom": st.sampled_from([0.3, 1.0, 1.0, 2.7]), "seed": st.integers(0, 10**6),
-}  # fmt: skip
+    "height": st.integers(1, 14),
+    "width": st.integers(1, 14),
+    "h": st.integers(1, 18),
+    "w": st.integers(1, 18),
+    "move": st.tuples(*[st.floats(-1.5, 1.5)] * 3),
+    "turn": st.tuples(*[st.floats(-70, 70)] * 2),
+    "zoom": st.sampled_from([0.3, 1.0, 1.0, 2.7]),
+    "seed": st.integers(0, 10**6),
+}
 
 
 def scene(height, width, h, w, move, turn, zoom, seed, *, frames=1, channels=2):

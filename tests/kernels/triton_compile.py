@@ -86,8 +86,11 @@ def _assemble(ptx: str, cubin: bytes) -> tuple[str, str]:
         (Path(folder) / "kernel.cubin").write_bytes(cubin)
         report = subprocess.run(
             [tools / "ptxas", "-v", "--gpu-name", target[1], "-o", "/dev/null", "kernel.ptx"],
-            cwd=folder, check=True, capture_output=True, text=True,
-        ).stderr  # fmt: skip
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stderr
         for command in (["cuobjdump", "-sass"], ["nvdisasm"]):
             if (tools / command[0]).exists():
                 words = [tools / command[0], *command[1:], "kernel.cubin"]

@@ -29,8 +29,11 @@ def postgres_server() -> Iterator[str]:
     try:
         subprocess.run(
             [binaries / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--no-sync", "--encoding=UTF8"],
-            check=True, capture_output=True, user=user, cwd=folder,
-        )  # fmt: skip
+            check=True,
+            capture_output=True,
+            user=user,
+            cwd=folder,
+        )
         options = f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off"
         control = [binaries / "pg_ctl", "-D", data, "-w", "-l", folder / "log"]
         subprocess.run([*control, "-o", options, "start"], check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)

@@ -38,11 +38,24 @@ def test_whatever_is_asked_the_answer_is_documented(server, tmp_path):
     with server.client("tester") as client:
         client.uploads.create(write_clip(tmp_path / "walk.mp4"))
     command = [
-        sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json",
-        "-H", f"Authorization: Bearer {key}", "--max-examples", "15", "--seed", "1", "--request-timeout", "20",
-        "--exclude-path", "/readyz",  # no worker runs here: its 503 is right
-        "--exclude-checks", "positive_data_acceptance",  # a camera is a language, which a schema cannot hold
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "schemathesis.cli",
+        "run",
+        f"{server.url}/openapi.json",
+        "-H",
+        f"Authorization: Bearer {key}",
+        "--max-examples",
+        "15",
+        "--seed",
+        "1",
+        "--request-timeout",
+        "20",
+        "--exclude-path",
+        "/readyz",  # no worker runs here: its 503 is right
+        "--exclude-checks",
+        "positive_data_acceptance",  # a camera is a language, which a schema cannot hold
+    ]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stdout[-6000:]
     assert "Selected: 19/20" in ran.stdout

@@ -37,16 +37,38 @@ FRACTIONS = [0.0, 0.1, 0.35, 0.5, 0.8, 1.0]
 
 EXPRESSIONS = [
     *(preset.name for preset in presets()),
-    "arc(20deg)+zoom(1.3)", "arc(-35, start=10deg, elevation=-12, ease=linear, look_at=0.7)", "pan(10deg) + dolly(0.3)",
-    "dolly(0.2, to=0.5) + pan(15deg, from=0.5)", "truck(distance=-0.4, look_at=subject, ease=in)+tilt(-8)",
-    "pedestal(.3, start=-.1, look_at=2) + roll(30, ease=out)", "crane(0.5, look_at=none)+orbit(400deg, from=.2, to=.9)",
-    "dolly_zoom(-0.3, start=0.2) + arc(9)", "spiral(0.2, turns=-1.5, forward=0.3, look_at=none)", "truck()",
-    "dolly(0.3)+arc(20deg)+dolly(0.2)+crane(-0.2)", "lemniscate(radius=2e-1, loops=3) +\tzoom(0.5, start=2)",
-]  # fmt: skip
+    "arc(20deg)+zoom(1.3)",
+    "arc(-35, start=10deg, elevation=-12, ease=linear, look_at=0.7)",
+    "pan(10deg) + dolly(0.3)",
+    "dolly(0.2, to=0.5) + pan(15deg, from=0.5)",
+    "truck(distance=-0.4, look_at=subject, ease=in)+tilt(-8)",
+    "pedestal(.3, start=-.1, look_at=2) + roll(30, ease=out)",
+    "crane(0.5, look_at=none)+orbit(400deg, from=.2, to=.9)",
+    "dolly_zoom(-0.3, start=0.2) + arc(9)",
+    "spiral(0.2, turns=-1.5, forward=0.3, look_at=none)",
+    "truck()",
+    "dolly(0.3)+arc(20deg)+dolly(0.2)+crane(-0.2)",
+    "lemniscate(radius=2e-1, loops=3) +\tzoom(0.5, start=2)",
+]
 NO_EXPRESSIONS = [
-    "", "arc(", "arc(20deg", "swirl(3)", "arc(20deg,)", "arc(20, 30)", "arc(angel=3)", "zoom(99)", "zoom(2deg)", "static(1)",
-    "arc(20) pan(3)", "arc(20)+", "arc(1, look_at=none)", "pan(2, from=0.7, to=0.2)", "pan(1, ease=0.3)", "pan(--1)", "pan(é)",
-]  # fmt: skip
+    "",
+    "arc(",
+    "arc(20deg",
+    "swirl(3)",
+    "arc(20deg,)",
+    "arc(20, 30)",
+    "arc(angel=3)",
+    "zoom(99)",
+    "zoom(2deg)",
+    "static(1)",
+    "arc(20) pan(3)",
+    "arc(20)+",
+    "arc(1, look_at=none)",
+    "pan(2, from=0.7, to=0.2)",
+    "pan(1, ease=0.3)",
+    "pan(--1)",
+    "pan(é)",
+]
 
 
 @pytest.fixture
@@ -140,8 +162,10 @@ def test_the_page_and_the_service_mean_the_same_by_an_expression(page, tmp_path)
                  return motions && { text: camera.format(motions), poses: a1.map((fraction) => {
                    const { c2w, zoom } = camera.pose(motions, fraction, a2);
                    return [c2w.clone().transpose().toArray(), zoom]; }) }; });""",
-            expressions, FRACTIONS, SUBJECT_DEPTH,
-        )  # fmt: skip
+            expressions,
+            FRACTIONS,
+            SUBJECT_DEPTH,
+        )
         for text, page_says in zip(expressions, said, strict=True):
             assert page_says, text
             path = parse_expression(text).resolve(view_of(FRACTIONS))
@@ -199,8 +223,11 @@ def test_where_a_handle_is_pulled_the_camera_goes(page, tmp_path):
                 """const to = new three.Vector3(...a2);
                    const pulled = pull.pull(camera.parse(a0, presets), a1, (place) => place.sub(to), presets, a3);
                    return camera.format(pulled);""",
-                text, end, target, SUBJECT_DEPTH,
-            )  # fmt: skip
+                text,
+                end,
+                target,
+                SUBJECT_DEPTH,
+            )
             path = parse_expression(after)
             assert [motion.preset.name for motion in path.motions] == made_of, (text, by, after)
             reached = path.resolve(view_of([0.0, 1.0])).c2w[fraction, :3, 3]

@@ -101,9 +101,21 @@ def test_a_sleeper_that_wakes_changes_nothing(settings, clip, tmp_path):
 
 def test_the_command_serves_and_starts_again_what_is_killed(small_svd, clip, tmp_path):
     command = [
-        sys.executable, "-m", "recapture", "serve", "--data", tmp_path / "data", "--model", small_svd,
-        "--device", "cpu", "--port", "0", "--allow-root", f"local={tmp_path}",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "recapture",
+        "serve",
+        "--data",
+        tmp_path / "data",
+        "--model",
+        small_svd,
+        "--device",
+        "cpu",
+        "--port",
+        "0",
+        "--allow-root",
+        f"local={tmp_path}",
+    ]
     log = tmp_path / "serve.log"
     with log.open("wb") as err:
         service = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err, text=True)

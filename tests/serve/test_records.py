@@ -48,9 +48,14 @@ class Ledger:
     def submit(self, tenant: str, kind: str, request: dict[str, Any], fingerprint: str, *, deadline_s: float | None):
         now = self.clock()
         job = Job(
-            id=secrets.token_hex(8), tenant=tenant, kind=kind, fingerprint=fingerprint, request=request,
-            created_at=now, deadline_at=None if deadline_s is None else now + deadline_s,
-        )  # fmt: skip
+            id=secrets.token_hex(8),
+            tenant=tenant,
+            kind=kind,
+            fingerprint=fingerprint,
+            request=request,
+            created_at=now,
+            deadline_at=None if deadline_s is None else now + deadline_s,
+        )
         self.records[job.id] = job
         return job, True
 
@@ -290,7 +295,8 @@ def test_an_idempotency_key_is_one_job(database):
 
 def test_quotas_and_the_cap_of_the_queue(database):
     jobs = Jobs(database, quota=Quota(max_active=2, max_queue=3, max_running=1))
-    submit(jobs), submit(jobs)
+    submit(jobs)
+    submit(jobs)
     with pytest.raises(QueueFull) as refused:
         submit(jobs)
     assert refused.value.code == "quota_used"
@@ -325,17 +331,24 @@ def work_of_a_poll(path: Path, ended: int) -> int:
         for tenant in ("a", "b"):
             ensure_tenant(connection, tenant)
         row = {
-            "kind": "render", "fingerprint": "f" * 64, "request": {}, "status": "completed", "revision": 3, "attempt": 1,
-            "fence": 1, "progress": 1.0, "compute_s": 0.0, "warnings": [], "deadline_at": 9.0,
-        }  # fmt: skip
+            "kind": "render",
+            "fingerprint": "f" * 64,
+            "request": {},
+            "status": "completed",
+            "revision": 3,
+            "attempt": 1,
+            "fence": 1,
+            "progress": 1.0,
+            "compute_s": 0.0,
+            "warnings": [],
+            "deadline_at": 9.0,
+        }
         ids = [{"id": f"rnd_{n}", "tenant": "ab"[n % 2], "created_at": n, "started_at": n} for n in range(ended)]
         connection.execute(db.jobs.insert(), [{**row, **more} for more in ids])
     jobs = Jobs(database)
     for tenant in "aabb":
         submit(jobs, tenant)
-    sa.event.listen(
-        database.engine, "checkout", lambda raw, *_: raw.set_progress_handler(lambda: steps.append(1), 1)
-    )  # fmt: skip
+    sa.event.listen(database.engine, "checkout", lambda raw, *_: raw.set_progress_handler(lambda: steps.append(1), 1))
     assert jobs.expire_overdue() == 0
     assert jobs.take("w", ["preview", "estimate"], lease_s=60) is None
     assert jobs.take("w", ["render"], lease_s=60).status == "in_progress"

@@ -63,8 +63,17 @@ def test_a_render_from_clip_to_files(client, server, upload, render, tmp_path):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == content.sha256
         assert not path.with_name(path.name + ".part").exists()
     assert set(render.content) == {
-        "video", "generated", "anchor", "mask", "side_by_side", "contact", "camera", "config", "report", "page"
-    }  # fmt: skip
+        "video",
+        "generated",
+        "anchor",
+        "mask",
+        "side_by_side",
+        "contact",
+        "camera",
+        "config",
+        "report",
+        "page",
+    }
     assert [found.id for found in client.renders.list().data] == [render.id]
     page = client._http.get(f"{server.url}/v1/renders/{render.id}/content?variant=page", headers=client._headers)
     assert page.headers["content-security-policy"].startswith("sandbox")

@@ -86,8 +86,8 @@ def read_cameras(path: str | Path) -> PoseTrack:
 def write_cameras(path: str | Path, fmt: str, cameras: CameraPath) -> None:
     """Write a path as absolute poses in the world of the source camera, translation in scene units.
 
-    Read back, the poses of a foreign format are again relative to a source camera: its first pose unless told
-    otherwise, and in median depths unless the scale is given as 1. The project's own format keeps both.
+    When read back, the poses of other formats are relative to a source camera: by default the file's first pose, in median
+    depths unless the scale is 1. The project's own format keeps both.
 
     Args:
         path: A file, or for COLMAP a folder (made if missing).

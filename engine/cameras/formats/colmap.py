@@ -157,7 +157,7 @@ def _text_images(path: Path) -> list[_Image]:
 
 
 def write_text(cameras: CameraPath) -> dict[str, bytes]:
-    """cameras.txt with one PINHOLE camera a frame, images.txt without points, and an empty points3D.txt."""
+    """cameras.txt with one PINHOLE camera per frame, images.txt without points, and an empty points3D.txt."""
     camera_rows = ["# CAMERA_ID MODEL WIDTH HEIGHT FX FY CX CY"]
     image_rows = ["# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, then its points (none)"]
     for i, pose, lens in _rows(cameras):

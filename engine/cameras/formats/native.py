@@ -45,7 +45,7 @@ def write(cameras: CameraPath) -> dict[str, bytes]:
 
 
 def encode(cameras: CameraPath) -> str:
-    """The path as JSON, a frame a line; Python's shortest float text gives the same bits back."""
+    """The path as JSON, one line per frame; Python's shortest float text gives the same bits back."""
     header = {
         "schema": SCHEMA,
         "version": VERSION,

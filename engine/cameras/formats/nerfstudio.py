@@ -84,7 +84,7 @@ def _without_applied(c2w: np.ndarray, document: dict[str, object], name: str) ->
 
 
 def _lens(fields: dict[str, object], where: str) -> tuple[np.ndarray, tuple[int, int]] | None:
-    """K [3, 3] and (width, height) from a frame's fields over the head's; None where there is no focal length."""
+    """K [3, 3] and (width, height) from a frame's fields, which override the head's; None without a focal length."""
     model = fields.get("camera_model", "PINHOLE")
     if model not in _MODELS:
         refuse(where, f"camera_model {str(model)[:40]!r} is not a pinhole; accepted: {', '.join(_MODELS)}")

@@ -1,4 +1,4 @@
-"""Curves as inline SVG; colours come from the page's style sheet, so they follow its light and dark scheme."""
+"""Curves as inline SVG; colors come from the page's style sheet, so they follow its light and dark scheme."""
 
 import math
 from collections.abc import Sequence

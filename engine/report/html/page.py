@@ -219,7 +219,7 @@ def _over_time(facts: dict[str, Any]) -> str:
     return line_chart(
         "Change from frame to frame, levels of 255", curves, x_label="frame", marks=seams, follow=True
     ) + line_chart(
-        "Share of the picture that nobody filmed",
+        "Share of the picture in holes",
         [Series(label="holes", values=holes, style="accent", shade=True)],
         x_label="frame", percent=True, follow=True,
     )  # fmt: skip

@@ -10,18 +10,18 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 ACCENT = (232, 102, 42)
-"""What the model makes has this colour, in pictures and in curves."""
+"""Color of generated pixels, in pictures and in curves."""
 NEUTRAL = (124, 124, 124)
 _PAPER, _INK = (250, 249, 247), (70, 68, 64)
 
 
 def flat_holes(anchor: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The anchor, uint8 [H, W, 3], with a neutral grey where `mask` [H, W] is False."""
+    """The anchor, uint8 [H, W, 3], with a neutral gray where `mask` [H, W] is False."""
     return np.where(mask[..., None], anchor, np.array(NEUTRAL, np.uint8))
 
 
 def tinted_holes(anchor: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The anchor, uint8 [H, W, 3], with hatching in the accent colour where `mask` [H, W] is False.
+    """The anchor, uint8 [H, W, 3], with hatching in the accent color where `mask` [H, W] is False.
 
     Hatched, not flat: no footage looks like it.
     """

@@ -45,16 +45,42 @@ def refused(folder: Path, name: str, text: str | bytes) -> list[str]:
 
 def test_the_schema_is_this():
     assert COLUMNS.names == [
-        "clip_id", "input_uri", "start_s", "end_s", "camera", "output_uri", "seed", "options", "priority",
-    ]  # fmt: skip
+        "clip_id",
+        "input_uri",
+        "start_s",
+        "end_s",
+        "camera",
+        "output_uri",
+        "seed",
+        "options",
+        "priority",
+    ]
     assert [str(field.type) for field in COLUMNS] == [
-        "string", "string", "double", "double", "string", "string", "int64", "string", "int32",
-    ]  # fmt: skip
+        "string",
+        "string",
+        "double",
+        "double",
+        "string",
+        "string",
+        "int64",
+        "string",
+        "int32",
+    ]
     assert COLUMNS.metadata[b"recapture.version"] == b"1"
     assert SCHEMA.names[:12] == [
-        "row_id", "clip_id", "input_uri", "camera", "seed", "output_uri", "status", "error_code", "error_message",
-        "attempts", "gpu_seconds", "sha256",
-    ]  # fmt: skip
+        "row_id",
+        "clip_id",
+        "input_uri",
+        "camera",
+        "seed",
+        "output_uri",
+        "status",
+        "error_code",
+        "error_message",
+        "attempts",
+        "gpu_seconds",
+        "sha256",
+    ]
 
 
 def test_one_manifest_in_three_formats(tmp_path):
@@ -98,10 +124,19 @@ def test_every_bad_row_is_named_with_line_and_column(tmp_path):
     )
     problems = refused(tmp_path, "m.csv", csv)
     assert [problem.split(":")[0] for problem in problems] == [
-        "line 2, seed", "line 4, clip_id", "line 4, camera", "line 5, clip_id", "line 5, start_s", "line 5, seed",
-        "line 6, input_uri", "line 6, options", "line 6, priority", "line 7, end_s", "line 8, input_uri",
+        "line 2, seed",
+        "line 4, clip_id",
+        "line 4, camera",
+        "line 5, clip_id",
+        "line 5, start_s",
+        "line 5, seed",
+        "line 6, input_uri",
+        "line 6, options",
+        "line 6, priority",
+        "line 7, end_s",
+        "line 8, input_uri",
         "line 8, options",
-    ]  # fmt: skip
+    ]
     assert "below no allowed root" in problems[6]
     assert "--rank" in problems[7] or "1 to 256" in problems[7]
     assert "dolly_zoom" in problems[2]
@@ -111,11 +146,11 @@ def test_every_bad_row_is_named_with_line_and_column(tmp_path):
     ("name", "text", "said"),
     [
         ("m.csv", "clip_id,input_uri,camera\na,x.mp4\n", "line 2, row: it has not 3 fields"),
-        ("m.csv", "clip_id,input_uri,camera,colour\na,x.mp4,static,red\n", "line 2, colour: no such column"),
+        ("m.csv", "clip_id,input_uri,camera,colour\na,x.mp4,static,red\n", "line 2, colour: unknown column"),
         ("m.csv", "clip_id,camera\na,static\n", "line 2, input_uri: it is missing"),
-        ("m.jsonl", '{"clip_id": "a"\n', "line 1, row: it is no JSON object"),
-        ("m.jsonl", "[1]\n", "line 1, row: it is no JSON object"),
-        ("m.jsonl", '{"clip_id": 5, "input_uri": "x", "camera": "static"}\n', "line 1, clip_id: 5 is no text"),
+        ("m.jsonl", '{"clip_id": "a"\n', "line 1, row: it is not a JSON object"),
+        ("m.jsonl", "[1]\n", "line 1, row: it is not a JSON object"),
+        ("m.jsonl", '{"clip_id": 5, "input_uri": "x", "camera": "static"}\n', "line 1, clip_id: 5 is not text"),
         (
             "m.csv",
             "clip_id,input_uri,camera\na,x.mp4,static\na,x.mp4,static\n",
@@ -168,11 +203,24 @@ def test_a_million_bad_rows_are_counted_not_printed(tmp_path):
 @pytest.mark.parametrize(
     "uri",
     [
-        "/etc/passwd", "../secret", "clips/../../secret", "file:///etc/passwd", "s3://bucket-2/x", "s3://bucket/inner/../../x",
-        "s3://bucket/%2e%2e/x", "s3://key:secret@bucket/x", "s3://bucket/x?endpoint_override=evil", "http://bucket/x",
-        "s3://bucket:9000/x", "s3://bucketeer/x", "gs://bucket/x", "s3://bucket//x", "s3://bucket/a\nb", "link/x",
+        "/etc/passwd",
+        "../secret",
+        "clips/../../secret",
+        "file:///etc/passwd",
+        "s3://bucket-2/x",
+        "s3://bucket/inner/../../x",
+        "s3://bucket/%2e%2e/x",
+        "s3://key:secret@bucket/x",
+        "s3://bucket/x?endpoint_override=evil",
+        "http://bucket/x",
+        "s3://bucket:9000/x",
+        "s3://bucketeer/x",
+        "gs://bucket/x",
+        "s3://bucket//x",
+        "s3://bucket/a\nb",
+        "link/x",
     ],
-)  # fmt: skip
+)
 def test_nothing_outside_the_roots_is_found(tmp_path, uri):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "link").symlink_to("/etc")

@@ -57,9 +57,12 @@ def kill_at(folder: Path, counts: list[int]) -> list[str]:
     for count in counts:
         (folder / str(count)).mkdir()
     done = subprocess.run(
-        [sys.executable, "-m", "tests.cluster.bulk.victim", folder, *map(str, counts)], cwd=ROOT, check=True,
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "tests.cluster.bulk.victim", folder, *map(str, counts)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return done.stdout.split()[1::2]
 
 
@@ -195,9 +198,10 @@ def pool(bulk: Bulk, **more) -> RayPool:
 
 def living_workers() -> list:
     return [
-        actor for actor in ray._private.state.actors().values()
+        actor
+        for actor in ray._private.state.actors().values()
         if actor["State"] != "DEAD" and actor["ActorClassName"].endswith("Worker")
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.ci
@@ -268,9 +272,13 @@ with connect(None, cpus=2):
     print(bulk.run(workers, policy=Policy(workers=2, beat_s=0.2, max_attempts=10)).exit_code, len(lost))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=240,
+        [sys.executable, "-c", code, tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
         env={**os.environ, "RAY_testing_rpc_failure": LOSS},
-    )  # fmt: skip
+    )
     exit_code, lost = done.stdout.split()[-2:]
     assert exit_code == "0", done.stderr
     assert int(lost) > 0
@@ -319,9 +327,13 @@ cluster.shutdown()
 
 def test_a_node_is_taken_away_while_its_row_runs(tmp_path, undisturbed):
     done = subprocess.run(
-        [sys.executable, "-c", NODE_REMOVAL, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=240,
+        [sys.executable, "-c", NODE_REMOVAL, tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
         env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32, "RAY_USAGE_STATS_ENABLED": "0"},
-    )  # fmt: skip
+    )
     assert "ended 0 1" in done.stdout.splitlines(), done.stderr  # Ray says things of its own
     assert_as_undisturbed(make_bulk(tmp_path, clips=2, paths=2), undisturbed)
 
@@ -350,8 +362,10 @@ def test_a_stopped_command_writes_down_where_it_is(tmp_path, how):
     (tmp_path / "m.csv").write_text(f"clip_id,input_uri,camera\na,{bulk.rows[0]['input_uri']},static\n")
     command = subprocess.Popen(
         [sys.executable, "-m", "recapture", "bulk", "m.csv", "--out", "out", "--concurrency", "1", "--device", "cpu"],
-        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     progress = tmp_path / "out" / "progress.json"
     while not progress.exists():
         assert command.poll() is None, command.stderr.read()

@@ -72,9 +72,13 @@ class S3Bulk:
     def run(self, **policy):
         self.pool = HerePool(self.renderer)
         return operate(
-            self.manifest(), self.out, Policy(workers=2, shard_rows=3, beat_s=0.2, **policy), lambda driver: self.pool,
-            pipeline=Sketch.pipeline, stages=self.out / "stages",
-        )  # fmt: skip
+            self.manifest(),
+            self.out,
+            Policy(workers=2, shard_rows=3, beat_s=0.2, **policy),
+            lambda driver: self.pool,
+            pipeline=Sketch.pipeline,
+            stages=self.out / "stages",
+        )
 
 
 def test_a_run_whose_every_byte_is_in_a_bucket(uri):

@@ -278,7 +278,7 @@ def test_resized_keeps_the_picture() -> None:
 
 def test_a_path_checks_itself() -> None:
     good = resolve("static", times_s=np.arange(2.0))
-    with pytest.raises(CameraError, match="frame 1: the pose's 3x3 part is no rotation"):
+    with pytest.raises(CameraError, match="frame 1: the pose's 3x3 part is not a rotation"):
         replace(good, c2w=np.stack([np.eye(4), np.diag([1.1, 1, 1, 1])]))
     with pytest.raises(CameraError, match="frame 1: the pose is mirrored"):
         replace(good, c2w=np.stack([np.eye(4), np.diag([1.0, -1, 1, 1])]))

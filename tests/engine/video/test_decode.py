@@ -106,7 +106,7 @@ def test_rotation_and_mirroring_are_applied(tmp_path: Path, rotate: tuple, turne
 
 
 def test_a_turn_that_is_no_quarter_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="no multiple of 90"):
+    with pytest.raises(Exception, match="not a multiple of 90"):
         probe(write_clip(tmp_path / "a.mp4", 2, rotate=(45,)))
 
 

@@ -69,11 +69,8 @@ class Machine:
         mine = {"HF_ENDPOINT": self.server.url, "HF_HOME": str(self.cache), **env}
         ran = subprocess.run(
             [sys.executable, "-m", "recapture", *map(str, words)],
-            env=clean | mine,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+            env=clean | mine, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
         assert "Traceback" not in ran.stderr, ran.stderr
         return Answer(code=ran.returncode, out=ran.stdout, err=ran.stderr)
 
@@ -245,14 +242,14 @@ def test_auto_takes_what_was_pulled_and_the_key_says_so(machine, small_svd, tmp_
         return engine(clip, "static", config=config, until="depth")
 
     small = film()
-    assert small.run.config.depth.model == "embedded"
-    assert small.run.notes == ["Depth: embedded model (small). Better: recapture models pull depth"]
+    assert small.config.depth.model == "embedded"
+    assert small.notes == ["Depth: embedded model (small). Better: recapture models pull depth"]
     assert machine.server.requests == []  # nothing is asked for of itself
     hub.fetch(DEPTH_NAME, DEPTH, param="depth.model")
     machine.server.requests.clear()
     better = film()
-    assert better.run.config.depth.model == DEPTH_NAME
-    assert better.run.notes == [f"Depth: {DEPTH_NAME} (Apache-2.0)"]
+    assert better.config.depth.model == DEPTH_NAME
+    assert better.notes == [f"Depth: {DEPTH_NAME} (Apache-2.0)"]
     assert better.entries["depth"].key != small.entries["depth"].key
     assert better.entries["frames"].key == small.entries["frames"].key
     assert machine.server.requests == []

@@ -94,7 +94,7 @@ class Result:
 
     @property
     def matte(self) -> np.ndarray:
-        """uint8 [N, H, W], 255 where the delivered pixel is generated."""
+        """uint8 [N, H, W], how much of the delivered pixel is generated: 255 in holes, less behind a soft edge, else 0."""
         return self.entries["deliver"].array("matte")
 
     @property

@@ -69,16 +69,8 @@ def draw_anchor(
 
     layers = _split(frames[part], upsample(np.array(depth[part]), frames[part], band=band), band, device)
     far, near = draw(layers.color, layers.depth), draw(layers.near, layers.near_depth)
-    # A near edge that something nearer hides is not seen.
-    in_front = near.mask & (~far.mask | (near.depth <= far.depth * (1 + band)))
-    alpha = torch.where(in_front, near.color[:, 3], 0.0)
-    edge = torch.where(in_front[:, None], near.color[:, :3], 0.0)  # times alpha
-    uncertain = torch.where(far.mask, warp(layers.mixed[:, None], far.winner)[:, 0], 1.0)
-    covered = (1 - alpha) * uncertain <= _UNCERTAIN
-    covered = covered | (_closed(covered) & far.mask)  # what was behind a thin thing is known from both its sides
-    # Of a soft edge before a hole only its own color is known.
-    alone = edge / alpha.clamp(min=1e-3)[:, None]
-    behind = torch.where(far.mask[:, None], far.color, alone)
+    seen = _laid_over(far, near, layers.mixed, band)
+    covered, behind = seen.covered, seen.behind
     source = covered.to(torch.uint8) * 255
     if plate is not None and not bool(covered.all()):
         unseen = np.stack([hidden(plate, frames[t], depth[t], band=band) for t in chosen])
@@ -88,18 +80,51 @@ def draw_anchor(
         behind = torch.where(filled[:, None], other.color, behind)
         source = torch.where(filled, confidence, source)
         covered = covered | filled
-    picture = to_uint8(torch.where(covered[:, None], edge + (1 - alpha)[:, None] * behind, alone))
+    whole = seen.edge + (1 - seen.alpha)[:, None] * behind
+    picture = to_uint8(torch.where(covered[:, None], whole, seen.alone))
     mask, evidence = covered.cpu().numpy(), source.cpu().numpy()
     for t in range(len(mask)):
         _remove_specks(picture[t], mask[t], evidence[t])
     return {
         "color": picture,
         "mask": mask,
-        "alpha": np.where(mask, np.uint8(255), to_uint8(alpha[:, None])[..., 0]),
+        "alpha": np.where(mask, np.uint8(255), to_uint8(seen.alpha[:, None])[..., 0]),
         "evidence": evidence,
         "covered": mask.mean((1, 2)),
         "borrowed": ((evidence > 0) & (evidence < 255)).mean((1, 2)),
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """Both layers from the new camera.
+
+    Attributes:
+        edge: float32 [T, 3, h, w], the near edges' color times `alpha` [T, h, w], what they cover of a pixel.
+        alone: float32 [T, 3, h, w], their color by itself, all that is known of a soft edge before a hole.
+        behind: float32 [T, 3, h, w], the far layer, `alone` where it has nothing.
+        covered: bool [T, h, w], pixels of which both together show enough that is certain.
+    """
+
+    edge: Tensor
+    alpha: Tensor
+    alone: Tensor
+    behind: Tensor
+    covered: Tensor
+
+
+def _laid_over(far: Splat, near: Splat, mixed: Tensor, band: float) -> _Seen:
+    """The near layer over the far one; `mixed` [T, H, W] of the source says how uncertain the far one's colors are."""
+    in_front = near.mask & (~far.mask | (near.depth <= far.depth * (1 + band)))  # nothing nearer hides the edge
+    alpha = torch.where(in_front, near.color[:, 3], 0.0)
+    edge = torch.where(in_front[:, None], near.color[:, :3], 0.0)
+    alone = edge / alpha.clamp(min=1e-3)[:, None]
+    uncertain = torch.where(far.mask, warp(mixed[:, None], far.winner)[:, 0], 1.0)
+    covered = (1 - alpha) * uncertain <= _UNCERTAIN
+    covered = covered | (_closed(covered) & far.mask)  # what was behind a thin thing is known from both its sides
+    return _Seen(
+        edge=edge, alpha=alpha, alone=alone, behind=torch.where(far.mask[:, None], far.color, alone), covered=covered
+    )
 
 
 def _closed(masks: Tensor) -> Tensor:

@@ -86,7 +86,8 @@ def test_every_stage_runs_once_and_the_next_path_shares_the_clips_stages(film):
     assert first.frames.shape == first.source.shape == (6, HEIGHT, WIDTH, 3)
     assert first.windows == [range(0, 4), range(2, 6)]
     assert 0 < first.hole_share < 0.5
-    assert first.generated_share == pytest.approx(first.hole_share)
+    # Soft edges cover a part of some pixels of the holes.
+    assert 0.9 * first.hole_share < first.generated_share <= first.hole_share
     assert reused(film("truck(0.1)")) == {record.name for record in first.records}
     second = film("truck(-0.1)")
     assert reused(second) >= {"frames", "depth", "intrinsics", "source", "spatial"}

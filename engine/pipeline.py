@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..kernels.backends import installed
 from .cameras import CameraPath, CameraSpec, parse_camera
 from .config import RunConfig, check, check_device, quality_config
 from .errors import Cancelled, InputError, ResourceError
@@ -27,6 +28,8 @@ from .store import Entry, Store, default_store, stage_key
 from .video import ClipInfo, Limits, admit, probe
 from .warm_start import Neighbour, choose, neighbours
 
+TEXTURED = 26
+"""A tenth of the copied detail: from here on a generated pixel counts as one that has it."""
 _OUT_OF_MEMORY = (
     "out of memory; set `memory` to auto, or lower `condition.height` and `condition.width`, or `sample.decode_chunk`"
 )
@@ -98,6 +101,11 @@ class Result:
         return self.entries["deliver"].array("matte")
 
     @property
+    def texture(self) -> np.ndarray:
+        """uint8 [N, H, W], how much detail copied from the clip a generated pixel has; 255 is all of it."""
+        return self.entries["deliver"].array("texture")
+
+    @property
     def camera(self) -> CameraPath:
         return path_of(self.entries)
 
@@ -110,6 +118,11 @@ class Result:
     def generated_share(self) -> float:
         """Share of the delivered picture that comes from the model."""
         return float(np.mean([frame.mean(dtype=np.float64) / 255 for frame in self.matte]))
+
+    @cached_property
+    def textured_share(self) -> float:
+        """Share of the delivered picture that comes from the model and has detail copied from the clip."""
+        return float(np.mean([(frame >= TEXTURED).mean() for frame in self.texture]))
 
     @property
     def windows(self) -> list[range]:
@@ -325,6 +338,8 @@ def pick_device(name: str) -> torch.device:
 def _refuse_early(run: Run) -> None:
     """What can be known to fail later is refused now."""
     require_attention(run.config.attention, run.device)
+    if run.config.deliver.fill == "texture" and not installed("numba"):
+        raise InputError("it needs numba: pip install 'recapture[engine]', or use model", param="--fill")
     _ = run.size, run.depth_digest, run.mask_digest, run.clean_plate_picture, run.multiview_source
     if run.frame_count < 2:
         raise InputError(

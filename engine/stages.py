@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .anchor.render import to_tensor, to_uint8
 from .cameras import path_warnings, through_geometry
+from .delivery import texture_fill
 from .diffusion.conditioning import time_ids
 from .diffusion.sampler import Condition, karras_sigmas, plan_windows
 from .diffusion.sampler import sample as sample_windows
@@ -458,28 +459,42 @@ def generate(run: Run, inputs: Inputs, out: Writer) -> None:
             run.progress("generate", done, count)
 
 
-@stage("anchor", "generate", version=3, config=lambda run: asdict(run.config.deliver))
+def _deliver_options(run: Run) -> dict[str, Any]:
+    options = asdict(run.config.deliver)
+    if run.config.deliver.composite == "off":
+        return {**options, "fill": "model"}  # nothing is filled
+    if run.config.deliver.fill == "model":
+        return options
+    return {**options, "band": run.config.anchor.band, "mask": run.mask_digest, "seed": run.config.seed}
+
+
+@stage(
+    "frames", "depth", "background", "intrinsics", "camera", "anchor", "generate", version=4, config=_deliver_options
+)  # fmt: skip
 def deliver(run: Run, inputs: Inputs, out: Writer) -> None:
     """Put real pixels where there are any, generated ones where not."""
-    options = run.config.deliver
+    options, joined = run.config.deliver, run.config.deliver.composite == "on"
     generated = inputs["generate"].array("frames")
     # What a multiview model imagined is no footage, whether the mask believes it or not.
     color, alpha, evidence = (inputs["anchor"].array(name) for name in ("color", "alpha", "evidence"))
     count, height, width = evidence.shape
+    fill = texture_fill(run, inputs) if joined and options.fill == "texture" else None
     with (
         out.array("frames", shape_per_row=(height, width, 3), dtype=np.uint8) as rows,
         out.array("matte", shape_per_row=(height, width), dtype=np.uint8) as mattes,
+        out.array("texture", shape_per_row=(height, width), dtype=np.uint8) as textures,
     ):
         for t in range(count):
             made, is_real = to_tensor(generated[t : t + 1]), evidence[t : t + 1] > 0
-            if options.composite == "on":
+            if joined:
                 real = to_tensor(color[t : t + 1])
                 picture = composite(made, real, is_real, alpha[t : t + 1], feather_px=options.feather_px)
             else:
                 picture = to_clip_size(made, (height, width))
-            rows.append(to_uint8(picture))
-            is_made = (
-                255 - alpha[t : t + 1] if options.composite == "on" else np.full((1, height, width), 255, np.uint8)
-            )
-            mattes.append(is_made)
+            delivered, texture = to_uint8(picture), np.zeros((1, height, width), np.uint8)
+            if fill is not None:
+                delivered, texture = fill(t, delivered[0])
+            rows.append(delivered)
+            textures.append(texture)
+            mattes.append(255 - alpha[t : t + 1] if joined else np.full((1, height, width), 255, np.uint8))
             run.progress("deliver", t + 1, count)

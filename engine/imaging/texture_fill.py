@@ -230,7 +230,9 @@ class TextureFill:
             here = copies.picture == k
             if here.any():
                 spot = np.where(here[..., None], at, -9).astype(np.float32)
-                drawn = cv2.remap(detail, spot[..., 0], spot[..., 1], cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_CONSTANT)
+                drawn = cv2.remap(
+                    detail, spot[..., 0], spot[..., 1], cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_CONSTANT
+                )
                 out[here] = drawn[here]
         return out
 

@@ -339,7 +339,7 @@ def _refuse_early(run: Run) -> None:
     """What can be known to fail later is refused now."""
     require_attention(run.config.attention, run.device)
     if run.config.deliver.fill == "texture" and not installed("numba"):
-        raise InputError("it needs numba: pip install 'recapture[engine]', or use model", param="--fill")
+        raise InputError("texture needs numba: pip install 'recapture[engine]', or use model", param="deliver.fill")
     _ = run.size, run.depth_digest, run.mask_digest, run.clean_plate_picture, run.multiview_source
     if run.frame_count < 2:
         raise InputError(

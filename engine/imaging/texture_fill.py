@@ -29,7 +29,7 @@ _SKY = 50.0
 _LEVELS, _ROUNDS = 4, 4
 _GUIDE_PX, _DETAIL_PX = 4.5, 2.25
 """In pixels of the generated picture: the blur of the color that guides, and the size up to which texture is copied."""
-_GAIN = 1.0
+_GAIN = 0.8
 _FITS = 1500.0
 """Squared levels of 255 over RGB by which the guide's color may be off until a match counts 1/e."""
 _TORN = 0.5

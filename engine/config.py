@@ -222,6 +222,12 @@ class DeliverConfig:
         unit="px",
         request="render",
     )
+    fill: Literal["texture", "model"] = option(
+        "texture",
+        "In the holes: the model's picture with detail copied from the clip, or as it is.",
+        "--fill",
+        request="render",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

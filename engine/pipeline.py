@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..kernels.backends import installed
 from .cameras import Camera, camera_spec
 from .config import RunConfig, check, check_device, quality_config
 from .errors import Cancelled, InputError, ResourceError
@@ -240,6 +241,8 @@ def _refuse_early(context: StageContext) -> None:
     """What can be known to fail later is refused now."""
     request = context.request
     require_attention(context.config.attention, context.device)
+    if context.config.deliver.fill == "texture" and not installed("numba"):
+        raise InputError("texture needs numba: pip install 'recapture[engine]', or use model", param="deliver.fill")
     _ = context.size, context.depth_digest, request.mask_digest, request.clean_plate_picture, context.multiview_source
     if request.frame_count < 2:
         raise InputError(

@@ -88,3 +88,13 @@ def _sampling_options(context: StageContext) -> dict[str, Any]:
         "frames": context.models.shape.frames,
         **attention.key(context.config.attention),
     }
+
+
+def deliver_options(context: StageContext) -> dict[str, Any]:
+    options = asdict(context.config.deliver)
+    if context.config.deliver.composite == "off":
+        return {**options, "fill": "model"}  # nothing is filled
+    if context.config.deliver.fill == "model":
+        return options
+    shared = {"band": context.config.anchor.band, "mask": context.request.mask_digest, "seed": context.config.seed}
+    return {**options, **shared}

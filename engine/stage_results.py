@@ -20,6 +20,9 @@ from .models import adapters
 from .planning.memory import MemoryPlan
 from .store import Entry
 
+_TEXTURED = 26
+"""A tenth of the copied detail: from here on a generated pixel counts as one that has it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRecord:
@@ -145,6 +148,16 @@ class StageResults:
     def generated_share(self) -> float:
         """Share of the delivered picture that comes from the model."""
         return float(np.mean([frame.mean(dtype=np.float64) / 255 for frame in self.matte]))
+
+    @property
+    def texture(self) -> np.ndarray:
+        """uint8 [N, H, W], how much detail copied from the clip a generated pixel has; 255 is all of it."""
+        return self._array("deliver", "texture")
+
+    @cached_property
+    def textured_share(self) -> float:
+        """Share of the delivered picture that comes from the model and has detail copied from the clip."""
+        return float(np.mean([(frame >= _TEXTURED).mean() for frame in self.texture]))
 
     @property
     def windows(self) -> list[range]:

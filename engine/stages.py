@@ -20,6 +20,7 @@ from . import stage_options
 from .anchor.render import to_tensor, to_uint8
 from .anchor.writing import sees_almost_nothing, write_anchor
 from .cameras import path_warnings, through_geometry
+from .delivery import texture_fill
 from .diffusion.conditioning import time_ids
 from .diffusion.sampler import Condition, karras_sigmas
 from .diffusion.sampler import sample as sample_windows
@@ -355,31 +356,37 @@ def decode_latents(context: StageContext, inputs: Inputs, out: Writer) -> None:
 
 @stage(
     "deliver",
-    inputs=("anchor", "generate"),
-    config=lambda context: asdict(context.config.deliver),
-    version=3,
-    effort=2,
+    inputs=("frames", "depth", "background", "intrinsics", "camera", "anchor", "generate"),
+    config=stage_options.deliver_options,
+    version=4,
+    effort=6,
 )
 def deliver(context: StageContext, inputs: Inputs, out: Writer) -> None:
     """Put real pixels where there are any, generated ones where not."""
-    options, generated = context.config.deliver, inputs["generate"].array("frames")
+    options, joined = context.config.deliver, context.config.deliver.composite == "on"
+    generated = inputs["generate"].array("frames")
     # What a multiview model synthesized is no footage, whether the mask is certain of it or not.
     color, alpha, evidence = (inputs["anchor"].array(name) for name in ("color", "alpha", "evidence"))
     count, height, width = evidence.shape
+    fill = texture_fill(context, inputs) if joined and options.fill == "texture" else None
     with (
         out.array("frames", shape_per_row=(height, width, 3), dtype=np.uint8) as rows,
         out.array("matte", shape_per_row=(height, width), dtype=np.uint8) as mattes,
+        out.array("texture", shape_per_row=(height, width), dtype=np.uint8) as textures,
     ):
         for t in range(count):
             made, is_real = to_tensor(generated[t : t + 1]), evidence[t : t + 1] > 0
-            if options.composite == "on":
-                real, edge = to_tensor(color[t : t + 1]), alpha[t : t + 1]
-                picture = composite(made, real, is_real, edge, feather_px=options.feather_px)
-                mattes.append(255 - edge)
+            if joined:
+                real = to_tensor(color[t : t + 1])
+                picture = composite(made, real, is_real, alpha[t : t + 1], feather_px=options.feather_px)
             else:
                 picture = to_clip_size(made, (height, width))
-                mattes.append(np.full((1, height, width), 255, np.uint8))
-            rows.append(to_uint8(picture))
+            delivered, texture = to_uint8(picture), np.zeros((1, height, width), np.uint8)
+            if fill is not None:
+                delivered, texture = fill(t, delivered[0])
+            rows.append(delivered)
+            textures.append(texture)
+            mattes.append(255 - alpha[t : t + 1] if joined else np.full((1, height, width), 255, np.uint8))
             context.progress("deliver", t + 1, count)
 
 

@@ -231,6 +231,7 @@ def _write_passes(result: StageResults, folder: Path) -> None:
         "generated": result.generated,
         "anchor": result.anchor,
         "matte": result.matte,
+        "texture": result.texture,
     }
     for name, frames in sequences.items():
         (folder / name).mkdir(parents=True)

@@ -49,10 +49,11 @@ def gather(result: StageResults) -> dict[str, Any]:
         "schema": SCHEMA,
         "version": 1,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "sentence": sentence(generated_share, parameters, model_name(context)),
+        "sentence": sentence(generated_share, parameters, model_name(context), textured=result.textured_share),
         "shares": {
             "footage": 1 - generated_share,
             "generated": generated_share,
+            "textured": result.textured_share,
             "other_frames": float(np.mean(entries["anchor"].json("coverage")["other_frames"])),
             "holes": result.hole_share,
             "imagined": float(np.mean(entries["anchor"].json("coverage")["imagined"])),
@@ -134,8 +135,12 @@ def visible_psnr(result: StageResults) -> float:
     return psnr_of_error(total / count) if count else float("nan")
 
 
-def sentence(generated_share: float, parameters: int | None, name: str) -> str:
-    """The sentence that every report begins with."""
+def sentence(generated_share: float, parameters: int | None, name: str, *, textured: float = 0.0) -> str:
+    """The sentence that every report begins with.
+
+    Args:
+        textured: share of all pixels that the model made and that have detail copied from the clip.
+    """
     if 0 < generated_share < 0.0005:
         generated, footage = "Less than 0.1", "More than 99.9"
     elif 0.9995 < generated_share < 1:
@@ -145,9 +150,10 @@ def sentence(generated_share: float, parameters: int | None, name: str) -> str:
         footage = f"{100 - float(generated):.1f}"
     size = "" if parameters is None else f"{spoken_count(parameters)}-parameter "
     article = "an" if size.startswith(("8", "11-", "18-", "11.", "18.")) else "a"
+    copied = f", {100 * textured:.1f} % with texture copied from your clip" if textured >= 0.0005 else ""
     return (
         f"{footage} % of these pixels are your footage; {generated[0].lower() + generated[1:]} % come from "
-        f"{article} {size}model ({name})."
+        f"{article} {size}model ({name}){copied}."
     )
 
 

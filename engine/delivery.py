@@ -1,0 +1,44 @@
+"""What the last stage reads to give the holes texture: the clip, its surfaces from the new path, the model's picture."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .anchor.render import to_tensor, to_uint8
+from .anchor.surfaces import draw_surfaces
+from .geometry.source_motion import source_poses
+from .graph.context import StageContext
+from .graph.stage import Inputs
+from .imaging.composite import to_clip_size
+from .imaging.texture_fill import TextureFill, View
+from .stage_results import load_background_plate, load_camera_path, load_source_view
+
+Fill = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Of a frame's index and its picture, uint8 [h, w, 3]: the picture with texture, uint8 [1, h, w, 3], and how much of it
+each pixel has, uint8 [1, h, w]."""
+
+
+def texture_fill(context: StageContext, inputs: Inputs) -> Fill:
+    """Texture for the holes of a run; frames are to be filled one after the other."""
+    frames, depth = inputs["frames"].array("frames"), inputs["depth"].array("depth")
+    color, evidence = inputs["anchor"].array("color"), inputs["anchor"].array("evidence")
+    generated = inputs["generate"].array("frames")
+    path, K_px, plate = load_camera_path(inputs), load_source_view(inputs).K_px, load_background_plate(inputs)
+
+    def view(t: int) -> View:
+        z, front = draw_surfaces(
+            frames, depth, t, K_px, path, plate=plate, band=context.config.anchor.band, valid=context.request.source_mask,
+            device=context.device,
+        )  # fmt: skip
+        made = to_uint8(to_clip_size(to_tensor(generated[t : t + 1]), evidence.shape[1:]))[0]
+        return View(color=color[t], real=evidence[t] > 0, depth=z, front=front, generated=made)
+
+    stands = inputs["background"].json("background")["locked"]
+    c2w = path.c2w if stands else source_poses(frames, depth, K_px) @ path.c2w
+    textures = TextureFill(view, c2w, path.K_px, scale=path.height / generated.shape[1], seed=context.config.seed)
+
+    def fill(t: int, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        filled, share = textures(t, picture.astype(np.float32))
+        return filled.round().clip(0, 255).astype(np.uint8)[None], (255 * share).round().astype(np.uint8)[None]
+
+    return fill

@@ -22,7 +22,7 @@ def texture_fill(context: StageContext, inputs: Inputs) -> Fill:
     """Texture for the holes of a run; frames are to be filled one after the other."""
     frames, depth = inputs["frames"].array("frames"), inputs["depth"].array("depth")
     color, evidence = inputs["anchor"].array("color"), inputs["anchor"].array("evidence")
-    generated = inputs["generate"].array("frames")
+    alpha, generated = inputs["anchor"].array("alpha"), inputs["generate"].array("frames")
     path, K_px, plate = load_camera_path(inputs), load_source_view(inputs).K_px, load_background_plate(inputs)
 
     def view(t: int) -> View:
@@ -39,6 +39,8 @@ def texture_fill(context: StageContext, inputs: Inputs) -> Fill:
 
     def fill(t: int, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         filled, share = textures(t, picture.astype(np.float32))
+        behind = 1 - alpha[t].astype(np.float32) / 255  # the soft edge of a near thing stays before the texture
+        filled, share = picture + behind[..., None] * (filled - picture), behind * share
         return filled.round().clip(0, 255).astype(np.uint8)[None], (255 * share).round().astype(np.uint8)[None]
 
     return fill

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from ...kernels.splat import splat, warp
 from ..cameras import CameraPath
 from ..geometry.background import Plate, hidden
-from ..geometry.upsample import guided_upsample
+from ..geometry.upsample import upsample
 from .render import to_tensor
 
 _BESIDE_PX = 4
@@ -38,7 +38,8 @@ def draw_surfaces(
     w2c, target_K = torch.from_numpy(path.w2c[t : t + 1].copy()), torch.from_numpy(path.K_px[t : t + 1].copy())
     source_K, size = torch.from_numpy(source_K_px[None].copy()), (path.height, path.width)
     image = to_tensor(frames[t : t + 1]).to(device)
-    lifted = guided_upsample(torch.from_numpy(depth[t : t + 1].copy()).to(device), image, band=band)
+    one = slice(t, t + 1)
+    lifted = torch.from_numpy(upsample(np.array(depth[one]), frames[one], band=band)).to(device)
     allowed = None if valid is None else torch.from_numpy(valid(t)[None].copy()).to(device)
     drawn = splat(image, lifted, source_K, w2c, target_K, size, valid=allowed, band=band)
     log = lifted.log().clamp(max=60.0).nan_to_num(-60.0)[:, None]  # sky as a large finite logarithm

@@ -115,7 +115,8 @@ class _Seen:
 
 def _laid_over(far: Splat, near: Splat, mixed: Tensor, band: float) -> _Seen:
     """The near layer over the far one; `mixed` [T, H, W] of the source says how uncertain the far one's colors are."""
-    in_front = near.mask & (~far.mask | (near.depth <= far.depth * (1 + band)))  # nothing nearer hides the edge
+    # An edge lies before what is farther. Before its own thing, which is whole there, it adds nothing.
+    in_front = near.mask & ~(far.depth <= near.depth * (1 + band))  # the depth of what is open is NaN
     alpha = torch.where(in_front, near.color[:, 3], 0.0)
     edge = torch.where(in_front[:, None], near.color[:, :3], 0.0)
     alone = edge / alpha.clamp(min=1e-3)[:, None]

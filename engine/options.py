@@ -78,7 +78,7 @@ class Option:
         if self.kind is str:
             return f"one of {words}" if self.choices else "text"
         number = "whole number" if self.kind is int else "number"
-        ranged = f"a {number} from {self.range.replace('..', ' to ')}"
+        ranged = f"a {number} from {self.range.replace('..', ' to ')} {self.unit}".rstrip()
         return f"{words} or {ranged}" if self.choices else ranged
 
     def check(self, value: Any) -> None:

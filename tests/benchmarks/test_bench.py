@@ -100,6 +100,6 @@ def test_the_command(recapture, tmp_path, monkeypatch):  # noqa: F811
     assert "of the copy" in table.out
     recapture("bench", "kernels", "--device", "tpu").refused("--device", "'cpu', 'cuda'")
     if not torch.cuda.is_available():
-        recapture("bench", "kernels", "--device", "cuda").refused("--device cpu")
+        recapture("bench", "kernels", "--device", "cuda").refused("set --device to cpu")
     (tmp_path / "file").write_text("")
     assert recapture("bench", "kernels", "--quick", "--out", tmp_path / "file" / "rows").code == 1

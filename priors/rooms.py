@@ -250,3 +250,39 @@ def yard_place(rng: np.random.Generator, assets: Assets, views: int) -> Place:
         pictures.append(View(c2w=c2w, tan_x=tan_x, lighting=random_sun(rng, np.zeros(3)), sky_turn=rng.random()))
     sky = assets.image(assets.skies[rng.integers(len(assets.skies))])
     return Place(objects=objects, models=models, sky=sky, views=pictures, kind="yard")
+
+
+def random_turn(rng: np.random.Generator) -> np.ndarray:
+    """[3, 3] rotation, uniform over all."""
+    q, r = np.linalg.qr(rng.normal(size=(3, 3)))
+    q *= np.sign(np.diag(r))
+    q[:, 0] *= np.linalg.det(q)
+    return q
+
+
+def floating_place(rng: np.random.Generator, assets: Assets, views: int) -> Place:
+    """Things in the air and on a floor before a panorama: only their look says how far they are."""
+    reach = rng.uniform(2, 6)
+    floor = rectangle(np.array([-90.0, 0, -90]), np.array([0, 0, 180.0]), np.array([180.0, 0, 0]), rng.uniform(0.5, 5))
+    objects = [[Surface(triangles=floor, texture=assets.material(rng), casts=False)]]
+    models = [np.eye(4)]
+    for _ in range(int(rng.integers(6, 20))):
+        pool = assets.people if assets.people and rng.random() < 0.1 else assets.things
+        record = pool[rng.integers(len(pool))]
+        scale = rng.uniform(0.4, 1.8) / max(record["size_m"])
+        spot = rng.uniform(-reach, reach, 3) * (1, 0, 1)
+        matrix = place(*spot, rng.uniform(-np.pi, np.pi), scale)
+        if rng.random() < 0.65:
+            matrix[:3, :3] = random_turn(rng) * scale
+            matrix[1, 3] = rng.uniform(0.4, 3.5)
+        objects.append(assets.mesh(record, rng))
+        models.append(matrix)
+    pictures = []
+    for _ in range(views):
+        angle, far, rise = rng.uniform(-np.pi, np.pi), rng.uniform(1.0, 2.2) * reach, rng.uniform(0.02, 0.5)
+        eye = np.array([np.sin(angle) * far, 0.3 + far * np.tan(rise), np.cos(angle) * far])
+        c2w = look_at(eye, np.array([rng.normal(0, 0.5), rng.uniform(0.4, 1.8), rng.normal(0, 0.5)]))
+        tan_x = float(np.exp(rng.uniform(-1.1, -0.2)))
+        pictures.append(View(c2w=c2w, tan_x=tan_x, lighting=random_sun(rng, np.zeros(3)), sky_turn=rng.random()))
+    sky = assets.image(assets.skies[rng.integers(len(assets.skies))])
+    return Place(objects=objects, models=models, sky=sky, views=pictures, kind="floating")

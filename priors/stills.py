@@ -19,8 +19,8 @@ from .frames import size_px
 from .render import usable
 
 SIZE_PX = (384, 576)
-KINDS = ("world", "room", "yard", "indoor", "outdoor", "level", "street")
-SHARES = (0.4, 0.25, 0.15, 0.05, 0.03, 0.05, 0.07)
+KINDS = ("world", "room", "yard", "floating", "indoor", "outdoor", "level", "street")
+SHARES = (0.3, 0.2, 0.15, 0.15, 0.05, 0.03, 0.05, 0.07)
 
 
 def render_place(rasterizer, place) -> tuple[np.ndarray, np.ndarray, list[float]]:
@@ -54,12 +54,12 @@ def main() -> None:
     # The software rasterizer would start a thread a core in every process.
     os.environ.setdefault("LP_NUM_THREADS", "1")
     from .rasterizer import Rasterizer
-    from .rooms import room_place, yard_place
+    from .rooms import floating_place, room_place, yard_place
     from .scenes import Assets, indoor_scene, level_scene, outdoor_scene
     from .streets import street_scene
     from .views import moments, world_place
 
-    places = {"world": world_place, "room": room_place, "yard": yard_place}
+    places = {"world": world_place, "room": room_place, "yard": yard_place, "floating": floating_place}
     scenes = {"indoor": indoor_scene, "outdoor": outdoor_scene, "level": level_scene, "street": street_scene}
     assets = Assets(args.data / "assets", args.split)
     out = args.data / "stills" / args.split

@@ -37,7 +37,7 @@ SIZE_SHARES = (0.7, 0.2, 0.1)
 FROZEN_BLOCKS = 5
 LARGEST_ZOOM = 1.6
 """A crop is enlarged by no more, unless the whole render is too small."""
-STILLS_SHARE = {"clips": 0.35, "stills": 0.65}
+FOLDER_SHARES = {"clips": 0.25, "stills": 0.75}
 MEAN_WEIGHT, ABSOLUTE_WEIGHT, EDGE_WEIGHT, SKY_WEIGHT = 0.1, 0.5, 0.5, 0.3
 PLANE_WEIGHT, MOST_BENT = 0.15, 0.3
 """A constant depth is as flat as can be: at weight 1 the network gave one."""
@@ -112,9 +112,9 @@ class DepthSamples:
 
     def refresh(self) -> None:
         """Sees what a renderer added meanwhile."""
-        kinds = [kind for kind in STILLS_SHARE if (self.data / kind / "train").is_dir()]
+        kinds = [kind for kind in FOLDER_SHARES if (self.data / kind / "train").is_dir()]
         self.folders = [ClipFolder(self.data, "train", kind) for kind in kinds]
-        shares = np.array([STILLS_SHARE[kind] for kind in kinds])
+        shares = np.array([FOLDER_SHARES[kind] for kind in kinds])
         self.shares = shares / shares.sum()
 
     def sample(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ pytest.importorskip("diffusers")
 
 from recapture.engine.geometry.depth_network import DepthPrediction
 from recapture.priors.rasterizer import Rasterizer
-from recapture.priors.rooms import room_place, yard_place
+from recapture.priors.rooms import floating_place, room_place, yard_place
 from recapture.priors.rulers import in_between, off_plane
 from recapture.priors.scenes import Assets, box
 from recapture.priors.spm import read_spm
@@ -206,7 +206,7 @@ def assets(tmp_path: Path) -> Assets:
     return Assets(root, "train")
 
 
-@pytest.mark.parametrize("maker", [world_place, room_place, yard_place])
+@pytest.mark.parametrize("maker", [world_place, room_place, yard_place, floating_place])
 def test_places_come_from_their_seed_and_stand_on_the_ground(assets: Assets, maker) -> None:
     for seed in range(4):
         place, again = (maker(np.random.default_rng(seed), assets, 2) for _ in range(2))
@@ -222,7 +222,7 @@ def test_places_come_from_their_seed_and_stand_on_the_ground(assets: Assets, mak
                 assert np.isfinite(matrix).all()
 
 
-@pytest.mark.parametrize("maker", [world_place, room_place, yard_place])
+@pytest.mark.parametrize("maker", [world_place, room_place, yard_place, floating_place])
 def test_places_are_drawn(assets: Assets, maker) -> None:
     pytest.importorskip("moderngl")
     rasterizer = Rasterizer(48, 32)

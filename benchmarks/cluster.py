@@ -22,11 +22,14 @@ from ..engine.config import TuneConfig
 from ..engine.diffusion.sampler import Condition
 from ..engine.diffusion.tuner import Tuner, adamw, tune
 from ..engine.frame_tasks import DrawAnchor, EncodeAnchor, PredictDepth
-from ..engine.graph.context import Models
-from ..engine.graph.executor import FrameMap, FrameWork, in_process
+from ..engine.graph.context import StageServices
+from ..engine.graph.executor import LocalExecutor
+from ..engine.graph.frame_task import FrameTask
+from ..engine.graph.warm_models import WarmModels
 from ..engine.models import adapters
 from ..engine.models.video import VideoModel
-from ..engine.pipeline import Recapture, Result
+from ..engine.pipeline import Recapture
+from ..engine.result import Result
 from ..engine.store import Store
 from ..engine.video import VideoWriter
 from ..kernels.masked_loss import masked_loss
@@ -49,14 +52,14 @@ def _frame_rows(folder: Path, quick: bool) -> list[Row]:
     count = 16 if quick else 48
     engine = Recapture.from_pretrained("tiny", device="cpu", store=folder / "store")
     result = engine(_clip(folder / "clip.mp4", count), "truck(0.1)", until="anchor")
-    works = _works(result)
+    tasks = _tasks(result)
     scratch = folder / "scratch"
     scratch.mkdir()
 
-    def all_by(map_frames: FrameMap) -> Callable[[], Any]:
+    def all_by(executor: StageServices) -> Callable[[], Any]:
         def run() -> None:
-            for work in works:
-                for _ in map_frames(result.run, work, count, scratch=scratch):
+            for task in tasks:
+                for _ in executor.map_frames(result.context, task, count, scratch=scratch):
                     pass
 
         return run
@@ -67,9 +70,9 @@ def _frame_rows(folder: Path, quick: bool) -> list[Row]:
         workers(engine.models, engine.store, count=2) as two,
     ):
         rivals = {
-            "in process": all_by(in_process),
-            "1 worker": all_by(one.map_frames),
-            "2 workers": all_by(two.map_frames),
+            "in process": all_by(LocalExecutor(models=engine.models)),
+            "1 worker": all_by(one),
+            "2 workers": all_by(two),
         }
         made = compare(
             "cluster_frames", f"{count} frames {WIDTH}x{HEIGHT}", rivals, baseline="in process", device="cpu",
@@ -78,7 +81,7 @@ def _frame_rows(folder: Path, quick: bool) -> list[Row]:
         raw = count * WIDTH * HEIGHT * 3
         for row, crew in zip(made[1:], (one, two), strict=True):
             crew_size, before = len(crew.ask("pid")), _stored_bytes()
-            all_by(crew.map_frames)()
+            all_by(crew)()
             shipped = _stored_bytes() - before
             row |= {"efficiency": round(row["speedup"] / crew_size, 3), "shipped_bytes": shipped}
             row |= {"raw_bytes": raw, "shipped_share": round(shipped / raw, 5)}
@@ -94,12 +97,12 @@ def _stored_bytes() -> int:
     return get_memory_info_reply(state).store_stats.cumulative_created_bytes
 
 
-def _works(result: Result) -> list[FrameWork]:
+def _tasks(result: Result) -> list[FrameTask]:
     entries = result.entries
     return [
         PredictDepth(frames=entries["frames"]),
         DrawAnchor(inputs=entries),
-        EncodeAnchor(anchor=entries["anchor"], batch=result.run.config.condition.micro_batch),
+        EncodeAnchor(anchor=entries["anchor"], batch=result.config.condition.micro_batch),
     ]
 
 
@@ -112,7 +115,7 @@ def _start_rows(folder: Path, quick: bool) -> list[Row]:
 
     def ready() -> None:
         with tempfile.TemporaryDirectory() as folder, connect(None, cpus=1):
-            models = Models("tiny", device=torch.device("cpu"), dtype=torch.float32)
+            models = WarmModels("tiny", device=torch.device("cpu"), dtype=torch.float32)
             with workers(models, Store(folder), count=1) as crew:
                 assert isinstance(crew, Workers)
 
@@ -122,7 +125,7 @@ def _start_rows(folder: Path, quick: bool) -> list[Row]:
 
 def _tuning_rows(folder: Path, quick: bool) -> list[Row]:
     """Temporal steps of the embedded model on a window of 8 frames, 64x96 pixels."""
-    models = Models("tiny", device=torch.device("cpu"), dtype=torch.float32)
+    models = WarmModels("tiny", device=torch.device("cpu"), dtype=torch.float32)
     model = models.video(16)
     told = _condition(model, 8, 8, 12)
     config = TuneConfig(checkpoint_every=1000)

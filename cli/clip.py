@@ -13,7 +13,8 @@ import typer
 
 if TYPE_CHECKING:
     from ..engine.cameras import CameraSpec
-    from ..engine.pipeline import Recapture, Result
+    from ..engine.pipeline import Recapture
+    from ..engine.result import Result
 
 StoreOption = Annotated[
     str | None,

@@ -112,7 +112,4 @@ def hired(engine: "Recapture", crew: Crew) -> Iterator["Recapture"]:
         count = crew.workers or max(1, gpus)
         tuning = crew.tuning(gpu=gpus > 0)
         with workers(engine.models, engine.store, count=count, gpus=gpus, tuning=tuning) as hands:
-            yield Recapture(
-                engine.models, store=engine.store, perform=hands.perform, map_frames=hands.map_frames, room=hands.room,
-                tune_devices=crew.tune_devices or 1,
-            )  # fmt: skip
+            yield Recapture(engine.models, store=engine.store, executor=hands)

@@ -35,11 +35,11 @@ def preview(
     with claimed(folder), Display(quiet=as_json) as display:
         result = engine(
             shot.clip, camera, config=config, until="anchor", on_progress=display.on_progress,
-            on_stage=display.on_stage, **shot.inputs(),
+            on_stage_start=display.on_stage_start, on_stage_end=display.on_stage_end, **shot.inputs(),
         )  # fmt: skip
         sheet = save_anchor_sheet(result, folder)
     seconds = time.monotonic() - started
-    for warning in result.run.warnings:
+    for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if as_json:
         emit({
@@ -48,8 +48,8 @@ def preview(
             "frames": len(result.source),
             "size": [result.camera.width, result.camera.height],
             "seconds": seconds,
-            "notes": result.run.notes,
-            "warnings": result.run.warnings,
+            "notes": result.notes,
+            "warnings": result.warnings,
         })  # fmt: skip
         return
     typer.echo(f"anchor sheet  {sheet}")

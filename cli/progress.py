@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from ..engine.pipeline import Result, StageRecord
+    from ..engine.stage_results import StageRecord, StageResults
 
 
 class Display:
@@ -43,21 +43,30 @@ class Display:
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
 
-    def on_stage(self, record: "StageRecord | str", result: "Result | None" = None) -> None:
-        """A stage begins (its name) or has ended (its record). Before the first, what was chosen for the user is said."""
+    def on_stage_start(self, name: str, result: "StageResults | None" = None) -> None:
+        """Show a bar for a stage; before the first, what was chosen for the user."""
+        self._say_notes(result)
+        self._remove_bar()
+        self._task = self._bars.add_task(name, total=1, detail="")
+
+    def on_stage_end(self, record: "StageRecord", result: "StageResults | None" = None) -> None:
+        """Say how a stage went."""
+        self._say_notes(result)
+        self._remove_bar()
+        how = f"{record.seconds:6.1f} s" if not record.reused else f"reused, {record.seconds:.1f} s saved"
+        about = "" if record.reused else record.about[0].lower() + record.about[1:]  # SDEdit keeps its capitals
+        self.say(f"{record.name:11}{how:24}{about}".rstrip())
+
+    def _say_notes(self, result: "StageResults | None") -> None:
         if result is not None and not self._noted:
             self._noted = True
-            for sentence in result.run.notes:
+            for sentence in result.notes:
                 self.say(sentence)
+
+    def _remove_bar(self) -> None:
         if self._task is not None:
             self._bars.remove_task(self._task)
             self._task = None
-        if isinstance(record, str):
-            self._task = self._bars.add_task(record, total=1, detail="")
-        else:
-            how = f"{record.seconds:6.1f} s" if not record.reused else f"reused, {record.seconds:.1f} s saved"
-            about = "" if record.reused else record.about[0].lower() + record.about[1:]  # SDEdit keeps its capitals
-            self.say(f"{record.name:11}{how:24}{about}".rstrip())
 
     def on_progress(self, stage: str, done: int, total: int, detail: Mapping[str, Any]) -> None:
         if self._task is not None:

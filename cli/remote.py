@@ -183,7 +183,7 @@ def _follow(client: "Client", render: "Render", *, quiet: bool) -> "Render":
                 render = current
                 if current.stage != stage:
                     stage = current.stage
-                    display.on_stage(stage or "queued")
+                    display.on_stage_start(stage or "queued")
                 display.on_progress(stage or "queued", round(100 * current.progress), 100, {})
     if render.status != "completed":
         raise RenderFailed(render)

@@ -18,7 +18,9 @@ from .output import Json, emit
 from .progress import Display
 
 if TYPE_CHECKING:
-    from ..engine.pipeline import Recapture, Result, StageRecord
+    from ..engine.pipeline import Recapture
+    from ..engine.result import Result
+    from ..engine.stage_results import StageRecord
 
 EXAMPLES = """
 Examples:
@@ -88,23 +90,23 @@ def run(
         _print_plan(engine, shot.clip, camera, inputs, as_json=as_json)
         return
     with claimed(out), hired(engine, crew) as engine, Display(quiet=as_json) as display:
-        planned = False
 
-        def on_stage(record: "StageRecord | str", result: "Result") -> None:
-            nonlocal planned
-            if not planned and result.run.memory is not None:
-                for sentence in result.run.memory.sentences():
+        def on_stage_end(record: "StageRecord", result: "Result") -> None:
+            if len(result.records) == 1 and result.memory is not None:
+                for sentence in result.memory.sentences():
                     display.say(f"memory  {sentence}")
-            planned = True
-            display.on_stage(record, result)
-            if not isinstance(record, str) and record.name == "anchor":
+            display.on_stage_end(record, result)
+            if record.name == "anchor":
                 sheet = save_anchor_sheet(result, out)
                 display.say(f"anchor sheet  {sheet}  ({100 * result.hole_share:.1f} % holes)")
 
-        result = engine(shot.clip, camera, on_progress=display.on_progress, on_stage=on_stage, **inputs)
+        result = engine(
+            shot.clip, camera, on_progress=display.on_progress, on_stage_start=display.on_stage_start,
+            on_stage_end=on_stage_end, **inputs,
+        )  # fmt: skip
         display.say("writing the bundle")
         video = result.save(out, passes=passes, tuned=adapters)
-    for warning in result.run.warnings:
+    for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if as_json:
         import json
@@ -146,7 +148,7 @@ def _print_plan(engine: "Recapture", clip: str, spec: Any, options: dict[str, An
     with Display(quiet=as_json) as display:
         preview = engine(
             clip, spec, until="anchor", on_progress=display.on_progress,
-            on_stage=display.on_stage, **options,
+            on_stage_start=display.on_stage_start, on_stage_end=display.on_stage_end, **options,
         )  # fmt: skip
     plan = make_plan(preview)
     if as_json:
@@ -157,7 +159,7 @@ def _print_plan(engine: "Recapture", clip: str, spec: Any, options: dict[str, An
     typer.echo(f"delivered  {width}x{height}, {plan.frames} frames at {plan.fps:.3f} fps, nothing cropped")
     typer.echo(f"model      {columns}x{rows} (pixels {plan.pixel_aspect:.3f} wide), windows of frames {windows}")
     typer.echo(f"holes      {100 * plan.hole_share:.1f} % of the anchor")
-    for sentence in preview.run.memory.sentences() if preview.run.memory else ():
+    for sentence in preview.memory.sentences() if preview.memory else ():
         typer.echo(f"within     {sentence}")
     parts = ", ".join(f"{what} {size / 2**20:.0f}" for what, size in plan.memory.items())
     typer.echo(f"memory     about {plan.memory_bytes / 2**30:.1f} GiB (MiB: {parts})")

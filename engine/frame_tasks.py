@@ -1,4 +1,4 @@
-"""What stages do frame by frame, as objects that another process can be given (see `graph/executor.py`)."""
+"""What stages do frame by frame, as objects that another process can be given (see `graph/frame_task.py`)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from .cameras import CameraPath
 from .diffusion.conditioning import anchor_mask, augmented_frames, working_anchor
 from .geometry.background import Plate
 from .geometry.depth import predict_frame
-from .graph.context import Run
-from .graph.executor import Part
+from .graph.context import StageContext
+from .graph.frame_task import FrameBatch
 from .models.multiview import MultiviewSource, NovelView, imagined_anchor
-from .stage_results import path_of, plate_of, source_view
+from .stage_results import load_background_plate, load_camera_path, load_source_view
 from .store import Entry
 
 
@@ -27,8 +27,8 @@ class PredictDepth:
     frames: Entry
     batch: ClassVar[int] = 1  # one frame a call: no split of the clip can change a bit
 
-    def __call__(self, run: Run, frames: range) -> Part:
-        return predict_frame(run.models.depth(run.config.depth.model), self._images[frames.start])
+    def __call__(self, context: StageContext, indices: range) -> FrameBatch:
+        return predict_frame(context.models.depth(context.config.depth.model), self._images[indices.start])
 
     @cached_property
     def _images(self) -> np.ndarray:
@@ -42,24 +42,30 @@ class DrawAnchor:
     inputs: Mapping[str, Entry]
     batch: ClassVar[int] = FRAMES_AT_ONCE
 
-    def __call__(self, run: Run, frames: range) -> Part:
+    def __call__(self, context: StageContext, indices: range) -> FrameBatch:
         images, depths, K_px, path, plate = self.scene
         return draw_anchor(
             images,
             depths,
-            frames,
+            indices,
             np.broadcast_to(K_px, (len(images), 3, 3)),
             path,
             plate=plate,
-            band=run.config.anchor.band,
-            valid=run.source_mask,
-            device=run.device,
+            band=context.config.anchor.band,
+            valid=context.request.source_mask,
+            device=context.device,
         )
 
     @cached_property
     def scene(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, CameraPath, Plate | None]:
         images, depths = self.inputs["frames"].array("frames"), self.inputs["depth"].array("depth")
-        return images, depths, source_view(self.inputs).K_px, path_of(self.inputs), plate_of(self.inputs)
+        return (
+            images,
+            depths,
+            load_source_view(self.inputs).K_px,
+            load_camera_path(self.inputs),
+            load_background_plate(self.inputs),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +75,8 @@ class Cover:
     inputs: Mapping[str, Entry]
     batch: ClassVar[int] = FRAMES_AT_ONCE
 
-    def __call__(self, run: Run, frames: range) -> Part:
-        return {"covered": self._points(run, frames)["covered"]}
+    def __call__(self, context: StageContext, indices: range) -> FrameBatch:
+        return {"covered": self._points(context, indices)["covered"]}
 
     @cached_property
     def _points(self) -> DrawAnchor:
@@ -85,18 +91,18 @@ class ImagineAnchor:
     source: MultiviewSource
     batch: ClassVar[int] = FRAMES_AT_ONCE
 
-    def __call__(self, run: Run, frames: range) -> Part:
-        part = self._points(run, frames)
+    def __call__(self, context: StageContext, indices: range) -> FrameBatch:
+        part = self._points(context, indices)
         images, _, K_px, path, _ = self._points.scene
         unit = self.inputs["depth"].json("summary")["median"]
         parts = []
-        for k, t in enumerate(frames):
+        for k, t in enumerate(indices):
             view = NovelView(
                 source=to_tensor(images[t : t + 1])[0], source_K_px=K_px, c2w=path.c2w[t], K_px=path.K_px[t],
                 unit=unit, points=to_tensor(part["color"][k : k + 1])[0],
                 covered=torch.from_numpy(part["mask"][k].copy()),
             )  # fmt: skip
-            parts.append(imagined_anchor(run.models.multiview(self.source), view, seed=run.config.seed))
+            parts.append(imagined_anchor(context.models.multiview(self.source), view, seed=context.config.seed))
         hard = np.where(part["evidence"] > 0, np.uint8(255), np.uint8(0))  # what is imagined has edges of its own
         return part | {name: np.stack([each[name] for each in parts]) for name in parts[0]} | {"alpha": hard}
 
@@ -112,12 +118,12 @@ class EncodeSource:
     frames: Entry
     batch: int
 
-    def __call__(self, run: Run, frames: range) -> Part:
-        options = run.config.condition
+    def __call__(self, context: StageContext, indices: range) -> FrameBatch:
+        options = context.config.condition
         pictures, index = augmented_frames(
-            self.frames.array("frames"), options.augmentations, run.size, run.config.seed, frames
+            self.frames.array("frames"), options.augmentations, context.size, context.config.seed, indices
         )
-        latents, prompts, tokens = (part.float().cpu().numpy() for part in run.encoder(pictures))
+        latents, prompts, tokens = (part.float().cpu().numpy() for part in context.encoder(pictures))
         return {"latents": latents, "prompts": prompts, "tokens": tokens, "frame": np.array(index)}
 
 
@@ -128,12 +134,12 @@ class EncodeAnchor:
     anchor: Entry
     batch: int
 
-    def __call__(self, run: Run, frames: range) -> Part:
-        part = slice(frames.start, frames.stop)
+    def __call__(self, context: StageContext, indices: range) -> FrameBatch:
+        part = slice(indices.start, indices.stop)
         imagined = self.anchor.json("coverage")["route"] == "multiview"
         color, mask = self.anchor.array("color")[part], self.anchor.array("mask")[part]
-        filled, valid = working_anchor(color, mask, run.size, filled=imagined)
-        encoded = (*run.encoder(filled), anchor_mask(valid, run.model, run.config.condition))
+        filled, valid = working_anchor(color, mask, context.size, filled=imagined)
+        encoded = (*context.encoder(filled), anchor_mask(valid, context.model, context.config.condition))
         names = ("latents", "prompts", "tokens", "mask")
         return {name: values.float().cpu().numpy() for name, values in zip(names, encoded, strict=True)}
 
@@ -145,7 +151,7 @@ class DecodeLatents:
     latents: Entry
     batch: int
 
-    def __call__(self, run: Run, frames: range) -> Part:
-        part = torch.from_numpy(self.latents.array("latents")[frames.start : frames.stop].copy())
+    def __call__(self, context: StageContext, indices: range) -> FrameBatch:
+        part = torch.from_numpy(self.latents.array("latents")[indices.start : indices.stop].copy())
         filled = torch.cat([part, part[-1:].expand(self.batch - len(part), -1, -1, -1)])  # every call has one shape
-        return {"frames": to_uint8(run.model.decode(filled)[: len(part)])}
+        return {"frames": to_uint8(context.model.decode(filled)[: len(part)])}

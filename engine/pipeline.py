@@ -1,130 +1,50 @@
 """The Python face: `Recapture.from_pretrained("tiny")`, a call with a video and a camera, a result that can be saved."""
 
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from .cameras import CameraPath, CameraSpec, parse_camera
+from .cameras import Camera, camera_spec
 from .config import RunConfig, check, check_device, quality_config
 from .errors import Cancelled, InputError, ResourceError
-from .graph.context import Models, Progress, Run
-from .graph.executor import FrameMap, in_process
-from .graph.stage import Inputs, Perform, Stage, perform
+from .graph.context import ProgressCallback, SamplingStep, StageContext, StepCallback
+from .graph.executor import Executor, LocalExecutor
+from .graph.request import RenderRequest, file_sha256
+from .graph.stage import Stage
+from .graph.warm_models import WarmModels
 from .models.attention import require as require_attention
 from .planning import memory
-from .planning.memory import Room
-from .stage_results import path_of
-from .stages import STAGES, windows_of
-from .store import Entry, Store, default_store, stage_key
+from .result import Result
+from .stage_results import StageRecord
+from .stages import STAGES, stages_until
+from .store import Store, default_store
 from .video import ClipInfo, Limits, admit, probe
-from .warm_start import Neighbour, choose, neighbours
 
 _OUT_OF_MEMORY = (
     "out of memory; set `memory` to auto, or lower `condition.height` and `condition.width`, or `sample.decode_chunk`"
 )
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageRecord:
-    """How one stage of a run went.
-
-    Attributes:
-        seconds: of work; for a reused stage, what was saved.
-    """
-
-    name: str
-    about: str
-    seconds: float
-    reused: bool
+StepEndCallback = Callable[["Recapture", int, float, dict[str, Any]], dict[str, Any] | None]
 
 
-@dataclass(kw_only=True)
-class Result:
-    """A finished run (or its first part, after `preview`). Arrays are memory-mapped from the store."""
+def _edited_stages() -> set[str]:
+    found: set[str] = set()
+    for stage in STAGES:
+        if stage.samples or found.intersection(stage.inputs):
+            found.add(stage.name)
+    return found
 
-    run: Run
-    entries: dict[str, Entry]
-    records: list[StageRecord] = field(default_factory=list)
-    seconds: float = 0.0
 
-    @property
-    def source(self) -> np.ndarray:
-        """uint8 [N, H, W, 3]"""
-        return self.entries["frames"].array("frames")
-
-    @property
-    def frames(self) -> np.ndarray:
-        """Delivered frames, uint8 [N, H, W, 3]."""
-        return self.entries["deliver"].array("frames")
-
-    @property
-    def generated(self) -> np.ndarray:
-        """Pure model output at the working size, uint8 [N, h, w, 3]."""
-        return self.entries["generate"].array("frames")
-
-    @property
-    def anchor(self) -> np.ndarray:
-        """uint8 [N, H, W, 3]; in the holes black, or a multiview model's guess."""
-        return self.entries["anchor"].array("color")
-
-    @property
-    def mask(self) -> np.ndarray:
-        """bool [N, H, W], True where the anchor is to be believed: real footage, or imagined by a multiview model that is
-        sure of it (`evidence` tells them apart)."""
-        return self.entries["anchor"].array("mask")
-
-    @property
-    def alpha(self) -> np.ndarray:
-        """uint8 [N, H, W]: 255 where the anchor is covered, else how much of the pixel a near thing's soft edge covers."""
-        return self.entries["anchor"].array("alpha")
-
-    @property
-    def evidence(self) -> np.ndarray:
-        """uint8 [N, H, W]: 255 where the anchor's pixel is of the same moment's frame, 1 to 254 where other frames of a
-        locked-off clip show it (the confidence in it), 0 in holes."""
-        return self.entries["anchor"].array("evidence")
-
-    @property
-    def matte(self) -> np.ndarray:
-        """uint8 [N, H, W], 255 where the delivered pixel is generated."""
-        return self.entries["deliver"].array("matte")
-
-    @property
-    def camera(self) -> CameraPath:
-        return path_of(self.entries)
-
-    @property
-    def hole_share(self) -> float:
-        """Share of the anchor's pixels that no source pixel covers."""
-        return float(np.mean(self.entries["anchor"].json("coverage")["holes"]))
-
-    @cached_property
-    def generated_share(self) -> float:
-        """Share of the delivered picture that comes from the model."""
-        return float(np.mean([frame.mean(dtype=np.float64) / 255 for frame in self.matte]))
-
-    @property
-    def windows(self) -> list[range]:
-        return windows_of(self.run, len(self.source))
-
-    def save(self, folder: str | Path, *, passes: bool = False, tuned: bool = False) -> Path:
-        """Write the bundle into a folder; returns the video's path.
-
-        Args:
-            passes: also lossless PNG sequences, matte and depth.
-            tuned: also the tuned adapters, in PEFT's layout.
-        """
-        from .report.bundle import write_bundle
-
-        return write_bundle(self, Path(folder), passes=passes, tuned=tuned)
+_EDITED = _edited_stages()
+"""Stages whose result a step callback may change."""
 
 
 class Recapture:
@@ -135,21 +55,10 @@ class Recapture:
     >>> result.save("out")
     """
 
-    def __init__(
-        self,
-        models: Models,
-        *,
-        store: Store,
-        perform: Perform = perform,
-        map_frames: FrameMap = in_process,
-        room: Callable[[], Room] | None = None,
-        tune_devices: int = 1,
-    ) -> None:
-        """`perform` and `map_frames` say who does the work, `room` what memory they have, and `tune_devices` how many of
-        them share the tuning; by default this process does everything."""
+    def __init__(self, models: WarmModels, *, store: Store, executor: Executor | None = None) -> None:
+        """`executor` does the work; by default this process does everything."""
         self.models, self.store = models, store
-        self._room, self._tune_devices = room or models.room, tune_devices
-        self._perform, self._map_frames = perform, map_frames
+        self._executor: Executor = executor or LocalExecutor(models=models)
         self._interrupt = False
 
     @classmethod
@@ -164,20 +73,20 @@ class Recapture:
         """Find a model by name (`tiny`, `svd`, `svd-xt`), directory or hub repository.
 
         Args:
-            device: `auto` takes a GPU if there is one; `cuda:1` is also made torch's current device in this thread.
-            torch_dtype: of the UNet; fp32 on a CPU and fp16 on a GPU unless said.
+            device: `auto` takes a GPU if there is one; `cuda:1` also becomes torch's current device in this thread.
+            torch_dtype: of the UNet; by default fp32 on a CPU and fp16 on a GPU.
             store: where stages are kept; by default a folder of the user's cache.
 
         Raises:
-            ModelError: the model is not to be had.
-            InputError: the device is not there.
+            ModelError: the model is unknown or cannot be downloaded.
+            InputError: the device does not exist.
         """
         chosen = pick_device(device)
         if chosen.index is not None:
             torch.cuda.set_device(chosen)  # Triton's kernels start on the current device
         dtype = torch_dtype or (torch.float16 if chosen.type == "cuda" else torch.float32)
         opened = store if isinstance(store, Store) else Store(store or default_store())
-        return cls(Models(str(model), device=chosen, dtype=dtype), store=opened)
+        return cls(WarmModels(str(model), device=chosen, dtype=dtype), store=opened)
 
     def default_config(self, *, seed: int = 0) -> RunConfig:
         """The configuration of `standard` quality for this model."""
@@ -186,7 +95,7 @@ class Recapture:
     def __call__(
         self,
         video: str | Path,
-        camera: str | CameraSpec,
+        camera: Camera,
         *,
         seed: int | None = None,
         config: RunConfig | None = None,
@@ -197,34 +106,41 @@ class Recapture:
         force: bool = False,
         limits: Limits | None = None,
         info: ClipInfo | None = None,
-        callback_on_step_end: Callable[["Recapture", int, float, dict[str, Any]], dict[str, Any]] | None = None,
-        on_progress: Progress | None = None,
-        on_stage: Callable[[StageRecord | str, Result], None] = lambda record, result: None,
+        callback_on_step_end: StepEndCallback | None = None,
+        on_progress: ProgressCallback = lambda stage, done, total, detail: None,
+        on_stage_start: Callable[[str, Result], None] = lambda name, result: None,
+        on_stage_end: Callable[[StageRecord, Result], None] = lambda record, result: None,
     ) -> Result:
         """Film a video again.
 
         Args:
             video: path of the clip.
-            camera: a preset expression (`arc(20deg)+zoom(1.1)`), a camera file, or a parsed camera.
+            camera: a preset expression (`arc(20deg)+zoom(1.1)`), a camera file, a path of poses (such as another
+                result's `camera`), or a parsed camera.
             seed: of everything random; overrides the configuration's.
-            config: all options; `default_config()` if absent.
+            config: all options; by default `default_config()`.
             until: name of the last stage to run (`anchor` for a preview).
             depth_dir: the user's own depth, instead of a network's.
             mask_dir: PNG masks of source pixels that may be used (white).
             clean_plate: picture of the empty scene from the clip's own, standing camera: fills holes with footage.
-            force: go on where the path sees next to nothing of the clip.
-            info: what `probe` said of this clip; it is then not looked at here, and not decoded either if the store
+            force: continue where the path sees almost nothing of the clip.
+            info: what `probe` says of this clip; the clip is then not probed here, and not decoded either if the store
                 has its frames.
-            callback_on_step_end: as in diffusers: called after each sampling step with (self, step, sigma,
-                {"latents": ...}); what it returns replaces the latents; setting `self._interrupt` stops the run.
+            callback_on_step_end: called after each sampling step with (self, step, sigma, values). `step` counts over
+                the whole run; `values` holds `latents` [T, C, h, w], `stage` (`sample` or `refine`) and `window`. A
+                returned `{"latents": ...}` replaces the latents; setting `self._interrupt` stops the run. Stages
+                that call it, and those after them, are always run, and their results are not shared through the store.
             on_progress: called with (stage, done, total, details); may raise to stop.
-            on_stage: called with a stage's name before it runs and its record after.
+            on_stage_start: called with a stage's name and the result so far before it runs.
+            on_stage_end: called with a stage's record and the result so far, also if it was reused.
 
         Raises:
             InputError: the clip, the camera or an option cannot be used; nothing was run.
             Cancelled: stopped by a callback or Ctrl-C; what was finished stays in the store.
-            ResourceError: out of memory, or the configuration's limit is too small; names the knob.
+            ResourceError: out of memory, or the configuration's limit is too small; names the option.
         """
+        started = time.monotonic()
+        stages = stages_until(until)
         config = config or self.default_config()
         if seed is not None:
             config = replace(config, seed=seed)
@@ -233,65 +149,73 @@ class Recapture:
         if config.depth.model == "auto" and depth_dir is None:
             notes.append(self.models.depth_source("auto").sentence)
             config = self.models.settle(config)
-        spec = parse_camera(camera) if isinstance(camera, str) else camera
+        spec, limits = camera_spec(camera), limits or Limits()
         self._interrupt = False
-        started = time.monotonic()
-        limits = limits or Limits()
         with tempfile.TemporaryDirectory(prefix="recapture-") as folder:
             clip = admit(video, Path(folder), limits)
-            run = Run(
-                clip=clip, clip_path=Path(video).absolute(), clip_name=Path(video).name, info=info or probe(clip, limits),
-                limits=limits, camera=spec, config=config,
-                models=self.models, depth_dir=depth_dir, mask_dir=mask_dir, clean_plate=clean_plate, force=force,
-                notes=notes, map_frames=self._map_frames,
+            request = RenderRequest(
+                clip=clip, clip_path=Path(video).absolute(), clip_name=Path(video).name, clip_sha256=file_sha256(clip),
+                info=info or probe(clip, limits), limits=limits, camera=spec, config=config, depth_dir=depth_dir,
+                mask_dir=mask_dir, clean_plate=clean_plate, force=force,
             )  # fmt: skip
-            if on_progress is not None:
-                run.on_progress = on_progress
-            if callback_on_step_end is not None:
-                run.on_step_end = self._adapt(callback_on_step_end)
-            _refuse_early(run)
-            if config.memory is not None:
-                run.memory = memory.fit(run, self._room(), devices=self._tune_devices)
-                run.config = memory.settled(config, memory.asked(run), run.memory.choice)
-            result = Result(run=run, entries={})
-            with _errors_with_a_knob():
-                for record in self._execute(run, result, until, on_stage):
-                    result.records.append(record)
+            result = self._prepared(request, on_progress, callback_on_step_end)
+            result.notes += notes
+            edited = self.store if callback_on_step_end is None else _temporary_store(result)
+            with _errors_with_an_option():
+                for stage in stages:
+                    store = edited if stage.name in _EDITED else self.store
+                    self._run(stage, result, store, on_stage_start, on_stage_end)
         result.seconds = time.monotonic() - started
         return result
 
-    def _execute(
-        self, run: Run, result: Result, until: str, on_stage: Callable[[StageRecord | str, Result], None]
-    ) -> Iterator[StageRecord]:
-        for stage in STAGES:
-            inputs: Inputs = {name: result.entries[name] for name in stage.inputs}
-            if stage.name == "temporal" and run.config.tune.warm_start:
-                run.neighbour = self._neighbour(run, stage, result.entries)
-            key = _key(run, stage, inputs)
-            entry = self.store.get(stage.name, key)
-            reused = entry is not None
-            if entry is None:
-                on_stage(stage.name, result)
-                entry = self._perform(stage, run, inputs, self.store, key)
-            for sentence in entry.meta["warnings"]:  # a reused stage still has something to say
-                run.warn(sentence)
-            result.entries[stage.name] = entry
-            record = StageRecord(name=stage.name, about=stage.about, seconds=entry.seconds, reused=reused)
-            on_stage(record, result)
-            yield record
-            if stage.name == until:
-                return
+    def _prepared(
+        self, request: RenderRequest, on_progress: ProgressCallback, callback: StepEndCallback | None
+    ) -> Result:
+        """A result without stages, its options settled and checked."""
+        context = StageContext(
+            request=request,
+            models=self.models,
+            executor=self._executor,
+            on_progress=on_progress,
+            on_step_end=None if callback is None else self._adapted(callback),
+        )
+        _refuse_early(context)
+        if request.config.memory is None:
+            return Result(context=context)
+        fitted = memory.fit(context, self._executor.budget(), devices=self._executor.tune_devices)
+        config = memory.settled(request.config, memory.asked(context), fitted.choice)
+        return Result(context=replace(context, request=replace(request, config=config)), memory=fitted)
 
-    def _neighbour(self, run: Run, temporal: Stage, entries: Mapping[str, Entry]) -> Neighbour | None:
-        def published(candidate: Neighbour | None) -> Entry | None:
-            run.neighbour = candidate
-            return self.store.get(temporal.name, _key(run, temporal, entries))
+    def _run(
+        self,
+        stage: Stage,
+        result: Result,
+        store: Store,
+        on_start: Callable[[str, Result], None],
+        on_end: Callable[[StageRecord, Result], None],
+    ) -> None:
+        """Find a stage's result in the store or compute it, and add it to the run's."""
+        context = result.context
+        inputs, entry = stage.choose_inputs(context, {name: result.entries[name] for name in stage.reads}, store)
+        reused = entry is not None
+        if entry is None:
+            on_start(stage.name, result)
+            entry = self._executor.run_stage(stage, context, inputs, store, stage.key(context, inputs))
+        for sentence in entry.meta["warnings"]:  # a reused stage still has something to say
+            result.warn(sentence)
+        result.entries[stage.name] = entry
+        record = StageRecord(name=stage.name, about=stage.about, seconds=entry.seconds, reused=reused)
+        result.records.append(record)
+        on_end(record, result)
 
-        return choose(neighbours(self.store, run, entries), published)
+    def _adapted(self, callback: StepEndCallback) -> StepCallback:
+        done = 0
 
-    def _adapt(self, callback: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
-        def on_step_end(stage: str, step: int, sigma: float, latents: torch.Tensor) -> torch.Tensor | None:
-            returned = callback(self, step, sigma, {"latents": latents}) or {}
+        def on_step_end(step: SamplingStep, latents: torch.Tensor) -> torch.Tensor | None:
+            nonlocal done
+            values = {"latents": latents, "stage": step.stage, "window": step.window}
+            returned = callback(self, done, step.sigma, values) or {}
+            done += 1
             if self._interrupt:
                 raise Cancelled("stopped by the callback")
             return returned.get("latents")
@@ -299,18 +223,8 @@ class Recapture:
         return on_step_end
 
 
-def _key(run: Run, stage: Stage, entries: Mapping[str, Entry]) -> str:
-    return stage_key(
-        stage=stage.name,
-        version=stage.version,
-        config=stage.config(run),
-        inputs={name: entries[name].digest for name in stage.inputs},
-        weights=stage.weights(run),
-    )
-
-
 def pick_device(name: str) -> torch.device:
-    """Raises InputError: unknown, or asked for and not there."""
+    """Raises InputError: the name is unknown, or there is no such device."""
     check_device(name)
     kind, _, number = name.partition(":")
     if kind == "auto":
@@ -322,20 +236,28 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _refuse_early(run: Run) -> None:
+def _refuse_early(context: StageContext) -> None:
     """What can be known to fail later is refused now."""
-    require_attention(run.config.attention, run.device)
-    _ = run.size, run.depth_digest, run.mask_digest, run.clean_plate_picture, run.multiview_source
-    if run.frame_count < 2:
+    request = context.request
+    require_attention(context.config.attention, context.device)
+    _ = context.size, context.depth_digest, request.mask_digest, request.clean_plate_picture, context.multiview_source
+    if request.frame_count < 2:
         raise InputError(
-            f"{run.clip_name} has {run.info.frame_count} frames, from frame {run.config.decode.first_frame} on "
-            f"{run.frame_count} would be used; at least 2 are needed",
+            f"{request.clip_name} has {request.info.frame_count} frames, from frame {context.config.decode.first_frame} "
+            f"on {request.frame_count} would be used; at least 2 are needed",
             param="video",
         )
 
 
+def _temporary_store(owner: Result) -> Store:
+    """A store that is deleted with its owner."""
+    folder = tempfile.mkdtemp(prefix="recapture-edited-")
+    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+    return Store(folder)
+
+
 @contextmanager
-def _errors_with_a_knob() -> Iterator[None]:
+def _errors_with_an_option() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
@@ -345,6 +267,6 @@ def _errors_with_a_knob() -> Iterator[None]:
     except MemoryError:
         raise ResourceError(_OUT_OF_MEMORY, param="memory") from None
     except RuntimeError as error:
-        if "can't allocate memory" in str(error):  # how torch's CPU allocator says it
+        if "can't allocate memory" in str(error):  # the message of torch's CPU allocator
             raise ResourceError(_OUT_OF_MEMORY, param="memory") from None
         raise

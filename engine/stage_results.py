@@ -1,5 +1,7 @@
-"""What stages read of the stages before them: entries of the store as the tensors and adapters that the work needs."""
+"""Results of finished stages as what their readers need: arrays, cameras, tensors, adapters."""
 
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -7,16 +9,150 @@ import torch
 from torch import Tensor
 
 from .cameras import CameraPath, SourceView
+from .config import RunConfig
 from .diffusion.sampler import Condition
 from .diffusion.tuner import SourceBank
 from .geometry.background import Plate
-from .graph.context import Run
+from .graph.context import StageContext
+from .graph.request import RenderRequest
 from .graph.stage import Inputs
 from .models import adapters
+from .planning.memory import MemoryPlan
 from .store import Entry
 
 
-def source_view(inputs: Inputs) -> SourceView:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRecord:
+    """How one stage of a run went.
+
+    Attributes:
+        about: what it does, in a few words.
+        seconds: of work; for a reused stage, the time that was saved.
+        reused: the store had the result already.
+    """
+
+    name: str
+    about: str
+    seconds: float
+    reused: bool
+
+
+@dataclass(kw_only=True)
+class StageResults:
+    """The finished stages of a run. Arrays are memory-mapped from the store.
+
+    Attributes:
+        context: what the stages were given.
+        entries: the stages' results by stage name.
+        records: how each stage went, in order.
+        notes: what was chosen for the user, one sentence each; nothing is wrong.
+        warnings: what the user should know, one sentence each.
+        memory: what was chosen for the configuration's memory limit, if it had one.
+        seconds: that the run took.
+    """
+
+    context: StageContext
+    entries: dict[str, Entry] = field(default_factory=dict)
+    records: list[StageRecord] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    memory: MemoryPlan | None = None
+    seconds: float = 0.0
+
+    @property
+    def request(self) -> RenderRequest:
+        """What was asked."""
+        return self.context.request
+
+    @property
+    def config(self) -> RunConfig:
+        """All options, with what was chosen for a memory limit."""
+        return self.context.config
+
+    def warn(self, sentence: str) -> None:
+        """Add a warning, once."""
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
+
+    def _array(self, stage: str, name: str) -> np.ndarray:
+        return self._entry(stage).array(name)
+
+    def _entry(self, stage: str) -> Entry:
+        if stage not in self.entries:
+            last = next(reversed(self.entries), "the start")
+            raise AttributeError(f"the run stopped after {last}, before {stage}; call it without until=")
+        return self.entries[stage]
+
+    @property
+    def source(self) -> np.ndarray:
+        """The clip's frames, uint8 [N, H, W, 3]."""
+        return self._array("frames", "frames")
+
+    @property
+    def depth(self) -> np.ndarray:
+        """Depth of each frame at the depth network's resolution, float32 [N, h', w'], in scene units."""
+        return self._array("depth", "depth")
+
+    @property
+    def frames(self) -> np.ndarray:
+        """Delivered frames, uint8 [N, H, W, 3]."""
+        return self._array("deliver", "frames")
+
+    @property
+    def generated(self) -> np.ndarray:
+        """Pure model output at the working size, uint8 [N, h, w, 3]."""
+        return self._array("generate", "frames")
+
+    @property
+    def anchor(self) -> np.ndarray:
+        """The clip drawn from the new path, uint8 [N, H, W, 3]; holes are black, or a multiview model's guess."""
+        return self._array("anchor", "color")
+
+    @property
+    def mask(self) -> np.ndarray:
+        """The anchor's validity mask, bool [N, H, W]: real footage, or synthesized by a multiview model that is certain
+        of it (`evidence` tells them apart)."""
+        return self._array("anchor", "mask")
+
+    @property
+    def alpha(self) -> np.ndarray:
+        """uint8 [N, H, W]: 255 where the anchor is covered, else how much of the pixel a near thing's soft edge covers."""
+        return self._array("anchor", "alpha")
+
+    @property
+    def evidence(self) -> np.ndarray:
+        """uint8 [N, H, W]: 255 where the anchor's pixel is of the same moment's frame, 1 to 254 where other frames of a
+        locked-off clip show it (the confidence in it), 0 in holes."""
+        return self._array("anchor", "evidence")
+
+    @property
+    def matte(self) -> np.ndarray:
+        """uint8 [N, H, W], 255 where the delivered pixel is generated."""
+        return self._array("deliver", "matte")
+
+    @property
+    def camera(self) -> CameraPath:
+        """The new camera's path."""
+        self._entry("camera")
+        return load_camera_path(self.entries)
+
+    @property
+    def hole_share(self) -> float:
+        """Share of the anchor's pixels that no source pixel covers."""
+        return float(np.mean(self._entry("anchor").json("coverage")["holes"]))
+
+    @cached_property
+    def generated_share(self) -> float:
+        """Share of the delivered picture that comes from the model."""
+        return float(np.mean([frame.mean(dtype=np.float64) / 255 for frame in self.matte]))
+
+    @property
+    def windows(self) -> list[range]:
+        """The frames that were sampled together."""
+        return self.context.windows(len(self.source))
+
+
+def load_source_view(inputs: Inputs) -> SourceView:
     """The clip as cameras see it, from the entries of frames, depth and intrinsics."""
     lens, summary = inputs["intrinsics"].json("intrinsics"), inputs["depth"].json("summary")
     return SourceView(
@@ -29,11 +165,12 @@ def source_view(inputs: Inputs) -> SourceView:
     )
 
 
-def path_of(inputs: Inputs) -> CameraPath:
+def load_camera_path(inputs: Inputs) -> CameraPath:
+    """The new camera's path."""
     return CameraPath.from_json(inputs["camera"].json("camera")["path"])
 
 
-def plate_of(inputs: Inputs) -> Plate | None:
+def load_background_plate(inputs: Inputs) -> Plate | None:
     """The static background, None where the source camera moves."""
     entry = inputs["background"]
     if not entry.json("background")["locked"]:
@@ -48,25 +185,29 @@ def tuned_adapters(inputs: Inputs) -> dict[adapters.AdapterName, Path]:
     return {name: entry.path / name for entry in stages for name in adapters.ADAPTERS if (entry.path / name).is_dir()}
 
 
-def load_adapters(run: Run, inputs: Inputs) -> None:
+def load_adapters(context: StageContext, inputs: Inputs) -> None:
     """Put the tuned adapters into the model; one that was not tuned stays at zero."""
-    run.fresh_adapters()
+    adapters.reset(context.model.unet, seed=context.config.seed)
     for name, folder in tuned_adapters(inputs).items():
-        adapters.load(run.model.unet, name, folder, read=run.models.read_adapter)
+        adapters.load(context.model.unet, name, folder, read=context.models.read_adapter)
 
 
-def tensor(run: Run, entry: Entry, name: str) -> Tensor:
-    return torch.from_numpy(entry.array(name).copy()).to(run.device)
+def load_tensor(context: StageContext, entry: Entry, name: str) -> Tensor:
+    """A copy of an array on the run's device."""
+    return torch.from_numpy(entry.array(name).copy()).to(context.device)
 
 
-def source_bank(run: Run, inputs: Inputs) -> SourceBank:
+def load_source_bank(context: StageContext, inputs: Inputs) -> SourceBank:
+    """The encoded source frames that the spatial adapter learns from."""
     entry = inputs["source"]
-    latents, prompts, tokens = (tensor(run, entry, name) for name in ("latents", "prompts", "tokens"))
+    latents, prompts, tokens = (load_tensor(context, entry, name) for name in ("latents", "prompts", "tokens"))
     frame = torch.tensor(entry.json("bank")["frame"])
-    return SourceBank(latents=latents, prompts=prompts, tokens=tokens, frame=frame, ids=tensor(run, entry, "ids"))
+    ids = load_tensor(context, entry, "ids")
+    return SourceBank(latents=latents, prompts=prompts, tokens=tokens, frame=frame, ids=ids)
 
 
-def told_of(run: Run, inputs: Inputs) -> Condition:
+def load_conditioning(context: StageContext, inputs: Inputs) -> Condition:
+    """The encoded anchor."""
     entry = inputs["condition"]
-    latents, mask, prompts, tokens = (tensor(run, entry, name) for name in ("latents", "mask", "prompts", "tokens"))
-    return Condition(latents=latents, mask=mask, prompts=prompts, tokens=tokens, ids=tensor(run, entry, "ids"))
+    names = ("latents", "mask", "prompts", "tokens", "ids")
+    return Condition(**{name: load_tensor(context, entry, name) for name in names})

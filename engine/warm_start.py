@@ -1,10 +1,9 @@
-"""Warm start: a new path's temporal adapter begins as that of the nearest path which the clip was tuned for.
+"""Warm start: a new path's temporal adapter begins as that of the nearest path that the clip was tuned for.
 
-It stops as soon as its held-out masked loss, over that of the untuned model on the same anchor, is where the neighbour's
-was in the end. What it began from is part of its key in the store.
+Tuning stops as soon as the held-out masked loss, relative to that of the untuned model on the same anchor, is as low as
+the other path's was at its end. The result it starts from is part of its key in the store.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from .cameras import CameraPath
-from .graph.context import Run
-from .graph.stage import Inputs
-from .stage_results import path_of
+from .graph.context import StageContext
+from .graph.stage import Inputs, OptionalInput
+from .stage_results import load_camera_path
 from .store import Entry, Store
 
 _SIZES = ("rank", "schedule")
@@ -22,27 +21,28 @@ _SIZES = ("rank", "schedule")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbour:
-    """A path that the clip was tuned for.
+class WarmStart:
+    """The tuned path that a temporal adapter starts from.
 
     Attributes:
         digest: of its temporal stage's result.
         distance: `path_distance` to the new path.
-        reached: its held-out loss over the untuned model's.
+        relative_loss: its held-out loss over the untuned model's.
         adapter: folder of its temporal adapter.
     """
 
     digest: str
     distance: float
-    reached: float
+    relative_loss: float
     adapter: Path
 
     def to_json(self) -> dict[str, Any]:
-        return {"entry": self.digest, "distance": self.distance, "reached": self.reached}
+        """What the result says of it."""
+        return {"entry": self.digest, "distance": self.distance, "reached": self.relative_loss}
 
 
 def path_distance(a: CameraPath, b: CameraPath, depth: float) -> float:
-    """How far two paths of one clip are apart: turn (radians) + way (in `depth`s) + zoom (ln), mean over frames."""
+    """How far apart two paths of one clip are: turn (radians) + way (in `depth`s) + zoom (ln), mean over frames."""
     turn = np.einsum("tij,tij->t", a.c2w[:, :3, :3], b.c2w[:, :3, :3])
     angle = np.arccos(np.clip((turn - 1) / 2, -1, 1))
     way = np.linalg.norm(a.c2w[:, :3, 3] - b.c2w[:, :3, 3], axis=-1) / depth
@@ -50,43 +50,52 @@ def path_distance(a: CameraPath, b: CameraPath, depth: float) -> float:
     return float(np.mean(angle + way + zoom))
 
 
-def neighbours(store: Store, run: Run, inputs: Inputs) -> list[Neighbour]:
+def adapter_compatibility(context: StageContext, inputs: Inputs) -> dict[str, Any]:
+    """What a temporal adapter was tuned for: adapters with equal records can be exchanged."""
+    options = {name: getattr(context.config.tune, name) for name in _SIZES}
+    return {
+        "source": inputs["source"].digest,
+        "spatial": inputs["spatial"].digest,
+        "unet": context.models.unet_digest,
+    } | options
+
+
+def _nearest_tuned_paths(context: StageContext, inputs: Inputs, store: Store) -> list[Entry]:
     """Paths of the same clip whose temporal adapter fits this run's model, nearest first."""
-    fits = record_of(run, inputs)
-    path, depth = path_of(inputs), inputs["depth"].json("summary")["median"]
+    if not context.config.tune.warm_start:
+        return []
+    fits, frames = adapter_compatibility(context, inputs), len(load_camera_path(inputs))
     found = []
     for info in store.entries():
         if info.stage != "temporal" or "temporal/adapter_model.safetensors" not in info.files:
             continue
         entry = store.get(info.stage, info.key)
         tuning = {} if entry is None else entry.json("tuning")
-        if entry is None or tuning.get("of") != fits:
+        if entry is None or tuning.get("of") != fits or len(CameraPath.from_json(tuning["path"])) != frames:
             continue
-        other = CameraPath.from_json(tuning["path"])
-        if len(other.c2w) == len(path.c2w):
-            found.append(
-                Neighbour(
-                    digest=entry.digest, distance=path_distance(path, other, depth),
-                    reached=tuning["held_out"]["spatial+temporal"] / tuning["held_out"]["none"],
-                    adapter=entry.path / "temporal",
-                )
-            )  # fmt: skip
-    return sorted(found, key=lambda one: (one.distance, one.digest))
+        found.append((_start_from(entry, inputs).distance, entry.digest, entry))
+    return [entry for _, _, entry in sorted(found, key=lambda one: one[:2])]
 
 
-def record_of(run: Run, inputs: Inputs) -> dict[str, Any]:
-    """What a temporal adapter was tuned for: adapters with equal records can be exchanged."""
-    options = {name: getattr(run.config.tune, name) for name in _SIZES}
-    return {
-        "source": inputs["source"].digest,
-        "spatial": inputs["spatial"].digest,
-        "unet": run.models.unet_digest,
-    } | options
+def _start_from(entry: Entry, inputs: Inputs) -> WarmStart:
+    tuning, depth = entry.json("tuning"), inputs["depth"].json("summary")["median"]
+    return WarmStart(
+        digest=entry.digest,
+        distance=path_distance(load_camera_path(inputs), CameraPath.from_json(tuning["path"]), depth),
+        relative_loss=tuning["held_out"]["spatial+temporal"] / tuning["held_out"]["none"],
+        adapter=entry.path / "temporal",
+    )
 
 
-def choose(candidates: list[Neighbour], published: Callable[[Neighbour | None], Entry | None]) -> Neighbour | None:
-    """The neighbour that a result is already there for (None: begun cold), so that a rerun reuses it; else the nearest."""
-    for candidate in [None, *candidates]:
-        if published(candidate) is not None:
-            return candidate
-    return candidates[0] if candidates else None
+WARM_START = OptionalInput(
+    name="warm_start",
+    reads=("depth",),
+    find=_nearest_tuned_paths,
+    # A run that stops early checks every so many steps whether it may.
+    config=lambda context, entry: {"from": entry.digest, "asked_every": context.config.tune.checkpoint_every},
+)
+
+
+def warm_start_of(inputs: Inputs) -> WarmStart | None:
+    """What the temporal stage starts from; None is from nothing."""
+    return _start_from(inputs[WARM_START.name], inputs) if WARM_START.name in inputs else None

@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 from ..engine.cameras import parse_camera
 from ..engine.config import RunConfig, override
 from ..engine.models.multiview import multiview_source
-from ..engine.pipeline import Recapture, Result
+from ..engine.pipeline import Recapture
+from ..engine.result import Result
 from ..engine.stages import STAGES
 from ..engine.store import canonical_json
 from ..engine.video import VideoWriter
@@ -158,7 +159,7 @@ class _ShotAtWork:
     def estimated(self) -> tuple[Path, DepthFit]:
         """A folder with the network's depth at the true scale, and the fit that brought it there."""
         result = self.engine_run(self.evaluation.base, None, until="depth")
-        depth = result.entries["depth"].array("depth")
+        depth = result.depth
         rows, columns = depth.shape[1:]
         true = np.stack([cv2.resize(d, (columns, rows), interpolation=cv2.INTER_NEAREST) for d in self.shot.depth])
         fit = fit_scale(depth, true)

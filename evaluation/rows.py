@@ -10,7 +10,7 @@ import numpy as np
 from ..engine.anchor.render import to_tensor, to_uint8
 from ..engine.cameras.rigid import inverse
 from ..engine.imaging.composite import to_clip_size
-from ..engine.pipeline import Result
+from ..engine.result import Result
 from .baselines import fill_mean, fill_telea, floor_anchor
 from .dataset import Shot
 

@@ -29,7 +29,7 @@ from ..engine.geometry.depth import EmptyScene, estimate_depth, predict_frame
 from ..engine.geometry.depth_models import DepthModel, EmbeddedDepth
 from ..engine.geometry.depth_network import DepthNet
 from ..engine.geometry.steady import to_log
-from ..engine.graph.executor import FrameWork, Part, batches
+from ..engine.graph.frame_task import FrameBatch, FrameTask, batches
 from ..engine.store.arrays import ArrayWriter, read_array
 from .frames import ClipFolder
 from .latents import NOISE_AUGMENTATION, PROMPT_PX, SIZES_PX, fit
@@ -225,7 +225,7 @@ def unet_rows(pipeline: StableVideoDiffusionPipeline, clips: ClipFolder, count: 
 def engine_depth(model: DepthModel, frames: np.ndarray, *, smooth: bool, structure: bool) -> np.ndarray:
     """Depth [T, h, w] of a clip [T, H, W, 3] as the engine estimates it, steadied over time and structured or not."""
 
-    def each(work: FrameWork, count: int) -> Iterator[Part]:
+    def each(work: FrameTask, count: int) -> Iterator[FrameBatch]:
         return (work(None, frames) for frames in batches(count, work.batch))
 
     with tempfile.TemporaryDirectory() as folder:
@@ -247,8 +247,8 @@ class PredictClip:
     clip: np.ndarray
     batch: ClassVar[int] = 1
 
-    def __call__(self, run: object, frames: range) -> Part:
-        return predict_frame(self.model, self.clip[frames.start])
+    def __call__(self, context: object, indices: range) -> FrameBatch:
+        return predict_frame(self.model, self.clip[indices.start])
 
 
 def flicker_rows(model: DepthModel, folder: Path, what: str) -> list[Row]:

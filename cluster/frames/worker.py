@@ -11,11 +11,13 @@ import ray
 import torch
 
 from ...engine.errors import Cancelled, ClusterError
-from ...engine.graph.context import Run
-from ...engine.graph.executor import FrameWork
-from ...engine.graph.stage import Inputs, perform
+from ...engine.graph.context import StageContext
+from ...engine.graph.device_memory import DeviceBudget
+from ...engine.graph.executor import LocalExecutor
+from ...engine.graph.frame_task import FrameTask
+from ...engine.graph.request import RenderRequest
+from ...engine.graph.stage import Inputs, compute_stage
 from ...engine.pipeline import Recapture
-from ...engine.planning.memory import Room
 from ...engine.stages import STAGES
 from ...engine.store.arrays import ArrayWriter
 
@@ -54,15 +56,15 @@ class Worker:
             )
         return here
 
-    def do_frames(self, order: tuple[Run, FrameWork], batches: Sequence[range], folder: Path) -> list[str]:
-        """Do the work for these batches; each array of the results becomes a file. Returns the arrays' names."""
-        run, work = order
-        self._adopt(run)
+    def do_frames(self, order: tuple[RenderRequest, FrameTask], batches: Sequence[range], folder: Path) -> list[str]:
+        """Do the task for these batches; each array of the results becomes a file. Returns the arrays' names."""
+        request, task = order
+        context = self._context(request)
         folder.mkdir(parents=True)
         with ExitStack() as stack:
             writers: dict[str, ArrayWriter] = {}
-            for frames in batches:
-                for name, rows in work(run, frames).items():
+            for indices in batches:
+                for name, rows in task(context, indices).items():
                     if name not in writers:
                         path = folder / f"{name}.arrow"
                         writers[name] = stack.enter_context(
@@ -71,16 +73,16 @@ class Worker:
                     writers[name].append(np.ascontiguousarray(rows))
         return list(writers)
 
-    def perform(self, stage: str, run: Run, inputs: Inputs, key: str) -> None:
-        """Run a whole stage and publish it to the store."""
-        self._adopt(run)
+    def run_stage(self, stage: str, request: RenderRequest, inputs: Inputs, key: str) -> None:
+        """Compute a whole stage and publish it to the store."""
+        context = self._context(request)
         with self._engine.store as store:
-            perform(next(each for each in STAGES if each.name == stage), run, inputs, store, key)
+            compute_stage(next(each for each in STAGES if each.name == stage), context, inputs, store, key)
 
-    def room(self) -> tuple[str, Room]:
-        """The device, by a name that workers on it share, and what this process could take of it."""
+    def budget(self) -> tuple[str, DeviceBudget]:
+        """The device, by a name that workers on it share, and what this process may take of it."""
         device = ray.get_gpu_ids() if torch.cuda.is_available() else "cpu"
-        return f"{ray.util.get_node_ip_address()} {device}", self._engine.models.room()
+        return f"{ray.util.get_node_ip_address()} {device}", self._engine.models.budget()
 
     def loads(self) -> int:
         """How often the video model was loaded."""
@@ -101,11 +103,13 @@ class Worker:
     def pid(self) -> int:
         return os.getpid()
 
-    def _adopt(self, run: Run) -> None:
-        """A run that came from the driver: with the models of this process, its progress to be asked for."""
+    def _context(self, request: RenderRequest) -> StageContext:
+        """A request of the driver's with the models of this process; its progress waits to be asked for."""
         self._stopped = False
-        run.models = self._engine.models
-        run.on_progress = self._note
+        models = self._engine.models
+        return StageContext(
+            request=request, models=models, executor=LocalExecutor(models=models), on_progress=self._note
+        )
 
     def _note(self, stage: str, done: int, total: int, detail: Mapping[str, Any]) -> None:
         if self._stopped:

@@ -1,4 +1,4 @@
-"""The workers of a cluster behind the two questions that the engine asks: who does these frames, who does this stage.
+"""The workers of a cluster as an executor of the engine: they do frames and whole stages.
 
 Arrays travel through files of the store; Ray carries names, options and progress. A worker that dies loses its share to
 the others, and another takes its place; an error of the work itself is raised as if it had happened here.
@@ -21,11 +21,14 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ...engine.catalog import MODELS
+from ...engine.diffusion.tuner import AdamW, OptimiserOf, Share
 from ...engine.errors import ClusterError, InputError
-from ...engine.graph.context import Models, Run
-from ...engine.graph.executor import FrameWork, Part, batches, in_process
-from ...engine.graph.stage import Inputs, Stage, perform
-from ...engine.planning.memory import Room
+from ...engine.graph.context import StageContext
+from ...engine.graph.device_memory import DeviceBudget
+from ...engine.graph.frame_task import FrameBatch, FrameTask, batches
+from ...engine.graph.request import RenderRequest
+from ...engine.graph.stage import Inputs, Stage, compute_stage
+from ...engine.graph.warm_models import WarmModels
 from ...engine.store import Entry, Store
 from ...engine.store.arrays import read_array
 from ..session import placement
@@ -38,7 +41,7 @@ _POLL_S = 0.2
 _CHUNK_BATCHES = 16
 """A share of the frames has at most so many batches: what a lost worker costs."""
 
-Task = Callable[[Any], Any]
+Call = Callable[[Any], Any]
 """Calls a worker's method, given the worker; what it returns is Ray's promise of the result."""
 
 
@@ -48,7 +51,7 @@ class Workers:
     def __init__(
         self,
         bundles: list[dict[str, float]],
-        models: Models,
+        models: WarmModels,
         store: Store,
         *,
         mark: str,
@@ -96,27 +99,42 @@ class Workers:
         self._ready, self._arriving, self._places = [], {}, {}
         self._reserved.close()
 
-    def map_frames(self, run: Run, work: FrameWork, count: int, *, scratch: Path) -> Iterator[Part]:
-        """See `FrameMap`: the frames' batches in shares, as many as the workers or a multiple of that."""
-        every = batches(count, work.batch)
+    @property
+    def tune_devices(self) -> int:
+        """See `Executor`."""
+        return 1 if self._tuning is None else self._tuning.devices
+
+    @property
+    def data_shard(self) -> Share:
+        """See `StageServices`: stages that stay in this process tune nothing."""
+        return 0, 1
+
+    @property
+    def make_optimizer(self) -> OptimiserOf:
+        """See `StageServices`."""
+        return AdamW
+
+    def map_frames(self, context: StageContext, task: FrameTask, count: int, *, scratch: Path) -> Iterator[FrameBatch]:
+        """See `StageServices`: the frames' batches in shares, as many as the workers or a multiple of that."""
+        every = batches(count, task.batch)
         workers = len(self._bundles)
         rounds = -(-len(every) // (workers * _CHUNK_BATCHES))
         shares = _split(every, min(len(every), workers * rounds))
         folder = scratch / f"parts-{secrets.token_hex(4)}"
-        order = ray.put(order_of(run, work))
+        order = ray.put(order_of(context, task))
         attempts: list[Path] = [folder] * len(shares)
 
-        def task(index: int) -> Task:
+        def call_for(index: int) -> Call:
             def call(worker: Any) -> Any:
                 attempts[index] = folder / f"{index:06}-{secrets.token_hex(4)}"  # a lost worker may have left half
                 return worker.do_frames.remote(order, shares[index], attempts[index])
 
             return call
 
-        finished: dict[int, Part] = {}
+        finished: dict[int, FrameBatch] = {}
         following = 0
         try:
-            for index, names in self._each([task(index) for index in range(len(shares))]):
+            for index, names in self._each([call_for(index) for index in range(len(shares))]):
                 finished[index] = {name: read_array(attempts[index] / f"{name}.arrow") for name in names}
                 while following in finished:
                     yield finished.pop(following)
@@ -125,24 +143,24 @@ class Workers:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def perform(self, stage: Stage, run: Run, inputs: Inputs, store: Store, key: str) -> Entry:
-        """See `Perform`: what runs a network as a whole goes to a worker, everything else stays here.
+    def run_stage(self, stage: Stage, context: StageContext, inputs: Inputs, store: Store, key: str) -> Entry:
+        """See `Executor`: what runs a network as a whole goes to a worker, everything else stays here.
 
         Raises:
             ClusterError: workers died again and again, or none came back.
         """
-        if stage.by_frame or stage.weights(run) is None:
-            return perform(stage, run, inputs, store, key)
-        sent = portable(run)
-        if self._tuning is not None and self._tuning.takes(stage, run.config):
-            self._tuning.check(run.config)
+        if stage.by_frame or stage.weights(context) is None:
+            return compute_stage(stage, context, inputs, store, key)
+        sent = portable(context)
+        if self._tuning is not None and self._tuning.takes(stage, context.config):
+            self._tuning.check(context.config)
             self.close()  # the devices are the workers' own
             try:
-                self._tuning.perform(stage, sent, inputs, store, key, self._recipe)
+                self._tuning.run_stage(stage, sent, inputs, store, key, self._recipe)
             finally:
                 self.open()
         else:
-            for _ in self._each([lambda worker: worker.perform.remote(stage.name, sent, inputs, key)], run):
+            for _ in self._each([lambda worker: worker.run_stage.remote(stage.name, sent, inputs, key)], context):
                 pass
         entry = store.get(stage.name, key)
         if entry is None:
@@ -151,33 +169,33 @@ class Workers:
             store.gc()  # a process was killed while it wrote this
         return entry
 
-    def room(self) -> Room:
-        """What each worker could take of its device: the least of them, devices shared evenly."""
-        answers: list[tuple[str, Room]] = self.ask("room")
+    def budget(self) -> DeviceBudget:
+        """What each worker may take of its device: the least of them, devices shared evenly."""
+        answers: list[tuple[str, DeviceBudget]] = self.ask("budget")
         sharing = Counter(where for where, _ in answers)
-        shares = [replace(room, free=None if room.free is None else room.free // sharing[at]) for at, room in answers]
-        return min(shares, key=lambda room: -1 if room.free is None else room.free)
+        shares = [replace(one, free=None if one.free is None else one.free // sharing[at]) for at, one in answers]
+        return min(shares, key=lambda one: -1 if one.free is None else one.free)
 
     def ask(self, method: str) -> list[Any]:
         """What each worker that is ready answers to a method without arguments."""
         return ray.get([getattr(worker, method).remote() for worker in self._ready])
 
-    def _each(self, tasks: Sequence[Task], run: Run | None = None) -> Iterator[tuple[int, Any]]:
-        """Do the tasks, each once, by whoever is free; (index, result) in the order in which they end.
+    def _each(self, calls: Sequence[Call], context: StageContext | None = None) -> Iterator[tuple[int, Any]]:
+        """Make the calls, each once, to whoever is free; (index, result) in the order in which they end.
 
         Args:
-            run: is told the progress of the stage that a worker performs for it.
+            context: gets the progress of the stage that a worker computes.
         """
-        todo, idle = deque(range(len(tasks))), list(self._ready)
+        todo, idle = deque(range(len(calls))), list(self._ready)
         running: dict[Any, tuple[int, Any]] = {}
         alone_since: float | None = None
         while todo or running:
             while todo and idle:
                 index, worker = todo.popleft(), idle.pop(0)
-                running[tasks[index](worker)] = index, worker
+                running[calls[index](worker)] = index, worker
             done, _ = ray.wait([*running, *self._arriving], timeout=_POLL_S)
-            if run is not None:
-                self._tell(run, running)
+            if context is not None:
+                self._report(context, running)
             for promise in done:
                 if promise in self._arriving:
                     newcomer = self._arriving[promise]
@@ -197,11 +215,11 @@ class Workers:
             if alone_since is not None and time.monotonic() - alone_since > self._patience_s:
                 raise ClusterError(f"no worker was ready within {self._patience_s:g} s", code="cluster_busy")
 
-    def _tell(self, run: Run, running: dict[Any, tuple[int, Any]]) -> None:
+    def _report(self, context: StageContext, running: dict[Any, tuple[int, Any]]) -> None:
         for _, worker in running.values():
             try:
                 for stage, done, total, detail in ray.get(worker.happened.remote(), timeout=5):
-                    run.progress(stage, done, total, **detail)
+                    context.progress(stage, done, total, **detail)
             except (RayActorError, ray.exceptions.GetTimeoutError):
                 pass  # the loss is noticed where the result is waited for
             except BaseException:
@@ -255,7 +273,7 @@ class Workers:
 
 @contextmanager
 def workers(
-    models: Models,
+    models: WarmModels,
     store: Store,
     *,
     count: int,
@@ -290,24 +308,23 @@ def workers(
             crew.close()
 
 
-def order_of(run: Run, work: FrameWork) -> tuple[Run, FrameWork]:
-    """What a worker is sent: names and options. What the work has already looked up here stays here."""
-    return portable(run), replace(cast(Any, work))
+def order_of(context: StageContext, task: FrameTask) -> tuple[RenderRequest, FrameTask]:
+    """What a worker is sent: names and options. What the task has already looked up here stays here."""
+    return portable(context), replace(cast(Any, task))
 
 
-def portable(run: Run) -> Run:
-    """The run as another process can take it: without this one's networks and progress.
+def portable(context: StageContext) -> RenderRequest:
+    """The request as another process can take it, without what was looked up here.
 
     Raises:
         InputError: a callback was to see each sampling step: latents stay with the worker.
     """
-    plain = {name: Run.__dataclass_fields__[name].default for name in ("on_progress", "on_step_end")}
-    if run.on_step_end is not plain["on_step_end"]:
+    if context.on_step_end is not None:
         raise InputError(
             "callback_on_step_end works in one process, not on a cluster; on_progress does on both",
             param="callback_on_step_end",
         )
-    return replace(run, models=cast(Models, None), map_frames=in_process, **plain)
+    return replace(context.request)
 
 
 def _split(every: list[range], shares: int) -> list[list[range]]:

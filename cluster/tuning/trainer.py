@@ -19,8 +19,10 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from ...engine.config import RunConfig as EngineConfig
 from ...engine.errors import ClusterError, InputError, RecaptureError
-from ...engine.graph.context import Run
-from ...engine.graph.stage import Inputs, Stage, perform
+from ...engine.graph.context import StageContext
+from ...engine.graph.executor import LocalExecutor
+from ...engine.graph.request import RenderRequest
+from ...engine.graph.stage import Inputs, Stage, compute_stage
 from ...engine.pipeline import Recapture
 from ...engine.stages import STAGES
 from ...engine.store import Store
@@ -73,11 +75,13 @@ class Tuning:
                     param=param,
                 )
 
-    def perform(self, stage: Stage, run: Run, inputs: Inputs, store: Store, key: str, recipe: dict[str, Any]) -> None:
-        """Run a tuning stage on all devices; its result is in the store afterwards.
+    def run_stage(
+        self, stage: Stage, request: RenderRequest, inputs: Inputs, store: Store, key: str, recipe: dict[str, Any]
+    ) -> None:
+        """Compute a tuning stage on all devices; its result is in the store afterwards.
 
         Args:
-            run: as another process can take it.
+            request: as another process can take it.
             recipe: model, store, threads and dtype for `Recapture.from_pretrained` there.
 
         Raises:
@@ -86,7 +90,8 @@ class Tuning:
             ClusterError: the processes died more often than `retries`.
         """
         require(gpus=self.devices * self.gpu, cpus=self.devices)
-        order = {"stage": stage.name, "run": run, "inputs": inputs, "key": key, "settings": self.settings, **recipe}
+        order = {"stage": stage.name, "request": request, "inputs": inputs, "key": key}
+        order |= {"settings": self.settings, **recipe}
         try:
             with store.scratch("train") as folder:
                 self._launch(order, stage.name, folder)
@@ -137,16 +142,19 @@ def _train(order: dict[str, Any]) -> None:
     torch.set_num_threads(order["threads"])
     if torch.cuda.is_available():
         torch.cuda.set_device(get_device())
-    context = ray.train.get_context()
+    train = ray.train.get_context()
     engine = Recapture.from_pretrained(order["model"], torch_dtype=order["dtype"], store=order["store"])
-    run: Run = order["run"]
-    run.models = engine.models
-    run.share = context.get_world_rank(), context.get_world_size()
-    run.optimiser_of = partial(Zero, settings=order["settings"])
+    rank = train.get_world_rank()
+    executor = LocalExecutor(
+        models=engine.models,
+        data_shard=(rank, train.get_world_size()),
+        make_optimizer=partial(Zero, settings=order["settings"]),
+    )
+    context = StageContext(request=order["request"], models=engine.models, executor=executor)
     stage = next(each for each in STAGES if each.name == order["stage"])
     with engine.store as store:
-        if context.get_world_rank() == 0:
-            perform(stage, run, order["inputs"], store, order["key"])
+        if rank == 0:
+            compute_stage(stage, context, order["inputs"], store, order["key"])
         else:  # the same work for its gradients; nothing of it is published
             with store.begin(stage.name, order["key"]) as writer:
-                stage.run(run, order["inputs"], writer)
+                stage.compute(context, order["inputs"], writer)

@@ -14,7 +14,7 @@ from ...kernels.splat import Splat, splat, warp
 from ..cameras import CameraPath
 from ..geometry.background import TRUSTED, Plate, hidden
 from ..geometry.upsample import upsample
-from ..graph.executor import Part
+from ..graph.frame_task import FrameBatch
 from .matte import split_layers
 
 FRAMES_AT_ONCE = 2
@@ -38,7 +38,7 @@ def draw_anchor(
     band: float,
     valid: Callable[[int], np.ndarray] | None,
     device: torch.device,
-) -> Part:
+) -> FrameBatch:
     """The anchor of a few frames, each drawn as two layers (`matte.py`): the near things' soft edges over the rest.
 
     Returns:

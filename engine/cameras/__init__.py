@@ -8,15 +8,17 @@ from .expression import parse_expression
 from .formats import FORMATS, read_cameras, write_cameras
 from .path import CameraPath, SourceView
 from .presets import Parameter, Preset, presets
-from .spec import CameraSpec, parse_camera
+from .spec import Camera, CameraSpec, camera_spec, parse_camera
 
 __all__ = [
     "FORMATS",
+    "Camera",
     "CameraPath",
     "CameraSpec",
     "Parameter",
     "Preset",
     "SourceView",
+    "camera_spec",
     "parse_camera",
     "parse_expression",
     "path_warnings",

@@ -5,9 +5,10 @@ Whatever is wrong with it alone, without the clip, is refused here.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -126,6 +127,61 @@ class FileSpec:
             },
             sort_keys=True,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PathSpec:
+    """Poses that are there already, one for each frame of the clip."""
+
+    path: CameraPath
+
+    @property
+    def text(self) -> str:
+        """The file that a saved result keeps its path in."""
+        return "camera.json"
+
+    def resolve(self, view: SourceView) -> CameraPath:
+        """The poses at the clip's size and times.
+
+        Raises:
+            CameraError: the clip has another number of frames.
+        """
+        if len(self.path) != len(view.times_s):
+            raise CameraError(
+                f"the path has {len(self.path)} poses, the clip has {len(view.times_s)} frames", param="camera"
+            )
+        path = self.path
+        if (path.width, path.height) != (view.width, view.height):
+            path = path.resized(view.width, view.height)
+        return replace(path, times_s=view.times_s)
+
+    def warnings(self, view: SourceView) -> list[str]:
+        """Nothing had to be decided."""
+        return []
+
+    def to_json(self) -> str:
+        """Canonical: by content."""
+        digest = hashlib.sha256(self.path.to_json().encode()).hexdigest()
+        return json.dumps({"kind": "path", "path": digest}, sort_keys=True)
+
+
+Camera = str | Path | CameraSpec | CameraPath
+"""What is accepted as a camera: a preset expression, a camera file, a parsed camera, or poses."""
+
+
+def camera_spec(camera: Camera) -> CameraSpec:
+    """A camera of any accepted kind in the one form that a run needs.
+
+    Raises:
+        CameraError: as `parse_camera`.
+    """
+    if isinstance(camera, str):
+        return parse_camera(camera)
+    if isinstance(camera, CameraPath):
+        return PathSpec(path=camera)
+    if isinstance(camera, Path):
+        return FileSpec(text=str(camera), track=read_cameras(camera), source=None, path_scale=None)
+    return camera
 
 
 def _warp(K_file: np.ndarray, K_source: np.ndarray) -> np.ndarray:

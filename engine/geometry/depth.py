@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..graph.executor import FrameWork, Part
+from ..graph.frame_task import FrameBatch, FrameTask
 from ..store.arrays import ArrayWriter
 from . import steady, still
 from .background import background_plate, sampled, stands_still
@@ -42,20 +42,20 @@ class ClipDepth:
     fov_deg: float | None
 
 
-Each = Callable[[FrameWork, int], Iterator[Part]]
-"""Does a piece of work for frames 0 to count - 1 and gives the parts in order; `FrameMap` with all but these settled."""
+Each = Callable[[FrameTask, int], Iterator[FrameBatch]]
+"""Does a task for frames 0 to count - 1 and gives the batches in order: `StageContext.each_frame` of one stage."""
 
 
 def estimate_depth(
     each: Each,
-    predict: FrameWork,
+    predict: FrameTask,
     count: int,
     rows: Callable[[tuple[int, int]], ArrayWriter],
     *,
     smooth: bool,
     structure: bool,
     empty_scene: "EmptyScene",
-    look: Callable[[np.ndarray], Part],
+    look: Callable[[np.ndarray], FrameBatch],
     scratch: Path,
     on_frame: Callable[[int], None],
 ) -> ClipDepth:
@@ -142,7 +142,7 @@ def structure_of(frames: np.ndarray) -> Callable[[int, np.ndarray], np.ndarray]:
     return refine
 
 
-def predict_frame(model: DepthModel, frame: np.ndarray) -> Part:
+def predict_frame(model: DepthModel, frame: np.ndarray) -> FrameBatch:
     """What the network says of one frame, uint8 [H, W, 3]: its map, the picture at that size, the field of view."""
     image = torch.from_numpy(frame.copy()).permute(2, 0, 1)[None].float() / 255
     predicted, fov = model.predict(image)
@@ -159,8 +159,8 @@ class Drift:
     folder: Path
     batch: ClassVar[int] = 1
 
-    def __call__(self, run: object, frames: range) -> Part:
-        t = frames.start
+    def __call__(self, context: object, indices: range) -> FrameBatch:
+        t = indices.start
         if t == 0:
             return {"drift": np.zeros(1)}
         raw, small = self._maps
@@ -179,8 +179,8 @@ class Steady:
     smooth: bool
     batch: ClassVar[int] = 1
 
-    def __call__(self, run: object, frames: range) -> Part:
-        return {"depth": steady.from_log(self.log_depth(frames.start))[None]}
+    def __call__(self, context: object, indices: range) -> FrameBatch:
+        return {"depth": steady.from_log(self.log_depth(indices.start))[None]}
 
     def log_depth(self, t: int) -> np.ndarray:
         raw, small = self._maps
@@ -199,10 +199,10 @@ class Structured:
     smooth: bool
     batch: ClassVar[int] = 1
 
-    def __call__(self, run: object, frames: range) -> Part:
+    def __call__(self, context: object, indices: range) -> FrameBatch:
         _, small = _open(self.folder)
-        log_depth = Steady(folder=self.folder, smooth=self.smooth).log_depth(frames.start)
-        return {"structured": structured(small[frames.start], log_depth)[None]}
+        log_depth = Steady(folder=self.folder, smooth=self.smooth).log_depth(indices.start)
+        return {"structured": structured(small[indices.start], log_depth)[None]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,8 +213,8 @@ class Voted:
     smooth: bool
     batch: ClassVar[int] = 1
 
-    def __call__(self, run: object, frames: range) -> Part:
-        maps, small, t = self._maps, _load(self.folder, _SMALL), frames.start
+    def __call__(self, context: object, indices: range) -> FrameBatch:
+        maps, small, t = self._maps, _load(self.folder, _SMALL), indices.start
         if self.smooth:
             return {
                 "depth": steady.from_log(steady.temporal_median(t, len(maps), maps.__getitem__, small.__getitem__))[
@@ -230,7 +230,7 @@ class Voted:
 
 def _before_background(
     each: Each, count: int, scratch: Path, empty: tuple[np.ndarray, np.ndarray], log_depth: np.ndarray
-) -> FrameWork:
+) -> FrameTask:
     """Find the background and what moves before it in each frame; what is left to do is to put them together."""
     color, known = empty
     size = _load(scratch, _RAW).shape[:0:-1]
@@ -266,9 +266,9 @@ class _OnBackground:
 class FindThings(_OnBackground):
     """What moves in frames: `things` uint8 [T, h, w] (0 is background) and their log depths [T, 255]."""
 
-    def __call__(self, run: object, frames: range) -> Part:
+    def __call__(self, context: object, indices: range) -> FrameBatch:
         labels, distances = still.labeled(
-            still.moving_things(*self.frame(frames.start), self.background), self.background.known.shape
+            still.moving_things(*self.frame(indices.start), self.background), self.background.known.shape
         )
         return {"things": labels[None], "distances": distances[None]}
 
@@ -277,8 +277,8 @@ class FindThings(_OnBackground):
 class PlaceThings(_OnBackground):
     """Depth [T, h, w] of frames: the background's, and the moving things' before it."""
 
-    def __call__(self, run: object, frames: range) -> Part:
-        t = frames.start
+    def __call__(self, context: object, indices: range) -> FrameBatch:
+        t = indices.start
         labels, distances = _load(self.folder, "things.npy"), _load(self.folder, "distances.npy")
         near = range(max(0, t - still.STEADY_OVER), min(len(labels), t + still.STEADY_OVER + 1))
         neighbors = [still.unlabeled(labels[i], distances[i]) for i in near if i != t]
@@ -287,7 +287,7 @@ class PlaceThings(_OnBackground):
         return {"depth": steady.from_log(still.placed(things, log_depth, self.background))[None]}
 
 
-def _keep(parts: Iterator[Part], count: int, scratch: Path) -> None:
+def _keep(parts: Iterator[FrameBatch], count: int, scratch: Path) -> None:
     """Arrays of all frames as files of their names, on disk: memory does not grow with the clip's length."""
     files: dict[str, np.memmap] = {}
     done = 0
@@ -303,7 +303,7 @@ def _keep(parts: Iterator[Part], count: int, scratch: Path) -> None:
 
 
 def _collect(
-    parts: Iterator[Part], count: int, scratch: Path, on_frame: Callable[[int], None]
+    parts: Iterator[FrameBatch], count: int, scratch: Path, on_frame: Callable[[int], None]
 ) -> tuple[np.memmap, bool, float | None]:
     """Raw maps of the whole clip (and small pictures, on disk), whether they are relative, the median field of view."""
     raw: np.memmap | None = None

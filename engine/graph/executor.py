@@ -1,47 +1,58 @@
-"""Work that goes frame by frame, and who does it: this process, or workers that `cluster` sends it to.
-
-Such work is an object that holds what it reads, and is called with a run and a range of frames. Ranges begin at multiples
-of the work's own batch, counted from frame 0, and each is one call: whoever makes it, the bits are the same.
-"""
+"""Who does a run's work: this process, or the workers of a cluster."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-import numpy as np
-
-if TYPE_CHECKING:
-    from .context import Run
-
-Part = dict[str, np.ndarray]
-"""What a call gives, by name; the first axis of each array is the frames of the call."""
-
-
-class FrameWork(Protocol):
-    """A dataclass that can be sent to another process; what it reads lies in the store, or is small."""
-
-    batch: int
-    """Frames a call; the last one may be shorter."""
-
-    def __call__(self, run: "Run", frames: range) -> Part: ...
+from ..diffusion.tuner import AdamW, OptimiserOf, Share
+from ..store import Entry, Store
+from .context import StageContext, StageServices
+from .device_memory import DeviceBudget
+from .frame_task import FrameBatch, FrameTask, batches
+from .stage import Inputs, Stage, compute_stage
+from .warm_models import WarmModels
 
 
-class FrameMap(Protocol):
-    """Does the work for frames 0 to count - 1."""
+class Executor(StageServices, Protocol):
+    """Does whole stages, and frames for the stages that go frame by frame."""
 
-    def __call__(self, run: "Run", work: FrameWork, count: int, *, scratch: Path) -> Iterator[Part]:
-        """Parts in the order of the frames, each of one batch or of several that follow each other.
+    @property
+    def tune_devices(self) -> int:
+        """Devices that share the batch of each tuning step."""
+        ...
 
-        Args:
-            scratch: folder of the stage that is being written; what is left below it must be gone in the end.
-        """
+    def budget(self) -> DeviceBudget:
+        """What a run may take of each device."""
+        ...
+
+    def run_stage(self, stage: Stage, context: StageContext, inputs: Inputs, store: Store, key: str) -> Entry:
+        """Compute a stage's result and publish it under its key."""
         ...
 
 
-def batches(count: int, batch: int) -> list[range]:
-    return [range(start, min(start + batch, count)) for start in range(0, count, batch)]
+@dataclass(frozen=True, kw_only=True)
+class LocalExecutor:
+    """This process does everything.
 
+    Attributes:
+        data_shard: the part of each tuning batch that is this process's, where several tune together.
+    """
 
-def in_process(run: "Run", work: FrameWork, count: int, *, scratch: Path) -> Iterator[Part]:
-    for frames in batches(count, work.batch):
-        yield work(run, frames)
+    models: WarmModels
+    data_shard: Share = (0, 1)
+    make_optimizer: OptimiserOf = AdamW
+    tune_devices: int = 1
+
+    def budget(self) -> DeviceBudget:
+        """What this process may take of its device."""
+        return self.models.budget()
+
+    def map_frames(self, context: StageContext, task: FrameTask, count: int, *, scratch: Path) -> Iterator[FrameBatch]:
+        """See `StageServices`: one call after the other."""
+        for indices in batches(count, task.batch):
+            yield task(context, indices)
+
+    def run_stage(self, stage: Stage, context: StageContext, inputs: Inputs, store: Store, key: str) -> Entry:
+        """See `Executor`."""
+        return compute_stage(stage, context, inputs, store, key)

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from ..graph.context import Run
+from ..graph.context import StageContext
 from ..models.temporal_bypass import temporal_bypass
-from ..pipeline import Result
-from ..stages import windows_of
+from ..stage_results import StageResults
 from . import memory
 
 _MEASURED_PX = 192 * 192
@@ -44,46 +43,46 @@ class Plan:
         return asdict(self)
 
 
-def make_plan(preview: Result) -> Plan:
+def make_plan(preview: StageResults) -> Plan:
     """The plan of the run that a preview (stages up to the anchor) belongs to."""
-    run = preview.run
-    height, width = run.size
-    held = run.memory or memory.plan(run, run.models.room())
-    seconds = time_plan(run, len(preview.source))
+    context, info = preview.context, preview.context.request.info
+    height, width = context.size
+    held = preview.memory or memory.plan(context, context.models.budget())
+    seconds = time_plan(context, len(preview.source))
     done = {record.name: record.seconds for record in preview.records if not record.reused}
     return Plan(
-        clip_size=(run.info.width, run.info.height),
+        clip_size=(info.width, info.height),
         frames=len(preview.source),
-        fps=float(run.info.rate),
+        fps=float(info.rate),
         working_size=(width, height),
-        pixel_aspect=(run.info.width / width) / (run.info.height / height),
+        pixel_aspect=(info.width / width) / (info.height / height),
         windows=[(window.start, window.stop - 1) for window in preview.windows],
         hole_share=preview.hole_share,
         memory_bytes=held.peak,
         memory=held.at_peak,
-        chosen=None if run.memory is None else run.memory.to_json(),
+        chosen=None if preview.memory is None else preview.memory.to_json(),
         seconds=sum(seconds.values()) + sum(done.values()),
         stages_s={**done, **seconds},
     )
 
 
 @torch.no_grad()
-def time_plan(run: Run, frames: int) -> dict[str, float]:
+def time_plan(context: StageContext, frames: int) -> dict[str, float]:
     """Seconds by stage, from a timed forward pass: an estimate."""
-    model, options, (height, width) = run.model, run.config, run.size
+    model, options, (height, width) = context.model, context.config, context.size
     multiple = model.shape.multiple
     side = max(multiple, int(_MEASURED_PX**0.5) // multiple * multiple)
     rows, columns = min(height, side), min(width, side)
     scale = height * width / (rows * columns)
     window = min(frames, model.shape.frames)
-    forward = scale * _time_forward(run, rows, columns, window)
+    forward = scale * _time_forward(context, rows, columns, window)
     with temporal_bypass(model.unet):
-        single = scale * _time_forward(run, rows, columns, 1)
-    image = torch.zeros(1, 3, rows, columns, device=run.device)
-    encode = scale * _timed(run, lambda: model.encode(image))
+        single = scale * _time_forward(context, rows, columns, 1)
+    image = torch.zeros(1, 3, rows, columns, device=context.device)
+    encode = scale * _timed(context, lambda: model.encode(image))
     latents = model.encode(image)
-    decode = scale * _timed(run, lambda: model.decode(latents))
-    windows = len(windows_of(run, frames))
+    decode = scale * _timed(context, lambda: model.decode(latents))
+    windows = len(context.windows(frames))
     guided = 1 if options.sample.guidance == (1.0, 1.0) else 2
     return {
         "source": 2 * encode * options.condition.augmentations * (options.tune.spatial_steps > 0),
@@ -93,25 +92,25 @@ def time_plan(run: Run, frames: int) -> dict[str, float]:
         "sample": forward * guided * options.sample.steps * windows,
         "refine": forward * options.refine.steps * windows * (options.refine.sigma > 0),
         "generate": decode * frames,
-        "deliver": 0.3 * frames * run.info.width * run.info.height / 1e6,
+        "deliver": 0.3 * frames * context.request.info.width * context.request.info.height / 1e6,
     }
 
 
-def _time_forward(run: Run, height: int, width: int, frames: int) -> float:
-    model = run.model
+def _time_forward(context: StageContext, height: int, width: int, frames: int) -> float:
+    model = context.model
     cell = model.shape.vae_scale
-    noisy = torch.zeros(1, frames, model.shape.latent_channels, height // cell, width // cell, device=run.device)
-    token = torch.zeros(1, 1, model.unet.config.cross_attention_dim, device=run.device)
-    sigma, ids = torch.ones(1, device=run.device), torch.zeros(1, 3, device=run.device)
-    return _timed(run, lambda: model.predict(noisy, sigma, noisy[:, 0], token, ids))
+    noisy = torch.zeros(1, frames, model.shape.latent_channels, height // cell, width // cell, device=context.device)
+    token = torch.zeros(1, 1, model.unet.config.cross_attention_dim, device=context.device)
+    sigma, ids = torch.ones(1, device=context.device), torch.zeros(1, 3, device=context.device)
+    return _timed(context, lambda: model.predict(noisy, sigma, noisy[:, 0], token, ids))
 
 
-def _timed(run: Run, work: Any) -> float:
+def _timed(context: StageContext, work: Any) -> float:
     work()
-    if run.device.type == "cuda":
+    if context.device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
     work()
-    if run.device.type == "cuda":
+    if context.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start

@@ -4,13 +4,12 @@ import numbers
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from ..config import RunConfig
 from ..errors import ResourceError
+from ..graph.context import StageContext
+from ..graph.device_memory import DeviceBudget
 from ..models.adapters import ADAPTERS
 from ..models.checkpointing import Checkpointing
 from ..models.multiview import encoder_of
@@ -27,9 +26,6 @@ from .tensor_memory import (
     weight_bytes,
 )
 
-if TYPE_CHECKING:
-    from ..graph.context import Run
-
 GIB = 1 << 30
 _AUTO_SHARE = 0.9
 """Of what is free: others on the machine take some too."""
@@ -38,22 +34,6 @@ _SPARE = {"cuda": 1.08, "cpu": 1.15}
 _LADDER: tuple[Checkpointing, ...] = ("none", "balanced", "full")
 _LEAST_SIDE = 0.5
 """A working size is not lowered below this share of each side: a model far below its training size makes nothing of use."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
-    """A device that a run may work on.
-
-    Attributes:
-        device: `cuda` or `cpu`.
-        dtype: of the UNet there.
-        free: bytes that the run could take, what its process holds already among them; None where the system does not
-            say.
-    """
-
-    device: str
-    dtype: torch.dtype
-    free: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,33 +91,33 @@ class MemoryPlan:
         yield "peaks in GiB: " + ", ".join(f"{name} {size / GIB:.3g}" for name, size in self.peaks.items())
 
 
-def plan(run: "Run", room: Room, choice: Choice | None = None, *, devices: int = 1) -> MemoryPlan:
+def plan(context: StageContext, budget: DeviceBudget, choice: Choice | None = None, *, devices: int = 1) -> MemoryPlan:
     """What the run will hold with its own options, or with others.
 
     Args:
         devices: that share each tuning step's batch.
     """
-    config, shape = run.config, run.models.shape
-    choice = choice or asked(run)
-    shapes = shapes_of(run.models.folder, room.dtype, config.tune.rank, cuda=room.device == "cuda")
-    frames, size = min(shape.frames, run.frame_count), choice.size
+    config, shape = context.config, context.models.shape
+    choice = choice or asked(context)
+    shapes = shapes_of(context.models.folder, budget.dtype, config.tune.rank, cuda=budget.device == "cuda")
+    frames, size = min(shape.frames, context.request.frame_count), choice.size
     encoders = weight_bytes(shapes.vae) + weight_bytes(shapes.image_encoder)
     adapters = adapter_bytes(shapes.unet)
-    brought = encoders if choice.offload and room.device == "cuda" else 0
+    brought = encoders if choice.offload and budget.device == "cuda" else 0
     cell = shape.vae_scale
     picture = shape.latent_channels * (size[0] // cell) * (size[1] // cell) * 4
-    spare = _SPARE[room.device]
+    spare = _SPARE[budget.device]
     guided = 1 if config.sample.guidance == (1.0, 1.0) else 2
     held = {
         "UNet": weight_bytes(shapes.unet),
         "VAE and image encoder": encoders - brought,
         "adapters": sum(adapters.values()),
-        "depth network": _depth_bytes(run),
-        "multiview model": _multiview_bytes(run),
+        "depth network": _depth_bytes(context),
+        "multiview model": _multiview_bytes(context),
         # Anchor, prompts, where the sampling starts, its noise and its result, in fp32 for all frames.
-        "clip's latents": 5 * run.frame_count * picture,
+        "clip's latents": 5 * context.request.frame_count * picture,
         # The depth and anchor stages' own: eight frames of the clip in fp32.
-        "frames": 8 * run.info.width * run.info.height * 3 * 4,
+        "frames": 8 * context.request.info.width * context.request.info.height * 3 * 4,
     }
     work = {
         "sampling": int(spare * forward_bytes(shapes, guided, frames, size)),
@@ -152,18 +132,18 @@ def plan(run: "Run", room: Room, choice: Choice | None = None, *, devices: int =
     return MemoryPlan(choice=choice, held=held, work=work)
 
 
-def asked(run: "Run") -> Choice:
+def asked(context: StageContext) -> Choice:
     """The run's own options."""
-    config = run.config
+    config = context.config
     return Choice(
-        size=run.size,
+        size=context.size,
         checkpointing=config.tune.checkpointing,
         offload=config.offload,
-        decode_chunk=run.decode_chunk,
+        decode_chunk=context.decode_chunk,
     )
 
 
-def fit(run: "Run", room: Room, *, devices: int = 1) -> MemoryPlan:
+def fit(context: StageContext, budget: DeviceBudget, *, devices: int = 1) -> MemoryPlan:
     """The plan of the options that fit the run's limit and are nearest to what is asked: nothing is ever raised.
 
     The working size is kept longest. At a size the first choice that fits is taken; offloading, which costs moments,
@@ -173,19 +153,19 @@ def fit(run: "Run", room: Room, *, devices: int = 1) -> MemoryPlan:
     Raises:
         ResourceError: nothing fits; says what the smallest would need.
     """
-    memory = run.config.memory
+    memory = context.config.memory
     if isinstance(memory, numbers.Real):
         limit = int(float(memory) * GIB)
-    elif room.free is not None:
-        limit = int(room.free * _AUTO_SHARE)
+    elif budget.free is not None:
+        limit = int(budget.free * _AUTO_SHARE)
     else:
         raise ResourceError("this system does not say how much memory is free; give GiB", param="memory")
-    wanted, smallest = asked(run), None
-    for size in _sizes(wanted.size, run.models.shape.multiple):
-        choices = list(_choices(wanted, size, cuda=room.device == "cuda"))
-        smallest = plan(run, room, choices[-1], devices=devices)
+    wanted, smallest = asked(context), None
+    for size in _sizes(wanted.size, context.models.shape.multiple):
+        choices = list(_choices(wanted, size, cuda=budget.device == "cuda"))
+        smallest = plan(context, budget, choices[-1], devices=devices)
         if smallest.peak <= limit:
-            plans = (plan(run, room, choice, devices=devices) for choice in choices)
+            plans = (plan(context, budget, choice, devices=devices) for choice in choices)
             return replace(next(one for one in plans if one.peak <= limit), limit=limit)
     assert smallest is not None
     height, width = smallest.choice.size
@@ -235,51 +215,19 @@ def _tuning_bytes(shapes: Shapes, config: RunConfig, frames: int, choice: Choice
     )
 
 
-def _depth_bytes(run: "Run") -> int:
+def _depth_bytes(context: StageContext) -> int:
     """The depth network, which stays loaded."""
-    if run.depth_dir is not None:
+    if context.request.depth_dir is not None:
         return 0
-    return 4 * weight_count(run.models.depth_source(run.config.depth.model).folder)  # fp32, whatever the file holds
+    return 4 * weight_count(
+        context.models.depth_source(context.config.depth.model).folder
+    )  # fp32, whatever the file holds
 
 
-def _multiview_bytes(run: "Run") -> int:
+def _multiview_bytes(context: StageContext) -> int:
     """The multiview model with an encoder of its own; an adapter does not say what it takes."""
-    source = run.multiview_source
+    source = context.multiview_source
     if source is None or source.folder is None:
         return 0
     encoder = encoder_of(source.folder)
     return 4 * sum(weight_count(part) for part in (source.folder / "unet", encoder / "vae", encoder / "image_encoder"))
-
-
-def room_on(device: torch.device, dtype: torch.dtype, loaded: int) -> Room:
-    """What this process could take of a device.
-
-    Args:
-        loaded: bytes of a video model that it holds in main memory already.
-    """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return Room(device="cuda", dtype=dtype, free=free + torch.cuda.memory_reserved(device))
-    free = available_bytes()
-    return Room(device="cpu", dtype=dtype, free=None if free is None else free + loaded)
-
-
-def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Main memory that can be had: of the machine, or of the container where that is less; None where none says."""
-    try:
-        lines = (line.split() for line in (proc / "meminfo").read_text().splitlines())
-        available = next(int(words[1]) << 10 for words in lines if words[0] == "MemAvailable:")
-    except (OSError, StopIteration):
-        return None
-    try:
-        own = (proc / "self" / "cgroup").read_text().split("::", 1)[1].strip().lstrip("/")
-        folder = next(at for at in (cgroup / own, cgroup) if (at / "memory.max").exists())
-        limit = (folder / "memory.max").read_text().strip()
-        if limit == "max":
-            return available
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        # Cached files give way, as they do in MemAvailable.
-        used = int((folder / "memory.current").read_text()) - int(stat["inactive_file"])
-    except (OSError, StopIteration, IndexError, KeyError, ValueError):
-        return available  # no cgroup v2, or none with a limit
-    return min(available, max(0, int(limit) - used))

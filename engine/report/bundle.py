@@ -1,6 +1,5 @@
 """What a run leaves behind: a folder with the videos, the report and everything beside them, whole or not at all."""
 
-import hashlib
 import io
 import json
 import os
@@ -14,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import InputError, OutputError, VideoError
-from ..pipeline import Result
-from ..stage_results import tuned_adapters
+from ..graph.request import file_sha256
+from ..stage_results import StageResults, tuned_adapters
 from ..stages import STAGES
 from ..store.durable import DISK_FULL, write_synced
 from ..video import Limits, VideoWriter, add_sound, write_png
@@ -34,7 +33,7 @@ class AddSound(Protocol):
 
 
 def write_bundle(
-    result: Result, folder: Path, *, passes: bool = False, tuned: bool = False, add_sound: AddSound = add_sound
+    result: StageResults, folder: Path, *, passes: bool = False, tuned: bool = False, add_sound: AddSound = add_sound
 ) -> Path:
     """Write a finished run into a folder, replacing what an earlier run left there.
 
@@ -133,9 +132,9 @@ def _aside(folder: Path) -> Iterator[Path]:
             folder.rmdir()
 
 
-def _write_videos(result: Result, folder: Path, add_sound: AddSound) -> None:
+def _write_videos(result: StageResults, folder: Path, add_sound: AddSound) -> None:
     """All videos; what cannot be kept of the clip becomes a warning of the run."""
-    info = result.run.info
+    info = result.request.info
     height, width = result.frames.shape[1:3]
 
     def write(name: str, frames: Iterable[np.ndarray], size: tuple[int, int]) -> None:
@@ -160,31 +159,30 @@ def _write_videos(result: Result, folder: Path, add_sound: AddSound) -> None:
     write("side_by_side.mp4", both, (2 * width, height))
 
 
-def _write_sound(result: Result, video: Path, add_sound: AddSound) -> None:
-    run = result.run
+def _write_sound(result: StageResults, video: Path, add_sound: AddSound) -> None:
+    request = result.request
     if lost := _clip_is_lost(result):
-        run.warn(lost)
+        result.warn(lost)
         return
-    start_s = float(run.config.decode.first_frame / run.info.rate)
+    start_s = float(request.config.decode.first_frame / request.info.rate)
     try:
-        for sentence in add_sound(video, run.clip_path, start_s=start_s, limits=run.limits):
-            run.warn(sentence)
+        for sentence in add_sound(video, request.clip_path, start_s=start_s, limits=request.limits):
+            result.warn(sentence)
     except VideoError as error:
-        run.warn(f"the sound is left out: {error.message}")
+        result.warn(f"the sound is left out: {error.message}")
 
 
-def _clip_is_lost(result: Result) -> str:
+def _clip_is_lost(result: StageResults) -> str:
     """Why the user's file cannot give its sound any more; empty if it can."""
-    run = result.run
+    request = result.request
     try:
-        with run.clip_path.open("rb") as file:
-            same = hashlib.file_digest(file, "sha256").hexdigest() == run.clip_sha256
+        same = file_sha256(request.clip_path) == request.clip_sha256
     except OSError:
-        return f"the sound is left out: {run.clip_name} cannot be read any more"
-    return "" if same else f"the sound is left out: {run.clip_name} was changed during the run"
+        return f"the sound is left out: {request.clip_name} cannot be read any more"
+    return "" if same else f"the sound is left out: {request.clip_name} was changed during the run"
 
 
-def _contact(result: Result) -> np.ndarray:
+def _contact(result: StageResults) -> np.ndarray:
     times = spread(len(result.source), _COLUMNS)
     generated = 100 * result.matte.reshape(len(result.matte), -1).mean(1, dtype=np.float64) / 255
     return contact_sheet(
@@ -201,29 +199,33 @@ def _contact(result: Result) -> np.ndarray:
     )
 
 
-def _config(result: Result, facts: dict[str, Any]) -> dict[str, Any]:
+def _config(result: StageResults, facts: dict[str, Any]) -> dict[str, Any]:
     """What it takes to do the run again; `config` is `RunConfig.to_json()`."""
-    run = result.run
+    request = result.request
     return {
         "schema": "recapture.config",
         "version": 1,
         "command": facts["command"],
-        "clip": {"name": run.clip_name, "sha256": run.clip_sha256},
-        "camera": {"text": run.camera.text, "spec": json.loads(run.camera.to_json())},
+        "clip": {"name": request.clip_name, "sha256": request.clip_sha256},
+        "camera": {"text": request.camera.text, "spec": json.loads(request.camera.to_json())},
         "inputs": {
-            "depth_dir": None if run.depth_dir is None else {"path": str(run.depth_dir), "sha256": run.depth_digest},
-            "mask_dir": None if run.mask_dir is None else {"path": str(run.mask_dir), "sha256": run.mask_digest},
-            "clean_plate": None if run.clean_plate is None else str(run.clean_plate),
-            "force": run.force,
+            "depth_dir": None
+            if request.depth_dir is None
+            else {"path": str(request.depth_dir), "sha256": request.depth_digest},
+            "mask_dir": None
+            if request.mask_dir is None
+            else {"path": str(request.mask_dir), "sha256": request.mask_digest},
+            "clean_plate": None if request.clean_plate is None else str(request.clean_plate),
+            "force": request.force,
         },
-        "config": run.config.to_json(),
+        "config": request.config.to_json(),
         "models": facts["models"],
         "versions": versions(),
     }
 
 
-def _write_passes(result: Result, folder: Path) -> None:
-    depth = result.entries["depth"].array("depth")
+def _write_passes(result: StageResults, folder: Path) -> None:
+    depth = result.depth
     sequences: dict[str, np.ndarray] = {
         "delivered": result.frames,
         "generated": result.generated,

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,15 +16,13 @@ import torch
 from ..anchor.render import to_tensor, to_uint8
 from ..cameras.rigid import rotation_angle_deg
 from ..diffusion.conditioning import working_anchor
-from ..graph.context import Run
+from ..graph.context import StageContext
 from ..imaging.composite import to_clip_size
 from ..imaging.metrics import frame_changes, psnr_of_error, seam_ratios, worst_boundaries
 from ..models.multiview import chosen_route
 from ..models.video import weight_count
+from ..stage_results import StageResults
 from .command import command_of
-
-if TYPE_CHECKING:
-    from ..pipeline import Result
 
 SCHEMA = "recapture.report"
 _PACKAGES = ("recapture", "torch", "diffusers", "transformers", "peft", "av", "numpy")
@@ -36,22 +34,22 @@ _LENS = {
 }
 
 
-def gather(result: "Result") -> dict[str, Any]:
+def gather(result: StageResults) -> dict[str, Any]:
     """The account of a finished run.
 
     Numbers that do not exist (a PSNR over no pixels) are null; infinite ones (identical pictures) are the text "inf".
     """
-    run, entries = result.run, result.entries
+    context, request, entries = result.context, result.request, result.entries
     lens, depth = entries["intrinsics"].json("intrinsics"), entries["depth"].json("summary")
     spatial, temporal = entries["spatial"].json("tuning"), entries["temporal"].json("tuning")
-    parameters = parameter_count(run.models.folder)
-    command, unsaid = command_of(run)
+    parameters = parameter_count(context.models.folder)
+    command, unsaid = command_of(result)
     generated_share = result.generated_share
     facts = {
         "schema": SCHEMA,
         "version": 1,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "sentence": sentence(generated_share, parameters, model_name(run)),
+        "sentence": sentence(generated_share, parameters, model_name(context)),
         "shares": {
             "footage": 1 - generated_share,
             "generated": generated_share,
@@ -61,22 +59,22 @@ def gather(result: "Result") -> dict[str, Any]:
             "holes_per_frame": entries["anchor"].json("coverage")["holes"],
         },
         "clip": {
-            **run.info.to_json(),
-            "name": run.clip_name,
-            "sha256": run.clip_sha256,
+            **request.info.to_json(),
+            "name": request.clip_name,
+            "sha256": request.clip_sha256,
             "frames": len(result.source),
-            "frames_in_file": run.info.frame_count,
-            "first_frame": run.config.decode.first_frame,
+            "frames_in_file": request.info.frame_count,
+            "first_frame": request.config.decode.first_frame,
         },
-        "working_size": list(run.size[::-1]),
-        "camera": {"text": run.camera.text, **_motion(result)},
+        "working_size": list(context.size[::-1]),
+        "camera": {"text": request.camera.text, **_motion(result)},
         "intrinsics": {**lens, "source_says": _LENS[lens["source"]]},
         "depth": depth,
-        "models": [_video_model(run, parameters), _depth_model(run), *_multiview_model(result)],
+        "models": [_video_model(context, parameters), _depth_model(context), *_multiview_model(result)],
         "anchor": _route(result),
-        "seed": run.config.seed,
+        "seed": request.config.seed,
         "versions": versions(),
-        "device": device_name(run.device),
+        "device": device_name(context.device),
         "stages": [asdict(record) for record in result.records],
         "seconds": result.seconds,
         "tuning": {
@@ -87,16 +85,16 @@ def gather(result: "Result") -> dict[str, Any]:
         },
         "windows": [[window.start, window.stop - 1] for window in result.windows],
         "measures": measures(result),
-        "notes": list(run.notes),
-        "warnings": list(run.warnings),
+        "notes": list(result.notes),
+        "warnings": list(result.warnings),
         "command": command,
         "command_leaves_out": unsaid,
-        "config": run.config.to_json(),
+        "config": request.config.to_json(),
     }
     return jsonable(facts)
 
 
-def measures(result: "Result") -> dict[str, Any]:
+def measures(result: StageResults) -> dict[str, Any]:
     """What the run measures of its pictures; every array is read frame by frame."""
     changes = {
         "source": frame_changes(result.source),
@@ -109,7 +107,7 @@ def measures(result: "Result") -> dict[str, Any]:
     def at_clip_size(t: int) -> np.ndarray:
         return to_uint8(to_clip_size(to_tensor(result.generated[t : t + 1]), result.evidence.shape[1:]))[0]
 
-    joined = result.run.config.deliver.composite == "on"
+    joined = result.config.deliver.composite == "on"
     worst = worst_boundaries(at_clip_size, result.anchor, result.evidence) if joined else []
     return {
         "generated_psnr_visible_db": visible_psnr(result),
@@ -124,7 +122,7 @@ def measures(result: "Result") -> dict[str, Any]:
     }
 
 
-def visible_psnr(result: "Result") -> float:
+def visible_psnr(result: StageResults) -> float:
     """PSNR in dB of the generated frames against the footage in the anchor, at the working size."""
     size = result.generated.shape[1:3]
     total, count = 0.0, 0
@@ -153,9 +151,9 @@ def sentence(generated_share: float, parameters: int | None, name: str) -> str:
     )
 
 
-def model_name(run: Run) -> str:
+def model_name(context: StageContext) -> str:
     """The video model's name for a reader; of a directory its last part."""
-    name = run.models.entry.name
+    name = context.models.entry.name
     return Path(name).name if Path(name).is_dir() else name
 
 
@@ -189,23 +187,23 @@ def device_name(device: torch.device) -> str:
     return f"CPU, {platform.machine()}, {os.cpu_count()} cores ({sys.platform})"
 
 
-def _video_model(run: Run, parameters: int | None) -> dict[str, Any]:
-    entry = run.models.entry
+def _video_model(context: StageContext, parameters: int | None) -> dict[str, Any]:
+    entry = context.models.entry
     return {
         "role": "video",
-        "name": model_name(run),
+        "name": model_name(context),
         "source": entry.source_name,
         "licence": entry.licence,
         "parameters": parameters,
-        "digests": {"unet": run.models.unet_digest, "encoders": run.models.encoder_digest},
+        "digests": {"unet": context.models.unet_digest, "encoders": context.models.encoder_digest},
     }
 
 
-def _depth_model(run: Run) -> dict[str, Any]:
-    if run.depth_dir is not None:
+def _depth_model(context: StageContext) -> dict[str, Any]:
+    if context.request.depth_dir is not None:
         own = {"name": "your own depth", "source": "--depth-dir", "licence": "yours", "parameters": None}
-        return {"role": "depth", **own, "digests": {"files": run.depth_digest}}
-    source = run.models.depth_source(run.config.depth.model)
+        return {"role": "depth", **own, "digests": {"files": context.depth_digest}}
+    source = context.models.depth_source(context.config.depth.model)
     return {
         "role": "depth",
         "name": source.name,
@@ -216,15 +214,15 @@ def _depth_model(run: Run) -> dict[str, Any]:
     }
 
 
-def _route(result: "Result") -> dict[str, str]:
+def _route(result: StageResults) -> dict[str, str]:
     """The anchor's route, and who chose it."""
-    asked = result.run.config.anchor.route
+    asked = result.config.anchor.route
     why = "asked for" if asked != "auto" else chosen_route(result.camera, result.hole_share)[1]
     return {"route": result.entries["anchor"].json("coverage")["route"], "why": why}
 
 
-def _multiview_model(result: "Result") -> list[dict[str, Any]]:
-    source = result.run.multiview_source
+def _multiview_model(result: StageResults) -> list[dict[str, Any]]:
+    source = result.context.multiview_source
     if source is None or result.entries["anchor"].json("coverage")["route"] != "multiview":
         return []
     count = None if source.folder is None else parameter_count(source.folder)
@@ -232,7 +230,7 @@ def _multiview_model(result: "Result") -> list[dict[str, Any]]:
     return [{"role": "multiview", **about, "digests": {"weights": source.digest}}]
 
 
-def _motion(result: "Result") -> dict[str, float]:
+def _motion(result: StageResults) -> dict[str, float]:
     """How far the path leaves the source camera, at most."""
     path = result.camera
     turn = rotation_angle_deg(path.c2w[:, :3, :3])

@@ -5,15 +5,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+from ...engine.stages import STAGES, stages_until
 from ..logs import get_logger
 from .jobs import Jobs
 from .records import Job, Refused
-
-WEIGHTS = {
-    "frames": 1, "depth": 6, "background": 1, "intrinsics": 0.1, "camera": 0.1, "anchor": 4, "source": 4,
-    "condition": 3, "spatial": 30, "temporal": 35, "sample": 10, "refine": 4, "generate": 2, "deliver": 2,
-}  # fmt: skip
-"""Share of a render's work by stage, for a progress that moves evenly enough; the order is the engine's."""
 
 _SAID_EVERY_S = 0.25
 
@@ -97,6 +92,6 @@ class Lease:
 
 def progress_of(stage: str, share: float) -> float:
     """0 to 1 over the whole render, when this share of a stage is done."""
-    names = list(WEIGHTS)
-    before = sum(WEIGHTS[name] for name in names[: names.index(stage)])
-    return (before + WEIGHTS[stage] * share) / sum(WEIGHTS.values())
+    efforts = {each.name: each.effort for each in STAGES}
+    before = sum(each.effort for each in stages_until(stage)[:-1])
+    return (before + efforts[stage] * share) / sum(efforts.values())

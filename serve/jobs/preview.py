@@ -20,9 +20,9 @@ from ...engine.cameras.path import scaled_intrinsics
 from ...engine.errors import InputError
 from ...engine.geometry.background import Plate
 from ...engine.geometry.upsample import upsample
-from ...engine.pipeline import Result
 from ...engine.report.html.pictures import spread, tinted_holes
-from ...engine.stage_results import plate_of, source_view
+from ...engine.result import Result
+from ...engine.stage_results import load_background_plate, load_source_view
 from ...engine.store import Store
 from ...engine.video import VideoWriter
 
@@ -49,11 +49,11 @@ class OpenClip:
         """
         key = (times, height, width)
         if self._moments is None or self._moments[0] != key:
-            source, depth = self.result.source, self.result.entries["depth"].array("depth")
+            source, depth = self.result.source, self.result.depth
             size = (width, height)
             pictures = np.stack([cv2.resize(source[t], size, interpolation=cv2.INTER_AREA) for t in times])
             coarse = _depth_at_most(depth[times], height, width)
-            fine = upsample(coarse, pictures, band=self.result.run.config.anchor.band)
+            fine = upsample(coarse, pictures, band=self.result.config.anchor.band)
             self._moments = key, pictures, fine
         return self._moments[1:]
 
@@ -85,7 +85,7 @@ class Previewer:
         """
         started = time.monotonic()
         clip = opened.result
-        view = source_view(clip.entries)
+        view = load_source_view(clip.entries)
         whole = camera.resolve(view)
         one = asked["frame"]
         times = spread(len(clip.source), asked["count"]) if one is None else [_frame(clip, one)]
@@ -99,10 +99,10 @@ class Previewer:
             range(len(times)),
             scaled_intrinsics(K_px, width / view.width, height / view.height),
             path,
-            plate=_small(plate_of(clip.entries), width, height),
-            band=clip.run.config.anchor.band,
+            plate=_small(load_background_plate(clip.entries), width, height),
+            band=clip.config.anchor.band,
             valid=None,
-            device=clip.run.device,
+            device=clip.context.device,
         )
         color, mask = drawn["color"], drawn["mask"]
         holes = [1 - float(seen.mean()) for seen in mask]
@@ -116,7 +116,7 @@ class Previewer:
             for frame, picture in zip(frames, shown, strict=True):
                 frame["webp"] = _webp(picture)
         else:
-            film = _mp4(shown, max(Fraction(1), clip.run.info.rate * len(times) / len(clip.source)))
+            film = _mp4(shown, max(Fraction(1), clip.request.info.rate * len(times) / len(clip.source)))
         return {
             "width": width, "height": height, "hole_share": float(np.mean(holes)), "frames": frames, "mp4": film,
             "warnings": [*camera.warnings(view), *path_warnings(whole, view)], "seconds": time.monotonic() - started,
@@ -132,11 +132,11 @@ class Previewer:
             InputError: the clip has no such frame.
         """
         clip = opened.result
-        t, view = _frame(clip, asked["frame"]), source_view(clip.entries)
+        t, view = _frame(clip, asked["frame"]), load_source_view(clip.entries)
         height, width = _fit(view.height, view.width, asked["max_side"])
         picture = cv2.resize(clip.source[t], (width, height), interpolation=cv2.INTER_AREA)
-        depth = _depth_at_most(clip.entries["depth"].array("depth")[t : t + 1], height, width)
-        lifted = upsample(depth, picture[None], band=clip.run.config.anchor.band)
+        depth = _depth_at_most(clip.depth[t : t + 1], height, width)
+        lifted = upsample(depth, picture[None], band=clip.config.anchor.band)
         with np.errstate(over="ignore"):  # what is too far for float16 is as good as infinitely far
             halves = (lifted[0] / view.median_depth).astype("<f2")
         K_px = scaled_intrinsics(view.frame_intrinsics_px[t], width / view.width, height / view.height)

@@ -21,7 +21,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -30,12 +29,14 @@ from torch import Tensor
 from ...engine.cameras import CameraSpec, parse_camera, parse_expression
 from ...engine.config import RunConfig, override
 from ...engine.errors import InputError, RecaptureError
-from ...engine.graph.context import Run
+from ...engine.graph.context import StageContext
 from ...engine.models import adapters
-from ...engine.pipeline import Recapture, Result, StageRecord
+from ...engine.pipeline import Recapture
 from ...engine.planning.estimate import make_plan, time_plan
 from ...engine.report.bundle import write_bundle
-from ...engine.stage_results import tuned_adapters
+from ...engine.result import Result
+from ...engine.stage_options import decode_options
+from ...engine.stage_results import StageRecord, tuned_adapters
 from ...engine.stages import STAGES
 from ...engine.store import Store, stage_key
 from ...engine.store.durable import sync
@@ -192,13 +193,13 @@ class Worker:
                     "generated_share": result.generated_share,
                     "frames_digest": digest_of([result.entries[stage].digest for stage in ("deliver", "generate")]),
                     "reused": [record.name for record in result.records if record.reused],
-                    "clip_sha256": result.run.clip_sha256,
-                    "depth": result.run.config.depth.model,
+                    "clip_sha256": result.request.clip_sha256,
+                    "depth": result.config.depth.model,
                     "device": self.models.device.type,
                     "worker": self.name,
                     "adapters": [str(path.relative_to(store.root)) for path in tuned_adapters(result.entries).values()],
                 }
-                warnings = list(result.run.warnings)
+                warnings = list(result.warnings)
             published = True  # from here on as far as anybody knows: a connection may be lost behind the commit
             try:
                 self.jobs.complete(lease.claim, answer, warnings=warnings, compute_s=lease.spent_s())
@@ -246,7 +247,7 @@ class Worker:
             preview = self._film(job, lease, store, config, until="anchor")
             lease.check()
             plan = make_plan(preview).to_json()
-            self.jobs.complete(lease.claim, {**plan, "warnings": list(preview.run.warnings)}, warnings=[])
+            self.jobs.complete(lease.claim, {**plan, "warnings": list(preview.warnings)}, warnings=[])
 
     def _film(
         self,
@@ -270,25 +271,24 @@ class Worker:
                 raise RecaptureError("the clip's frames were decoded and are not in the store", code="internal")
         engine = Recapture(self.models, store=store)
 
-        def on_stage(record: StageRecord | str, result: Result) -> None:
+        def on_stage_end(record: StageRecord, result: Result) -> None:
             lease.check()
-            if isinstance(record, str):
-                return
             lease.stage_done(record.name)
             # A resample needs no leave: it is less than the render that it goes on from.
             if record.name == FRAMES.name and job.kind == "render" and job.request.get("tuned_by") is None:
-                self._admit(result.run)
+                self._admit(result.context)
 
         with tempfile.TemporaryDirectory(prefix="recapture-") as folder:
             spec = camera_of(camera or job.request["camera"], Path(folder))
             return engine(
                 clip.path, spec, config=config, until=until, info=ClipInfo.from_json(clip.info),
-                on_progress=lease.on_progress, on_stage=on_stage,
+                on_progress=lease.on_progress, on_stage_start=lambda name, result: lease.check(),
+                on_stage_end=on_stage_end,
             )  # fmt: skip
 
-    def _admit(self, run: Run) -> None:
+    def _admit(self, context: StageContext) -> None:
         """Raises TooCostly: by a measured piece of it the render would take longer than one may."""
-        seconds, most = sum(time_plan(run, run.frame_count).values()), self.settings.max_render_s
+        seconds, most = sum(time_plan(context, context.request.frame_count).values()), self.settings.max_render_s
         if seconds > most:
             raise TooCostly(
                 f"it would take about {seconds:.0f} s here and may take {most:.0f}; ask for fewer frames or steps, or a "
@@ -335,11 +335,9 @@ FRAMES = STAGES[0]
 
 
 def frames_key(sha256: str, config: RunConfig) -> str:
-    """Where the store has a clip's frames: what the stage itself says of a run on that clip."""
-    run: Any = SimpleNamespace(clip_sha256=sha256, config=config)
-    return stage_key(
-        stage=FRAMES.name, version=FRAMES.version, config=FRAMES.config(run), inputs={}, weights=FRAMES.weights(run)
-    )
+    """Where the store has a clip's frames."""
+    options = decode_options(sha256, config.decode)
+    return stage_key(stage=FRAMES.name, version=FRAMES.version, config=options, inputs={}, weights=None)
 
 
 def camera_of(kept: str | dict[str, Any], folder: Path) -> CameraSpec:

@@ -14,8 +14,9 @@ from ray.cluster_utils import Cluster
 
 from recapture.cluster.session import authenticate, connect
 from recapture.engine.config import override
-from recapture.engine.graph.executor import Part
-from recapture.engine.pipeline import Recapture, Result
+from recapture.engine.graph.frame_task import FrameBatch
+from recapture.engine.pipeline import Recapture
+from recapture.engine.result import Result
 
 from ..engine.test_pipeline import OPTIONS, write_clip
 from .test_run import Filming, digests
@@ -75,11 +76,11 @@ class DiesOnce:
     mark: Path
     batch: ClassVar[int] = 1
 
-    def __call__(self, run: object, frames: range) -> Part:
-        if frames.start == 5 and not self.mark.exists():
+    def __call__(self, context: object, indices: range) -> FrameBatch:
+        if indices.start == 5 and not self.mark.exists():
             self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return {"t": np.array(frames)}
+        return {"t": np.array(indices)}
 
 
 @pytest.mark.ci
@@ -87,7 +88,7 @@ def test_a_frame_worker_killed_in_the_middle_of_its_share(two_machines, small_sv
     cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["DiesOnce"]))
     with Filming(small_svd, tmp_path / "store", 2) as (engine, crew):
         before = crew.ask("pid")
-        parts = crew.map_frames(alone.run, DiesOnce(tmp_path / "mark"), 11, scratch=crew._store.root / ".scratch")
+        parts = crew.map_frames(alone.context, DiesOnce(tmp_path / "mark"), 11, scratch=crew._store.root / ".scratch")
         assert np.concatenate([part["t"].copy() for part in parts]).tolist() == [*range(11)]
         assert (tmp_path / "mark").exists()
         assert not list((crew._store.root / ".scratch").glob("parts-*"))

@@ -12,7 +12,8 @@ from recapture.cluster.session import connect
 from recapture.engine.config import override
 from recapture.engine.errors import CameraError, Cancelled, InputError
 from recapture.engine.frame_tasks import DrawAnchor, PredictDepth
-from recapture.engine.pipeline import Recapture, Result
+from recapture.engine.pipeline import Recapture
+from recapture.engine.result import Result
 from recapture.engine.store import Store
 
 from ..engine.test_pipeline import OPTIONS, write_clip
@@ -66,7 +67,7 @@ class Filming:
 
     def __enter__(self) -> tuple[Recapture, Workers]:
         crew = self.made.__enter__()
-        return Recapture(self.engine.models, store=self.store, perform=crew.perform, map_frames=crew.map_frames), crew
+        return Recapture(self.engine.models, store=self.store, executor=crew), crew
 
     def __exit__(self, *error: object) -> None:
         self.made.__exit__(*error)
@@ -106,9 +107,9 @@ def test_a_callback_that_would_not_be_called_is_refused(crew_of, clip):
 def test_arrays_do_not_go_through_ray(alone):
     """Also after the work was done here once, and has its arrays at hand."""
     for work in (PredictDepth(frames=alone.entries["frames"]), DrawAnchor(inputs=alone.entries)):
-        work(alone.run, range(0, work.batch))
+        work(alone.context, range(0, work.batch))
         assert len(cloudpickle.dumps(work)) > alone.source.nbytes
-        assert len(cloudpickle.dumps(order_of(alone.run, work))) < 40_000
+        assert len(cloudpickle.dumps(order_of(alone.context, work))) < 40_000
 
 
 def test_errors_of_the_work_arrive_as_they_are(crew_of, clip, tmp_path):
@@ -157,6 +158,6 @@ def test_what_cannot_be_is_refused(small_svd, cluster, tmp_path):
 
 def test_workers_on_one_machine_share_what_is_free(crew_of):
     with crew_of(2) as (engine, crew):
-        room, whole = crew.room(), engine.models.room()
-    assert (room.device, room.dtype) == (whole.device, whole.dtype)
-    assert 0 < room.free < 0.75 * whole.free
+        budget, whole = crew.budget(), engine.models.budget()
+    assert (budget.device, budget.dtype) == (whole.device, whole.dtype)
+    assert 0 < budget.free < 0.75 * whole.free

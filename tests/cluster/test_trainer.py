@@ -19,7 +19,8 @@ from recapture.cluster.tuning.deepspeed_optimizer import read_settings
 from recapture.cluster.tuning.trainer import Tuning, failure_of
 from recapture.engine.config import override
 from recapture.engine.errors import ClusterError, InputError, ResourceError
-from recapture.engine.pipeline import Recapture, Result
+from recapture.engine.pipeline import Recapture
+from recapture.engine.result import Result
 from recapture.engine.store import Store
 
 from ..engine.test_pipeline import OPTIONS, write_clip
@@ -51,7 +52,7 @@ def tuned(model: Path, clip: Path, folder: Path, tuning: Tuning | None = None, *
     if tuning is None:
         return engine(clip, "truck(0.1)", config=config, until="temporal")
     with workers(engine.models, store, count=1, tuning=tuning, patience_s=240) as crew:
-        spread = Recapture(engine.models, store=store, perform=crew.perform, map_frames=crew.map_frames)
+        spread = Recapture(engine.models, store=store, executor=crew)
         result = spread(clip, "truck(0.1)", config=config, until="temporal")
     assert not list((store.root / ".scratch").iterdir())
     assert not list((store.root / ".checkpoints").iterdir())

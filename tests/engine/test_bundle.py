@@ -18,11 +18,12 @@ import pytest
 from recapture.engine.config import RunConfig, override
 from recapture.engine.errors import InputError, OutputError
 from recapture.engine.imaging.metrics import smoothed, worst_boundaries
-from recapture.engine.pipeline import Recapture, Result
+from recapture.engine.pipeline import Recapture
 from recapture.engine.report.bundle import write_anchor_sheet, write_bundle
 from recapture.engine.report.collect import jsonable, parameter_count, sentence
 from recapture.engine.report.html.charts import Series, line_chart
 from recapture.engine.report.html.page import FILES
+from recapture.engine.result import Result
 from recapture.engine.video import decode, probe
 
 from .video.clips import sound_packets, write_clip
@@ -70,17 +71,17 @@ def test_every_file_is_there_and_nothing_else(bundle: Path) -> None:
 def test_videos_keep_frames_rate_and_size(bundle: Path, result: Result, name: str) -> None:
     info = probe(bundle / f"{name}.mp4")
     assert len(list(decode(bundle / f"{name}.mp4", info))) == FRAMES
-    assert info.rate == result.run.info.rate == 25
+    assert info.rate == result.request.info.rate == 25
     assert info.duration_s == pytest.approx(FRAMES / 25)
     height, width = result.generated.shape[1:3] if name == "generated" else (HEIGHT, WIDTH)
     assert (info.width, info.height) == ((2 if name == "side_by_side" else 1) * width, height)
     if name == "video":
-        assert info.color == result.run.info.color
+        assert info.color == result.request.info.color
     assert info.has_audio == (name == "video")
 
 
 def test_sound_starts_where_the_frames_do(bundle: Path, result: Result) -> None:
-    heard = {data: at for data, at in sound_packets(result.run.clip_path)}
+    heard = {data: at for data, at in sound_packets(result.request.clip_path)}
     copied = sound_packets(bundle / "video.mp4")
     shift = Fraction(2, 25)  # the run began at frame 2
     assert len(copied) > 5
@@ -120,16 +121,16 @@ def test_the_numbers_are_those_of_the_arrays(bundle: Path, result: Result) -> No
     assert facts["measures"]["seams"] == [4]
     assert set(facts["tuning"]["held_out"]) == {"none", "spatial", "temporal", "spatial+temporal"}
     assert [stage["name"] for stage in facts["stages"]] == [record.name for record in result.records]
-    assert facts["clip"]["sha256"] == result.run.clip_sha256
+    assert facts["clip"]["sha256"] == result.request.clip_sha256
 
 
 def test_the_parameters_are_counted_without_loading(result: Result) -> None:
-    assert parameter_count(result.run.models.folder) == result.run.model.parameters
+    assert parameter_count(result.context.models.folder) == result.context.model.parameters
 
 
 def test_config_reproduces_the_run(bundle: Path, result: Result) -> None:
     config = json.loads((bundle / "config.json").read_text())
-    assert RunConfig.from_json(config["config"]) == result.run.config
+    assert RunConfig.from_json(config["config"]) == result.config
     assert config["camera"]["text"] == CAMERA
     words = shlex.split(config["command"])
     assert words[:3] == ["recapture", "run", HOSTILE]
@@ -188,9 +189,9 @@ def test_saving_again_replaces_and_drops_old_passes(result: Result, tmp_path: Pa
 
 
 def test_a_clip_that_is_gone_costs_the_sound_only(result: Result, tmp_path: Path) -> None:
-    gone = replace(result.run, clip_path=tmp_path / "gone.mp4", warnings=[])
-    gone.__dict__["clip_sha256"] = result.run.clip_sha256
-    write_bundle(replace(result, run=gone), tmp_path / "out")
+    gone = replace(result.request, clip_path=tmp_path / "gone.mp4")
+    moved = replace(result, context=replace(result.context, request=gone), warnings=[])
+    write_bundle(moved, tmp_path / "out")
     assert not probe(tmp_path / "out" / "video.mp4").has_audio
     warnings = json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]
     assert any("the sound is left out" in warning for warning in warnings)

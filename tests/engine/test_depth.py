@@ -19,7 +19,7 @@ from recapture.engine.geometry import steady
 from recapture.engine.geometry.depth import FAR_TO_NEAR, estimate_depth, predict_frame, read_depth
 from recapture.engine.geometry.depth_models import find_depth_model, load_depth_model
 from recapture.engine.geometry.upsample import upsample
-from recapture.engine.graph.executor import Part
+from recapture.engine.graph.frame_task import FrameBatch
 from recapture.engine.store.arrays import ArrayWriter, read_array
 
 from ..small_models import write_small_depth
@@ -51,7 +51,7 @@ class Predicted:
     def __init__(self, model: Drawn, frames: np.ndarray) -> None:
         self.model, self.frames = model, frames
 
-    def __call__(self, run: object, frames: range) -> Part:
+    def __call__(self, run: object, frames: range) -> FrameBatch:
         return predict_frame(self.model, self.frames[frames.start])
 
 

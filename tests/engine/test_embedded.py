@@ -12,7 +12,8 @@ import torch
 from recapture.engine.config import override
 from recapture.engine.diffusion.conditioning import working_anchor
 from recapture.engine.imaging.metrics import frame_changes, psnr, seam_ratios
-from recapture.engine.pipeline import Recapture, Result
+from recapture.engine.pipeline import Recapture
+from recapture.engine.result import Result
 from recapture.engine.video import VideoWriter, decode, probe
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
@@ -71,15 +72,15 @@ def test_static_camera_gives_the_clip_back(footage, tmp_path):
     assert np.array_equal(result.anchor, result.source)
     assert result.mask.all()
     delivered = frames_of(result.save(tmp_path / "out"))
-    with VideoWriter(tmp_path / "plain.mp4", width=640, height=272, rate=result.run.info.rate) as video:
+    with VideoWriter(tmp_path / "plain.mp4", width=640, height=272, rate=result.request.info.rate) as video:
         for frame in result.source:
             video.write(frame)
     plain = frames_of(tmp_path / "plain.mp4")
     assert psnr(delivered, result.source) >= psnr(plain, result.source) - 1
     # The model's own picture beside what its autoencoder alone loses.
-    size = result.run.size
+    size = result.context.size
     source = working_anchor(result.source, result.mask, size)[0]
-    model = result.run.model
+    model = result.context.model
     coded = model.decode(model.encode(source[:4]) * model.scaling)
     target = (source[:4] * 255).round().byte().permute(0, 2, 3, 1).numpy()
     own = psnr((coded * 255).round().byte().permute(0, 2, 3, 1).numpy(), target)

@@ -242,19 +242,19 @@ def test_auto_takes_what_was_pulled_and_the_key_says_so(machine, small_svd, tmp_
         return engine(clip, "static", config=config, until="depth")
 
     small = film()
-    assert small.run.config.depth.model == "embedded"
-    assert small.run.notes == ["Depth: embedded model (small). Better: recapture models pull depth"]
+    assert small.config.depth.model == "embedded"
+    assert small.notes == ["Depth: embedded model (small). Better: recapture models pull depth"]
     assert machine.server.requests == []  # nothing is asked for of itself
     hub.fetch(DEPTH_NAME, DEPTH, param="depth.model")
     machine.server.requests.clear()
     better = film()
-    assert better.run.config.depth.model == DEPTH_NAME
-    assert better.run.notes == [f"Depth: {DEPTH_NAME} (Apache-2.0)"]
+    assert better.config.depth.model == DEPTH_NAME
+    assert better.notes == [f"Depth: {DEPTH_NAME} (Apache-2.0)"]
     assert better.entries["depth"].key != small.entries["depth"].key
     assert better.entries["frames"].key == small.entries["frames"].key
     assert machine.server.requests == []
     typed = film(model="embedded")
-    assert typed.run.notes == []
+    assert typed.notes == []
     assert typed.entries["depth"].key == small.entries["depth"].key
 
 

@@ -14,14 +14,18 @@ from torch.profiler import ProfilerActivity, profile
 
 from recapture.engine.config import RunConfig, check, override
 from recapture.engine.errors import InputError, ResourceError
-from recapture.engine.graph.context import Models, Run
+from recapture.engine.graph.context import StageContext
+from recapture.engine.graph.device_memory import DeviceBudget, available_bytes
+from recapture.engine.graph.executor import LocalExecutor
+from recapture.engine.graph.request import RenderRequest
+from recapture.engine.graph.warm_models import WarmModels
 from recapture.engine.models import adapters
 from recapture.engine.models.checkpointing import checkpointed
 from recapture.engine.models.multiview import DirectoryMultiview, find_multiview_model
 from recapture.engine.models.temporal_bypass import temporal_bypass
 from recapture.engine.models.video import VideoModel
 from recapture.engine.pipeline import Recapture
-from recapture.engine.planning.memory import GIB, Choice, Room, asked, available_bytes, fit, plan, settled
+from recapture.engine.planning.memory import GIB, Choice, asked, fit, plan, settled
 from recapture.engine.planning.tensor_memory import decode_bytes, encode_bytes, forward_bytes, shapes_of, step_bytes
 
 from .test_pipeline import OPTIONS, clip, depth_dir  # noqa: F401
@@ -94,33 +98,38 @@ def test_sampling_encoding_and_decoding_are_counted_as_they_are(model, shapes):
 
 def unstarted(folder: Path, config: RunConfig, *, width: int, height: int, frames: int) -> Any:
     """What the plan reads of a run before it starts."""
-    models = Models(str(folder), device=torch.device("cpu"), dtype=torch.float32)
+    models = WarmModels(str(folder), device=torch.device("cpu"), dtype=torch.float32)
     info: Any = SimpleNamespace(width=width, height=height, frame_count=frames)
     nothing: Any = None
-    return Run(
-        clip=Path("clip"), clip_path=Path("clip"), clip_name="clip", info=info, limits=nothing, camera=nothing,
-        config=config, models=models,
+    request = RenderRequest(
+        clip=Path("clip"), clip_path=Path("clip"), clip_name="clip", clip_sha256="", info=info, limits=nothing,
+        camera=nothing, config=config,
     )  # fmt: skip
+    return StageContext(request=request, models=models, executor=LocalExecutor(models=models))
+
+
+def with_config(context: StageContext, config: RunConfig) -> StageContext:
+    return replace(context, request=replace(context.request, config=config))
 
 
 @pytest.mark.slow
 def test_svd_in_22_gib(svd_configs):
     """The target: 14 frames of 576x1024 in half precision on a GPU, as large as asked."""
     run = unstarted(svd_configs, RunConfig(memory=22), width=1024, height=576, frames=14)
-    made = fit(run, Room(device="cuda", dtype=torch.float16, free=80 * GIB))
+    made = fit(run, DeviceBudget(device="cuda", dtype=torch.float16, free=80 * GIB))
     assert made.choice.size == (576, 1024)
     assert made.peaks["tuning"] <= made.peak <= 22 * GIB
     assert made.choice.checkpointing == "full"
     assert 1 < made.choice.decode_chunk < 14
-    assert plan(run, Room(device="cuda", dtype=torch.float16, free=0)).peak > 60 * GIB  # with nothing lowered
-    less = fit(replace(run, config=RunConfig(memory=12)), Room(device="cuda", dtype=torch.float16, free=0))
+    assert plan(run, DeviceBudget(device="cuda", dtype=torch.float16, free=0)).peak > 60 * GIB  # with nothing lowered
+    less = fit(with_config(run, RunConfig(memory=12)), DeviceBudget(device="cuda", dtype=torch.float16, free=0))
     assert less.choice.offload
     assert less.choice.size[0] < 576
     assert less.peak <= 12 * GIB
 
 
-CPU = Room(device="cpu", dtype=torch.float32, free=1 << 40)
-CUDA = Room(device="cuda", dtype=torch.float32, free=1 << 40)
+CPU = DeviceBudget(device="cpu", dtype=torch.float32, free=1 << 40)
+CUDA = DeviceBudget(device="cuda", dtype=torch.float32, free=1 << 40)
 
 
 @pytest.mark.slow
@@ -132,8 +141,8 @@ def test_what_costs_least_is_lowered_first(small_svd):
         size=run.size, checkpointing="none", offload=False, decode_chunk=4
     )  # fmt: skip
 
-    def choice(memory: float, room: Room = CUDA, config: RunConfig = run.config) -> Choice:
-        made = fit(replace(run, config=replace(config, memory=memory)), room)
+    def choice(memory: float, budget: DeviceBudget = CUDA, config: RunConfig = run.config) -> Choice:
+        made = fit(with_config(run, replace(config, memory=memory)), budget)
         assert made.peak <= memory * GIB
         return made.choice
 
@@ -169,7 +178,7 @@ def test_what_stays_on_the_device_is_counted(small_svd):
     model = DirectoryMultiview(source.folder, torch.device("cpu"))
     parts = (model.unet, model.codec.vae, model.codec.image_encoder)
     weights = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
-    imagining = replace(run, config=override(RunConfig(), {"anchor": {"route": "auto"}}))
+    imagining = with_config(run, override(RunConfig(), {"anchor": {"route": "auto"}}))
     assert plan(imagining, CPU).held["multiview model"] == pytest.approx(weights, rel=0.01)
     # On a CPU an offloaded encoder is where it was.
     offloaded = replace(asked(run), offload=True)
@@ -182,7 +191,7 @@ def test_a_system_that_does_not_say_what_is_free(small_svd):
     run = unstarted(small_svd, RunConfig(memory="auto"), width=128, height=128, frames=6)
     with pytest.raises(ResourceError, match="give GiB"):
         fit(run, silent)
-    assert fit(replace(run, config=RunConfig(memory=8)), silent).peak == plan(run, silent).peak < 8 * GIB
+    assert fit(with_config(run, RunConfig(memory=8)), silent).peak == plan(run, silent).peak < 8 * GIB
 
 
 def test_nothing_is_raised_above_what_was_asked(small_svd):
@@ -197,7 +206,7 @@ def test_nothing_is_raised_above_what_was_asked(small_svd):
     assert made.limit == int(0.9 * CUDA.free)
     assert settled(run.config, asked(run), made.choice) == override(RunConfig(), options)
     assert (
-        fit(replace(run, config=override(RunConfig(), {"tune": {"checkpointing": "stock"}})), CPU).choice.checkpointing
+        fit(with_config(run, override(RunConfig(), {"tune": {"checkpointing": "stock"}})), CPU).choice.checkpointing
         == "stock"
     )
 
@@ -213,14 +222,14 @@ def test_several_devices_share_a_step(small_svd):
 def test_a_run_within_a_limit(small_svd, clip, depth_dir, tmp_path):  # noqa: F811
     engine = Recapture.from_pretrained(small_svd, device="cpu", store=tmp_path)
     config = override(engine.default_config(), OPTIONS)
-    free = engine(clip, "truck(0.1)", config=config, depth_dir=depth_dir, until="anchor").run
-    limit = plan(free, engine.models.room()).peak / GIB * 0.9
+    free = engine(clip, "truck(0.1)", config=config, depth_dir=depth_dir, until="anchor").context
+    limit = plan(free, engine.models.budget()).peak / GIB * 0.9
     result = engine(clip, "truck(0.1)", config=replace(config, memory=limit), depth_dir=depth_dir)
-    made = result.run.memory
+    made = result.memory
     assert made is not None
-    assert made.peak <= limit * GIB < plan(free, engine.models.room()).peak
-    assert result.run.config.memory is None
-    assert asked(result.run) == made.choice != asked(free)
+    assert made.peak <= limit * GIB < plan(free, engine.models.budget()).peak
+    assert result.config.memory is None
+    assert asked(result.context) == made.choice != asked(free)
     assert result.generated.shape[1:3] == made.choice.size
     again = engine(clip, "truck(0.1)", config=replace(config, memory=limit), depth_dir=depth_dir)
     assert all(record.reused for record in again.records)

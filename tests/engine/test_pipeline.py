@@ -1,5 +1,6 @@
 """The stages in order on a real (tiny) model: what is reused, what resumes, what each option does."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -15,7 +16,8 @@ import torch
 from recapture.engine.config import RunConfig, override
 from recapture.engine.errors import CameraError, Cancelled, InputError, ModelError, VideoError
 from recapture.engine.imaging.composite import composite
-from recapture.engine.pipeline import Recapture, Result
+from recapture.engine.pipeline import Recapture
+from recapture.engine.result import Result
 from recapture.engine.stages import STAGES
 from recapture.engine.video import VideoWriter
 
@@ -222,12 +224,13 @@ def test_warm_models_are_loaded_once(engine, film):
 def test_step_callback_sees_and_replaces_latents_and_interrupts(film):
     seen = []
 
-    def callback(pipe, step, sigma, tensors):
-        seen.append((step, sigma))
-        return {"latents": tensors["latents"] * 0}
+    def callback(pipe, step, sigma, values):
+        seen.append((step, values["stage"], values["window"]))
+        return {"latents": values["latents"] * 0}
 
     film(seed=11, callback_on_step_end=callback)
-    assert len(seen) == 2 * 2 + 2 * 2  # windows x steps, sampling and SDEdit
+    places = [(stage, window) for stage in ("sample", "refine") for window in (0, 1) for _ in range(2)]
+    assert seen == [(step, *place) for step, place in enumerate(places)]
 
     def interrupt(pipe, step, sigma, tensors):
         pipe._interrupt = True
@@ -235,6 +238,58 @@ def test_step_callback_sees_and_replaces_latents_and_interrupts(film):
 
     with pytest.raises(Cancelled):
         film(seed=12, callback_on_step_end=interrupt)
+
+
+def test_what_a_step_callback_changes_stays_with_its_result(film):
+    clean = film(seed=13)
+    calls = []
+
+    def dark(pipe, step, sigma, values):
+        calls.append(step)
+        return {"latents": values["latents"] * 0}
+
+    def edited() -> Result:
+        calls.clear()
+        return film(seed=13, callback_on_step_end=dark)
+
+    first = edited()
+    assert len(calls) == 8  # the store has these stages already
+    assert {"sample", "refine", "generate", "deliver"} == {record.name for record in first.records} - reused(first)
+    assert not np.array_equal(first.generated, clean.generated)
+    assert np.array_equal(edited().generated, first.generated)
+    again = film(seed=13)
+    assert reused(again) == {record.name for record in again.records}
+    assert np.array_equal(again.generated, clean.generated)
+    folder = first.entries["sample"].path
+    assert not folder.is_relative_to(clean.entries["sample"].path.parents[2])
+    assert folder.exists()
+    del first
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_a_camera_is_text_a_file_or_poses(film, tmp_path):
+    first = film("truck(0.1)")
+    file = tmp_path / "camera.json"
+    file.write_text(first.camera.to_json())
+    for camera in (first.camera, file, str(file)):
+        again = film(camera)
+        assert np.array_equal(again.camera.c2w, first.camera.c2w)
+        assert reused(again) >= {"anchor", "temporal", "deliver"}
+    with pytest.raises(CameraError, match="6 poses, the clip has 3 frames"):
+        film(first.camera, options={**OPTIONS, "decode": {"max_frames": 3}}, until="camera")
+    with pytest.raises(CameraError, match="no such camera file"):
+        film(tmp_path / "missing.json")
+
+
+def test_until_names_a_stage_and_later_arrays_say_that_they_are_missing(film):
+    with pytest.raises(InputError, match="no stage 'ancor'; the stages are frames, depth"):
+        film(until="ancor")
+    preview = film(until="anchor")
+    assert preview.records[-1].name == "anchor"
+    for name in ("frames", "generated", "matte", "generated_share"):
+        with pytest.raises(AttributeError, match="stopped after anchor"):
+            getattr(preview, name)
 
 
 def test_trimmed_clip(film):
@@ -259,7 +314,7 @@ def test_source_mask_leaves_pixels_out(film, tmp_path):
 def test_a_path_that_sees_nothing_is_refused_unless_forced(film):
     with pytest.raises(CameraError, match="sees nothing"):
         film("pan(150deg, start=150deg)")
-    assert film("pan(150deg, start=150deg)", force=True).run.warnings
+    assert film("pan(150deg, start=150deg)", force=True).warnings
 
 
 def test_refusals_come_before_work(engine, clip, depth_dir, tmp_path):
@@ -267,7 +322,7 @@ def test_refusals_come_before_work(engine, clip, depth_dir, tmp_path):
 
     def call(**more):
         options = {"camera": "static", "depth_dir": depth_dir, **more}
-        engine(clip, options.pop("camera"), on_stage=lambda record, result: started.append(record), **options)
+        engine(clip, options.pop("camera"), on_stage_start=lambda name, result: started.append(name), **options)
 
     size = override(engine.default_config(), {"condition": {"height": 50, "width": 64}})
     for error, match, more in [

@@ -14,10 +14,11 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -28,14 +29,17 @@ from recapture.cluster.bulk.engine_row_renderer import config_of
 from recapture.cluster.bulk.manifest import Row
 from recapture.engine.cameras import parse_camera
 from recapture.engine.config import RunConfig, override, quality_config
-from recapture.engine.graph.context import Run
+from recapture.engine.graph.context import StageContext
+from recapture.engine.graph.executor import LocalExecutor
+from recapture.engine.graph.request import RenderRequest, file_sha256
 from recapture.engine.pipeline import Recapture
 from recapture.engine.stages import STAGES
-from recapture.engine.store import stage_key
 from recapture.engine.video import ClipInfo, Limits, VideoWriter
 from recapture.engine.video.clip import UNSPECIFIED, ColorTags
-from recapture.engine.warm_start import Neighbour
+from recapture.engine.warm_start import WARM_START
 from recapture.serve.jobs.options import resampled, run_config
+
+Weights = Callable[[StageContext], str | None]
 
 KEYS = Path(__file__).parent / "stage_keys.json"
 WIDTH, HEIGHT, FRAMES, RATE = 96, 64, 6, Fraction(12)
@@ -114,30 +118,39 @@ def write_files(folder: Path) -> None:
 def keys_of(case: Case, engine: Recapture, folder: Path) -> dict[str, str]:
     """Stage -> key."""
     files, models = {name: folder / name for name in ("clip", "depth", "masks", "plate.png")}, engine.models
-    run = Run(
-        clip=files["clip"], clip_path=files["clip"], clip_name="clip", info=INFO, limits=Limits(),
-        camera=parse_camera(case.camera), config=case.config, models=models,
+    request = RenderRequest(
+        clip=files["clip"], clip_path=files["clip"], clip_name="clip", clip_sha256=file_sha256(files["clip"]), info=INFO,
+        limits=Limits(), camera=parse_camera(case.camera), config=case.config,
         depth_dir=files["depth"] if case.depth_dir else None, mask_dir=files["masks"] if case.mask_dir else None,
         clean_plate=files["plate.png"] if case.clean_plate else None, force=case.force,
-        neighbour=Neighbour(digest="another path", distance=0.5, reached=0.9, adapter=folder) if case.warm else None,
     )  # fmt: skip
+    context = StageContext(request=request, models=models, executor=LocalExecutor(models=models))
     networks = {
         models.unet_digest: "unet",
         models.encoder_digest: "encoder",
         models.depth_source("embedded").digest: "depth",
     }
-    if run.multiview_source is not None:
-        networks[run.multiview_source.digest] = "multiview"
+    if context.multiview_source is not None:
+        networks[context.multiview_source.digest] = "multiview"
     keys: dict[str, str] = {}
     for stage in STAGES:
-        weights = stage.weights(run)
-        for digest, name in networks.items():
-            weights = weights and weights.replace(digest, name)
-        keys[stage.name] = stage_key(
-            stage=stage.name, version=stage.version, config=stage.config(run),
-            inputs={name: keys[name] for name in stage.inputs}, weights=weights,
-        )  # fmt: skip
+        inputs: dict[str, Any] = {name: SimpleNamespace(digest=keys[name]) for name in stage.inputs}
+        if case.warm and stage.optional is WARM_START:
+            inputs[WARM_START.name] = SimpleNamespace(digest="another path")
+        keys[stage.name] = replace(stage, weights=named(stage.weights, networks)).key(context, inputs)
     return keys
+
+
+def named(weights: Weights, networks: Mapping[str, str]) -> Weights:
+    """The weights of a stage with networks' names in place of their digests."""
+
+    def of(context: StageContext) -> str | None:
+        found = weights(context)
+        for digest, name in networks.items():
+            found = found and found.replace(digest, name)
+        return found
+
+    return of
 
 
 def all_keys() -> dict[str, dict[str, str]]:

@@ -23,7 +23,6 @@ from recapture.engine.config import RunConfig
 from recapture.serve.api.middleware import MOST_JSON_BYTES, OPEN
 from recapture.serve.artifacts import CONTENT
 from recapture.serve.jobs.jobs import UNCLAIMED_S
-from recapture.serve.jobs.lease import WEIGHTS
 from recapture.serve.jobs.options import resampled
 from recapture.serve.jobs.records import FINAL, Job
 from recapture.serve.logs import redacted
@@ -471,11 +470,8 @@ def test_the_surface_is_this(server):
 
 
 def test_names_that_are_said_twice_agree():
-    from recapture.engine.stages import STAGES
-
     assert set(get_args(Variant)) == set(CONTENT)
     assert set(TERMINAL) == set(FINAL) < set(get_args(Status))
-    assert list(WEIGHTS) == [stage.name for stage in STAGES]
 
 
 def test_a_resample_keeps_the_depth_that_its_render_was_tuned_with():

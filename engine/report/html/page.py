@@ -6,17 +6,15 @@ import re
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...imaging.metrics import smoothed
+from ...stage_results import StageResults
 from .charts import Series, line_chart
 from .pictures import crop_at, jpeg_address, marked, png_address, shared_tint, spread, tinted_holes
 from .plan_view import VIEWS, draw_view, marker_positions, poses_of, scene_of
 from .tables import held_out_table, origin_list, size_text, stage_table
 from .wipe import Wipe, make_wipe
-
-if TYPE_CHECKING:
-    from ...pipeline import Result
 
 _CROP = (336, 216)
 """Largest width and height of a 1:1 crop, pixels of the delivered frame: three abreast, one on a phone."""
@@ -34,7 +32,7 @@ FILES = (
 """What lies beside the page, with a word on each."""
 
 
-def render_report(result: "Result", facts: dict[str, Any], scratch: Path) -> str:
+def render_report(result: StageResults, facts: dict[str, Any], scratch: Path) -> str:
     """The report's HTML.
 
     Args:
@@ -50,7 +48,7 @@ def render_report(result: "Result", facts: dict[str, Any], scratch: Path) -> str
     drawn = {
         "frames": facts["clip"]["frames"],
         "shown": wipe.frames,
-        "rate": float(result.run.info.rate),
+        "rate": float(result.request.info.rate),
         "poses": len(poses_of(facts["clip"]["frames"])),
         "marker": {view.name: marker_positions(scene, view) for view in VIEWS},
     }
@@ -112,8 +110,8 @@ def _notes(warnings: list[str]) -> str:
     return '<ul class="notes">' + "".join(f"<li>{escape(sentence)}</li>" for sentence in warnings) + "</ul>"
 
 
-def _wipe(result: "Result", wipe: Wipe, facts: dict[str, Any]) -> str:
-    width, height = result.run.info.width, result.run.info.height
+def _wipe(result: StageResults, wipe: Wipe, facts: dict[str, Any]) -> str:
+    width, height = result.request.info.width, result.request.info.height
     middle = len(result.source) // 2
     stills = [jpeg_address(frames[middle], longest=960) for frames in (result.frames, result.source)]
     shown = "" if wipe.frames == facts["clip"]["frames"] else f" The first {wipe.frames} frames are shown here."
@@ -136,7 +134,7 @@ def _wipe(result: "Result", wipe: Wipe, facts: dict[str, Any]) -> str:
     )
 
 
-def _times(result: "Result") -> str:
+def _times(result: StageResults) -> str:
     groups = []
     for t in spread(len(result.source), 3):
         hole = 100 * (1 - float((result.evidence[t] > 0).mean()))
@@ -171,7 +169,7 @@ def _motion(facts: dict[str, Any]) -> str:
     return f"{moved} Points are the middle frame's depth. Field of view {lens['fov_deg']:.1f}° ({lens['source_says']})."
 
 
-def _worst(result: "Result", facts: dict[str, Any]) -> str:
+def _worst(result: StageResults, facts: dict[str, Any]) -> str:
     places = facts["measures"]["worst_boundaries"]
     if not places:
         return "<p>No frame joins real and generated pixels.</p>"

@@ -5,13 +5,11 @@ moment, so the source camera stays at the origin whatever it did in the world.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-if TYPE_CHECKING:
-    from ...pipeline import Result
+from ...stage_results import StageResults
 
 _WIDTH, _HEIGHT, _MARGIN = 520, 400, 26
 _POINTS = (84, 48)
@@ -55,15 +53,13 @@ class Scene:
     far: float
 
 
-def scene_of(result: "Result") -> Scene:
+def scene_of(result: StageResults) -> Scene:
     """The scene as the middle frame's depth gives it."""
     lens, summary = result.entries["intrinsics"].json("intrinsics"), result.entries["depth"].json("summary")
     K = np.array(lens["K_px"])
     middle = len(result.source) // 2
     columns, rows = _POINTS
-    depth = cv2.resize(
-        result.entries["depth"].array("depth")[middle], (columns, rows), interpolation=cv2.INTER_NEAREST
-    ).ravel()
+    depth = cv2.resize(result.depth[middle], (columns, rows), interpolation=cv2.INTER_NEAREST).ravel()
     color = cv2.resize(result.source[middle], (columns, rows), interpolation=cv2.INTER_AREA).reshape(-1, 3)
     u, v = np.meshgrid(
         (np.arange(columns) + 0.5) / columns * lens["width"], (np.arange(rows) + 0.5) / rows * lens["height"]

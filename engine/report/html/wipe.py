@@ -2,15 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...stage_results import StageResults
 from ...video import VideoWriter
 from .pictures import fitted, resized, video_address
-
-if TYPE_CHECKING:
-    from ...pipeline import Result
 
 _SECONDS = 10
 _BYTES = 1_700_000
@@ -30,13 +27,13 @@ class Wipe:
     height: int
 
 
-def make_wipe(result: "Result", scratch: Path) -> Wipe:
+def make_wipe(result: StageResults, scratch: Path) -> Wipe:
     """Encode both videos alike, as well as the page's size allows.
 
     Raises:
         OutputError: the scratch folder cannot be written.
     """
-    info = result.run.info
+    info = result.request.info
     count = min(len(result.source), max(2, int(_SECONDS * info.rate)))
     paths = scratch / "wipe-source.mp4", scratch / "wipe-result.mp4"
     width = height = 0

@@ -1,0 +1,56 @@
+"""How much memory a device has for a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceBudget:
+    """A device that a run may use, and what is free there.
+
+    Attributes:
+        device: `cuda` or `cpu`.
+        dtype: of the UNet there.
+        free: bytes that the run may take, including what its process already holds; None where the system does not
+            say.
+    """
+
+    device: str
+    dtype: torch.dtype
+    free: int | None
+
+
+def budget_of(device: torch.device, dtype: torch.dtype, loaded: int) -> DeviceBudget:
+    """What this process may take of a device.
+
+    Args:
+        loaded: bytes of a video model that it already holds in main memory.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return DeviceBudget(device="cuda", dtype=dtype, free=free + torch.cuda.memory_reserved(device))
+    free = available_bytes()
+    return DeviceBudget(device="cpu", dtype=dtype, free=None if free is None else free + loaded)
+
+
+def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Main memory that can be had: of the machine, or of the container where that is less; None where none says."""
+    try:
+        lines = (line.split() for line in (proc / "meminfo").read_text().splitlines())
+        available = next(int(words[1]) << 10 for words in lines if words[0] == "MemAvailable:")
+    except (OSError, StopIteration):
+        return None
+    try:
+        own = (proc / "self" / "cgroup").read_text().split("::", 1)[1].strip().lstrip("/")
+        folder = next(at for at in (cgroup / own, cgroup) if (at / "memory.max").exists())
+        limit = (folder / "memory.max").read_text().strip()
+        if limit == "max":
+            return available
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        # Cached files give way, as they do in MemAvailable.
+        used = int((folder / "memory.current").read_text()) - int(stat["inactive_file"])
+    except (OSError, StopIteration, IndexError, KeyError, ValueError):
+        return available  # no cgroup v2, or none with a limit
+    return min(available, max(0, int(limit) - used))

@@ -1,0 +1,90 @@
+"""What each stage's key says of the options: everything that its result depends on, and nothing else."""
+
+import hashlib
+from dataclasses import asdict, replace
+from typing import Any
+
+from .config import DecodeConfig
+from .graph.context import StageContext
+from .models import attention
+
+
+def decode_options(clip_sha256: str, decode: DecodeConfig) -> dict[str, Any]:
+    """Of `frames`, which can be known before there is a run."""
+    return {"clip": clip_sha256, **asdict(decode)}
+
+
+def depth_options(context: StageContext) -> dict[str, Any]:
+    """Of `depth`."""
+    structure = context.config.depth.structure
+    if context.request.depth_dir is not None:
+        return {"user": True, "first_frame": context.config.decode.first_frame, "structure": structure is True}
+    options = {"smooth": context.config.depth.smooth, "structure": structure is not False}
+    return options if structure is False else {**options, **standing_camera_options(context)}
+
+
+def standing_camera_options(context: StageContext) -> dict[str, Any]:
+    """Of `background`: what decides about a clip whose camera stands still."""
+    picture = context.request.clean_plate_picture
+    digest = None if picture is None else hashlib.sha256(picture.tobytes()).hexdigest()
+    return {"locked": context.config.anchor.locked, "band": context.config.anchor.band, "clean_plate": digest}
+
+
+def anchor_options(context: StageContext) -> dict[str, Any]:
+    """Of `anchor`."""
+    options, request = context.config.anchor, context.request
+    shared = {"band": options.band, "mask": request.mask_digest, "force": request.force}
+    return shared if options.route == "points" else {**shared, "route": options.route, "seed": request.config.seed}
+
+
+def condition_options(context: StageContext) -> dict[str, Any]:
+    """Of `condition`."""
+    return {**asdict(context.config.condition), "size": list(context.size), "seed": context.config.seed}
+
+
+def source_options(context: StageContext) -> dict[str, Any]:
+    """Of `source`."""
+    return {"bank": "empty"} if context.config.tune.spatial_steps == 0 else condition_options(context)
+
+
+def spatial_options(context: StageContext) -> dict[str, Any]:
+    """Of `spatial`; the joint schedule tunes the spatial adapter in the temporal stage."""
+    if context.config.tune.schedule == "joint":
+        return {"schedule": "joint"}
+    return _tune_options(context, "spatial_steps", "spatial_batch", "spatial_prompt")
+
+
+def temporal_options(context: StageContext) -> dict[str, Any]:
+    """Of `temporal`."""
+    names = ["temporal_steps", "normalisation"]
+    if context.config.tune.schedule == "joint":
+        names += ["spatial_batch", "spatial_prompt"]
+    # Keys of one window per step are as they were before the batch was an option.
+    batch = {} if context.config.tune.temporal_batch == 1 else {"temporal_batch": context.config.tune.temporal_batch}
+    return {**_tune_options(context, *names), **batch}
+
+
+def _tune_options(context: StageContext, *names: str) -> dict[str, Any]:
+    shared = ("rank", "lr", "schedule", "sigma_mean", "sigma_std", "weight_decay")
+    options = asdict(context.config.tune)
+    chosen = {name: options[name] for name in (*shared, *names)}
+    return {**chosen, "seed": context.config.seed, **attention.key(context.config.attention)}
+
+
+def sample_options(context: StageContext) -> dict[str, Any]:
+    """Of `sample`, which decodes nothing but single frames."""
+    return {**asdict(replace(context.config.sample, decode_chunk=None)), **_sampling_options(context)}
+
+
+def refine_options(context: StageContext) -> dict[str, Any]:
+    """Of `refine`."""
+    options = {**asdict(context.config.refine), "overlap": context.config.sample.overlap}
+    return {**options, **_sampling_options(context)}
+
+
+def _sampling_options(context: StageContext) -> dict[str, Any]:
+    return {
+        "seed": context.request.sample_seed,
+        "frames": context.models.shape.frames,
+        **attention.key(context.config.attention),
+    }

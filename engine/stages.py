@@ -44,6 +44,7 @@ from .stage_results import (
     load_source_bank,
     load_source_view,
     load_tensor,
+    tuned_adapters,
 )
 from .store import Writer
 from .store.arrays import ArrayWriter
@@ -267,14 +268,16 @@ def tune_spatial(context: StageContext, inputs: Inputs, out: Writer) -> None:
     inputs=("camera", "source", "condition", "spatial"),
     config=stage_options.temporal_options,
     weights=lambda context: context.models.unet_digest,
-    version=2,
+    version=3,
     effort=35,
     optional=WARM_START,
 )
 def tune_temporal(context: StageContext, inputs: Inputs, out: Writer) -> None:
     """Tune the temporal adapter on the masked anchor."""
     anchor, start, tuner = load_conditioning(context, inputs), warm_start_of(inputs), context.tuner()
-    before, steps = tuner.held_out(anchor, ()), context.config.tune.temporal_steps
+    steps = context.config.tune.temporal_steps
+    measured = bool(steps or tuned_adapters(inputs))  # what nothing was tuned for has nothing to compare
+    before = tuner.held_out(anchor, ()) if measured else 0.0
     passes = _temporal_passes(context, tuner, anchor, inputs)
     if steps and not anchor.mask.any():
         context.warn(
@@ -289,7 +292,7 @@ def tune_temporal(context: StageContext, inputs: Inputs, out: Writer) -> None:
 
     losses = _tuned(context, "temporal", steps, passes, out, enough=as_good)
     about = {"of": adapter_compatibility(context, inputs), "path": load_camera_path(inputs).to_json()}
-    about |= {"held_out": _held_out(tuner, anchor, before), "warm_start": start and start.to_json()}
+    about |= {"held_out": _held_out(tuner, anchor, before) if measured else {}, "warm_start": start and start.to_json()}
     out.json("tuning", {"steps": len(losses["temporal"]), "losses": losses, **about})
 
 

@@ -139,6 +139,7 @@ def test_what_is_not_tuned_is_not_prepared(film, schedule):
     untuned = {**OPTIONS, "tune": {**OPTIONS["tune"], "spatial_steps": 0, "temporal_steps": 0, "schedule": schedule}}
     draft = film(options=untuned)
     assert draft.entries["source"].json("bank")["frame"] == []
+    assert draft.entries["temporal"].json("tuning")["held_out"] == {}
     assert draft.frames.shape == draft.source.shape
     assert not {"frames", "depth", "anchor", "condition"} - reused(film())  # and the source's frames are encoded now
 

@@ -17,7 +17,9 @@ def size_text(width: int, height: int) -> str:
 
 
 def held_out_table(losses: dict[str, float]) -> str:
-    """Masked loss on noise that training never saw, with each adapter on and off."""
+    """Masked loss on noise that training never saw, with each adapter on and off; nothing where nothing was tuned."""
+    if not losses:
+        return ""
     base = losses["none"]
     rows = "".join(
         f'<tr><th scope="row">{label}</th><td class="number">{losses[name]:.4f}</td>'

@@ -42,7 +42,7 @@ def takes(*options: Option) -> Callable[[Callable[..., None]], Callable[..., Non
 
     def wrap(function: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(function, eval_str=True).parameters.values()
-        groups: dict[str, type[Any]] = {one.name: one.annotation for one in own if is_dataclass(one.annotation)}
+        groups = {one.name: cast("type[Any]", one.annotation) for one in own if is_dataclass(one.annotation)}
 
         def declarations() -> Iterator[inspect.Parameter]:
             for one in own:

@@ -92,8 +92,7 @@ class Option:
         pair = isinstance(value, tuple) and len(value) == 2
         if pair != self.pair:
             raise InputError(f"{value!r} is not {'two of ' * self.pair}{self.accepted}", param=self.path)
-        items: tuple[Any, ...] = value if pair else (value,)
-        for item in items:
+        for item in cast("tuple[Any, ...]", value) if pair else (value,):
             if not self._takes(item):
                 raise InputError(f"{item!r} is not {self.accepted}", param=self.path)
 

@@ -104,6 +104,7 @@ def split_layers(frame: np.ndarray, depth: np.ndarray, *, band: float) -> Layers
 def _nearest(rim: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of every pixel the distance to the nearest pixel of a rim, float32 [H, W], and that one's index, int32 [H, W]."""
     distance, labels = cv2.distanceTransformWithLabels(1 - rim, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    labels = labels.astype(np.intp)
     pixel = np.zeros(labels.max() + 1, np.int32)
     on = rim > 0
     pixel[labels[on]] = np.flatnonzero(on)

@@ -162,7 +162,7 @@ def _small_parts(mask: np.ndarray) -> np.ndarray:
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     small = stats[:, cv2.CC_STAT_AREA] <= _SPECK_PX
     small[0] = False
-    return small[labels]
+    return small[labels.astype(np.intp)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,9 @@ def upsample(depth: np.ndarray, frames: np.ndarray, *, band: float) -> np.ndarra
     if depth.shape == frames.shape[:3]:
         return depth
     with ThreadPoolExecutor(max(1, min(len(depth), torch.get_num_threads()))) as pool:
-        return np.stack(list(pool.map(lambda pair: _upsample_frame(*pair, f32(band)), zip(depth, frames, strict=True))))
+        return np.stack(
+            list(pool.map(lambda pair: _upsample_frame(pair[0], pair[1], f32(band)), zip(depth, frames, strict=True)))
+        )
 
 
 def _upsample_frame(depth: np.ndarray, frame: np.ndarray, band: np.float32) -> np.ndarray:

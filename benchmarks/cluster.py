@@ -75,9 +75,15 @@ def _frame_rows(folder: Path, quick: bool) -> list[Row]:
             "2 workers": all_by(two),
         }
         made = compare(
-            "cluster_frames", f"{count} frames {WIDTH}x{HEIGHT}", rivals, baseline="in process", device="cpu",
-            repeats=3 if quick else 7, warmup=1, budget_s=240,
-        )  # fmt: skip
+            "cluster_frames",
+            f"{count} frames {WIDTH}x{HEIGHT}",
+            rivals,
+            baseline="in process",
+            device="cpu",
+            repeats=3 if quick else 7,
+            warmup=1,
+            budget_s=240,
+        )
         raw = count * WIDTH * HEIGHT * 3
         for row, crew in zip(made[1:], (one, two), strict=True):
             crew_size, before = len(crew.ask("pid")), _stored_bytes()
@@ -138,16 +144,26 @@ def _tuning_rows(folder: Path, quick: bool) -> list[Row]:
     def ours() -> None:
         with store.begin("temporal", "0" * 64) as out:
             tune(
-                model, config, out, _STEPS, {"temporal": lambda step: tuner.temporal_loss(told, step)},
+                model,
+                config,
+                out,
+                _STEPS,
+                {"temporal": lambda step: tuner.temporal_loss(told, step)},
                 lambda done, loss: None,
-            )  # fmt: skip
+            )
 
     rivals = {"bare loop": lambda: _bare(model, config, told), "tune": ours}
     shape = f"{_STEPS} steps of 8 frames 8x12 cells"
     made = compare(
-        "tuning_loop", shape, rivals, baseline="bare loop", device="cpu", repeats=5 if quick else 15, warmup=1,
+        "tuning_loop",
+        shape,
+        rivals,
+        baseline="bare loop",
+        device="cpu",
+        repeats=5 if quick else 15,
+        warmup=1,
         budget_s=120,
-    )  # fmt: skip
+    )
     made[1] |= {"encoder_calls": len(calls), "ratio": round(1 / made[1]["speedup"], 3)}
     return made
 

@@ -77,10 +77,21 @@ def evaluate(
 
 
 def _evaluate(
-    dataset: Path | None, out: Path | None, model: str, rows: str | None, depth: str, vary: list[str],
-    paths: str | None, gcd: Path | None, controls: Path | None, vbench_python: Path | None, seed: int, device: str,
-    store: str | None, as_json: bool,
-) -> None:  # fmt: skip
+    dataset: Path | None,
+    out: Path | None,
+    model: str,
+    rows: str | None,
+    depth: str,
+    vary: list[str],
+    paths: str | None,
+    gcd: Path | None,
+    controls: Path | None,
+    vbench_python: Path | None,
+    seed: int,
+    device: str,
+    store: str | None,
+    as_json: bool,
+) -> None:
     import time
 
     from ..evaluation.dataset import read_dataset
@@ -115,10 +126,17 @@ def _evaluate(
             display.say(f"{name}  {'-' if psnr is None else f'{psnr:.2f} dB'}{'  (kept)' if reused else ''}")
 
         evaluation = Evaluation(
-            engine=engine, entries=entries, out=out, scorer=Scorer(), base=base, vary=variations,
-            rows=_chosen(rows, list(ROWS), "rows"), depths=_chosen(depth, ["true", "reduced", "estimated"], "depth"),
-            on_line=on_line, vbench_python=vbench_python,
-        )  # fmt: skip
+            engine=engine,
+            entries=entries,
+            out=out,
+            scorer=Scorer(),
+            base=base,
+            vary=variations,
+            rows=_chosen(rows, list(ROWS), "rows"),
+            depths=_chosen(depth, ["true", "reduced", "estimated"], "depth"),
+            on_line=on_line,
+            vbench_python=vbench_python,
+        )
         lines = evaluation.run()
     kinds = " and ".join(depth.split(","))
     network = "" if "estimated" not in depth else f" by {engine.models.depth_source(base.depth.model).name}"

@@ -34,23 +34,31 @@ def preview(
     engine = open_engine("tiny", shot.device, shot.store)
     with claimed(folder), Display(quiet=as_json) as display:
         result = engine(
-            shot.clip, camera, config=config, until="anchor", on_progress=display.on_progress,
-            on_stage_start=display.on_stage_start, on_stage_end=display.on_stage_end, **shot.inputs(),
-        )  # fmt: skip
+            shot.clip,
+            camera,
+            config=config,
+            until="anchor",
+            on_progress=display.on_progress,
+            on_stage_start=display.on_stage_start,
+            on_stage_end=display.on_stage_end,
+            **shot.inputs(),
+        )
         sheet = save_anchor_sheet(result, folder)
     seconds = time.monotonic() - started
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if as_json:
-        emit({
-            "anchor_sheet": str(sheet),
-            "hole_share": result.hole_share,
-            "frames": len(result.source),
-            "size": [result.camera.width, result.camera.height],
-            "seconds": seconds,
-            "notes": result.notes,
-            "warnings": result.warnings,
-        })  # fmt: skip
+        emit(
+            {
+                "anchor_sheet": str(sheet),
+                "hole_share": result.hole_share,
+                "frames": len(result.source),
+                "size": [result.camera.width, result.camera.height],
+                "seconds": seconds,
+                "notes": result.notes,
+                "warnings": result.warnings,
+            }
+        )
         return
     typer.echo(f"anchor sheet  {sheet}")
     typer.echo(f"holes         {100 * result.hole_share:.1f} % of the picture")

@@ -115,12 +115,12 @@ def bulk(
     """Render every row of MANIFEST; run again after Ctrl-C and it goes on. Exit code 3 where some rows failed."""
     with _client(url) as client:
         rows = client.bulk.run(
-            manifest, results, in_flight=in_flight,
+            manifest,
+            results,
+            in_flight=in_flight,
             on_row=lambda row, done, total: typer.echo(f"{done}/{total}  {row.clip_id}  {row.status}", err=True),
-            on_pause=lambda clip_id, why, pause_s: typer.echo(
-                f"{clip_id}: {why}; again in {pause_s:.0f} s", err=True
-            ),
-        )  # fmt: skip
+            on_pause=lambda clip_id, why, pause_s: typer.echo(f"{clip_id}: {why}; again in {pause_s:.0f} s", err=True),
+        )
     failed = [row for row in rows if row.status != "completed"]
     if as_json:
         emit({"rows": len(rows), "failed": len(failed), "results": str(results)})

@@ -27,9 +27,16 @@ def texture_fill(context: StageContext, inputs: Inputs) -> Fill:
 
     def view(t: int) -> View:
         z, front = draw_surfaces(
-            frames, depth, t, K_px, path, plate=plate, band=context.config.anchor.band, valid=context.request.source_mask,
+            frames,
+            depth,
+            t,
+            K_px,
+            path,
+            plate=plate,
+            band=context.config.anchor.band,
+            valid=context.request.source_mask,
             device=context.device,
-        )  # fmt: skip
+        )
         made = to_uint8(to_clip_size(to_tensor(generated[t : t + 1]), evidence.shape[1:]))[0]
         return View(color=color[t], real=evidence[t] > 0, depth=z, front=front, generated=made)
 

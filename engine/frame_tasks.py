@@ -97,10 +97,14 @@ class ImagineAnchor:
         parts = []
         for k, t in enumerate(indices):
             view = NovelView(
-                source=to_tensor(images[t : t + 1])[0], source_K_px=K_px, c2w=path.c2w[t], K_px=path.K_px[t],
-                unit=unit, points=to_tensor(part["color"][k : k + 1])[0],
+                source=to_tensor(images[t : t + 1])[0],
+                source_K_px=K_px,
+                c2w=path.c2w[t],
+                K_px=path.K_px[t],
+                unit=unit,
+                points=to_tensor(part["color"][k : k + 1])[0],
                 covered=torch.from_numpy(part["mask"][k].copy()),
-            )  # fmt: skip
+            )
             parts.append(imagined_anchor(context.models.multiview(self.source), view, seed=context.config.seed))
         hard = np.where(part["evidence"] > 0, np.uint8(255), np.uint8(0))  # what is imagined has edges of its own
         return part | {name: np.stack([each[name] for each in parts]) for name in parts[0]} | {"alpha": hard}

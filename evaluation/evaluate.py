@@ -224,10 +224,17 @@ class _ShotAtWork:
             seconds = sum(record.seconds for record in result.records)
         frames, covered = job.row.picture(self.shot, result)
         line: dict[str, Any] = {
-            "scene": self.entry.scene, "path": self.entry.path, "kind": self.entry.kind, "row": job.row.name,
-            "depth": job.depth, "vary": job.vary, "seconds": round(seconds, 2), "coverage": float(covered.mean()),
-            "depth_scale": fit and fit.scale, "depth_abs_rel": fit and fit.abs_rel,
-        }  # fmt: skip
+            "scene": self.entry.scene,
+            "path": self.entry.path,
+            "kind": self.entry.kind,
+            "row": job.row.name,
+            "depth": job.depth,
+            "vary": job.vary,
+            "seconds": round(seconds, 2),
+            "coverage": float(covered.mean()),
+            "depth_scale": fit and fit.scale,
+            "depth_abs_rel": fit and fit.abs_rel,
+        }
         seams = [] if result is None or job.row.until != "generate" else [w.start for w in result.windows[1:]]
         per_frame, per_clip = run.scorer(frames, self.shot, covered, seams)
         line |= {name: finite(value) for name, value in per_clip.items()}

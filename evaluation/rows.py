@@ -100,28 +100,43 @@ ROWS = {
     for row in (
         Row(name="source", about="the source clip, unchanged", picture=_source, until=None, depth=False),
         Row(name="floor none (black)", about="plain 2x2 splat", picture=_floor(_black), until=None, depth=False),
-        Row(name="floor mean colour", about="holes in the mean colour", picture=_floor(fill_mean), until=None, depth=False),
+        Row(
+            name="floor mean colour",
+            about="holes in the mean colour",
+            picture=_floor(fill_mean),
+            until=None,
+            depth=False,
+        ),
         Row(name="floor OpenCV Telea", about="holes inpainted", picture=_floor(fill_telea), until=None, depth=False),
         Row(name="anchor", about="the engine's anchor, holes black", picture=_anchor(_black), until="anchor"),
         Row(name="anchor + mean colour", about="holes in the mean colour", picture=_anchor(fill_mean), until="anchor"),
         Row(name="anchor + OpenCV Telea", about="inpainted", picture=_anchor(fill_telea), until="anchor"),
         Row(name="anchor + OpenCV NS", about="inpainted", picture=_anchor(_smooth), until="anchor"),
         Row(
-            name="prior", about="the model, nothing tuned", picture=_generated, until="generate",
+            name="prior",
+            about="the model, nothing tuned",
+            picture=_generated,
+            until="generate",
             config={"tune": _NO_TUNING, "refine": _NO_SDEDIT},
         ),
         Row(
-            name="+ temporal", about="temporal LoRA on the masked anchor", picture=_generated, until="generate",
+            name="+ temporal",
+            about="temporal LoRA on the masked anchor",
+            picture=_generated,
+            until="generate",
             config={"tune": {"spatial_steps": 0}, "refine": _NO_SDEDIT},
         ),
         Row(
-            name="++ spatial", about="and spatial LoRA on the source's frames", picture=_generated, until="generate",
+            name="++ spatial",
+            about="and spatial LoRA on the source's frames",
+            picture=_generated,
+            until="generate",
             config={"refine": _NO_SDEDIT},
         ),
         Row(name="+++ SDEdit", about="and SDEdit: the generated video", picture=_generated, until="generate"),
         Row(name="delivered", about="real pixels where the anchor has them", picture=_delivered),
     )
-}  # fmt: skip
+}
 """In the order of the table."""
 
 VARIED = ("anchor", "anchor + mean colour", "+++ SDEdit", "delivered")

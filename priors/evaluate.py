@@ -230,11 +230,17 @@ def engine_depth(model: DepthModel, frames: np.ndarray, *, smooth: bool, structu
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "depth.arrow"
         estimate_depth(
-            each, PredictClip(model, frames), len(frames),
+            each,
+            PredictClip(model, frames),
+            len(frames),
             lambda shape: ArrayWriter(path, shape_per_row=shape, dtype=np.float32),
-            smooth=smooth, structure=structure, empty_scene=EmptyScene(frames, None, None, 0.05),
-            look=lambda picture: predict_frame(model, picture), scratch=Path(folder), on_frame=lambda done: None,
-        )  # fmt: skip
+            smooth=smooth,
+            structure=structure,
+            empty_scene=EmptyScene(frames, None, None, 0.05),
+            look=lambda picture: predict_frame(model, picture),
+            scratch=Path(folder),
+            on_frame=lambda done: None,
+        )
         return read_array(path).copy()
 
 

@@ -113,11 +113,14 @@ def merged(surfaces: list[Surface]) -> list[Surface]:
         groups.setdefault((id(surface.texture), surface.tint, surface.gloss, surface.casts), []).append(surface)
     return [
         Surface(
-            triangles=np.concatenate([s.triangles for s in group]), texture=group[0].texture, tint=group[0].tint,
-            gloss=group[0].gloss, casts=group[0].casts,
+            triangles=np.concatenate([s.triangles for s in group]),
+            texture=group[0].texture,
+            tint=group[0].tint,
+            gloss=group[0].gloss,
+            casts=group[0].casts,
         )
         for group in groups.values()
-    ]  # fmt: skip
+    ]
 
 
 def lamp_light(rng: np.random.Generator, size: np.ndarray) -> Lighting:
@@ -126,10 +129,12 @@ def lamp_light(rng: np.random.Generator, size: np.ndarray) -> Lighting:
     view = look_at(lamp, lamp * (1, 0, 1) + 1e-3, up=(0, 0, 1))
     tone, ambient = np.array([1, rng.uniform(0.85, 1), rng.uniform(0.6, 1.1)]), rng.uniform(0.15, 0.9)
     return Lighting(
-        light=(*lamp, rng.uniform(2, 6)), projection=perspective(2.6, 2.6, 0.1, 12.0) @ np.linalg.inv(view),
-        sun=tuple(tone * rng.uniform(0.1, 1.8)), sky=tuple(tone * ambient),
+        light=(*lamp, rng.uniform(2, 6)),
+        projection=perspective(2.6, 2.6, 0.1, 12.0) @ np.linalg.inv(view),
+        sun=tuple(tone * rng.uniform(0.1, 1.8)),
+        sky=tuple(tone * ambient),
         ground=tuple(tone[::-1] * ambient * rng.uniform(0.4, 1)),
-    )  # fmt: skip
+    )
 
 
 def room_place(rng: np.random.Generator, assets: Assets, views: int) -> Place:

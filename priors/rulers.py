@@ -87,10 +87,14 @@ def point_figures(predict: Predict, frames: list[tuple[dict, np.ndarray]]) -> di
         planes += [off_plane(log_depth, group) for group in relations.get("plane", [])]
         between.append(in_between(log_depth, frame.shape[0] / frame.shape[1]))
     return {
-        "spread": np.mean(spreads), "upright": sum(s < UPRIGHT_SPREAD for s in spreads), "of": len(spreads),
-        "orders": sum(s > NEARER_STEP for s in steps), "of_orders": len(steps), "plane": np.mean(planes),
+        "spread": np.mean(spreads),
+        "upright": sum(s < UPRIGHT_SPREAD for s in spreads),
+        "of": len(spreads),
+        "orders": sum(s > NEARER_STEP for s in steps),
+        "of_orders": len(steps),
+        "plane": np.mean(planes),
         "in_between": np.mean(between),
-    }  # fmt: skip
+    }
 
 
 def true_depth_errors(predict: Predict, frames: np.ndarray, depths: np.ndarray) -> float:

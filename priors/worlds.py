@@ -26,8 +26,16 @@ from .assets import decode_image, split_of
 from .spm import Part, read_spm
 
 LICENSES = {
-    "CC0", "CC0-1.0", "public-domain", "MIT", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA", "CC-BY-SA-3.0", "CC-BY-SA-4.0"
-}  # fmt: skip
+    "CC0",
+    "CC0-1.0",
+    "public-domain",
+    "MIT",
+    "CC-BY-3.0",
+    "CC-BY-4.0",
+    "CC-BY-SA",
+    "CC-BY-SA-3.0",
+    "CC-BY-SA-4.0",
+}
 """Of `A and B` all must be among them, of `A or B` one."""
 SEE_THROUGH = ("alphablend", "additive")
 CUT_OUT = ("alphatest", "grass", "unlit")
@@ -206,9 +214,12 @@ def convert_track(track: Path, game: Path, licenses: Licenses, out: Path) -> dic
     np.savez(out / f"{track.name}.npz", **arrays)
     credits = {name: sorted(authors) for name, authors in sorted(world.credits.items())}
     return {
-        "file": f"worlds/{track.name}.npz", "split": split_of(track.name), "triangles": count,
-        "left_out": world.left_out, "credits": credits,
-    }  # fmt: skip
+        "file": f"worlds/{track.name}.npz",
+        "split": split_of(track.name),
+        "triangles": count,
+        "left_out": world.left_out,
+        "credits": credits,
+    }
 
 
 def main() -> None:

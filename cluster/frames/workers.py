@@ -229,11 +229,15 @@ class Workers:
     def _hire(self, index: int) -> None:
         """Start a worker in a bundle of the placement group; it is ready when its promise is kept."""
         bundle = self._bundles[index]
-        worker = cast(Any, Worker).options(
-            num_cpus=bundle.get("CPU", 0),
-            num_gpus=bundle.get("GPU", 0),
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index),
-        ).remote()  # fmt: skip
+        worker = (
+            cast(Any, Worker)
+            .options(
+                num_cpus=bundle.get("CPU", 0),
+                num_gpus=bundle.get("GPU", 0),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index),
+            )
+            .remote()
+        )
         self._places[worker] = index
         self._arriving[worker.prepare.remote(**self._recipe, wanted=self._wanted)] = worker
 

@@ -75,9 +75,13 @@ def split_layers(frame: np.ndarray, depth: np.ndarray, *, band: float) -> Layers
     """
     q, image = inverse_depth(depth), frame.astype(f32) / f32(255)
     layers = Layers(
-        color=image.copy(), depth=depth.copy(), mixed=np.zeros_like(q), near_color=image.copy(),
-        near_depth=np.full_like(q, np.nan), alpha=np.zeros_like(q),
-    )  # fmt: skip
+        color=image.copy(),
+        depth=depth.copy(),
+        mixed=np.zeros_like(q),
+        near_color=image.copy(),
+        near_depth=np.full_like(q, np.nan),
+        alpha=np.zeros_like(q),
+    )
     padded = bordered(q)
     near_rim, far_rim = step_rims(padded, f32(band))
     if not near_rim.any():
@@ -95,9 +99,20 @@ def split_layers(frame: np.ndarray, depth: np.ndarray, *, band: float) -> Layers
     soft.reshape(-1)[pixels] = share
     soft = _connect(pixels, soft, is_near)
     _compose(
-        pixels, soft, near_q, far_q, fore, back, image, layers.color, layers.depth, layers.mixed, layers.near_color,
-        layers.near_depth, layers.alpha,
-    )  # fmt: skip
+        pixels,
+        soft,
+        near_q,
+        far_q,
+        fore,
+        back,
+        image,
+        layers.color,
+        layers.depth,
+        layers.mixed,
+        layers.near_color,
+        layers.near_depth,
+        layers.alpha,
+    )
     return layers
 
 

@@ -186,9 +186,12 @@ def _split(frames: np.ndarray, depth: np.ndarray, band: float, device: torch.dev
 
     alpha = stacked("alpha")[:, None]
     return _Drawables(
-        color=stacked("color").permute(0, 3, 1, 2), depth=stacked("depth"), mixed=stacked("mixed"),
-        near=torch.cat([stacked("near_color").permute(0, 3, 1, 2) * alpha, alpha], 1), near_depth=stacked("near_depth"),
-    )  # fmt: skip
+        color=stacked("color").permute(0, 3, 1, 2),
+        depth=stacked("depth"),
+        mixed=stacked("mixed"),
+        near=torch.cat([stacked("near_color").permute(0, 3, 1, 2) * alpha, alpha], 1),
+        near_depth=stacked("near_depth"),
+    )
 
 
 def _draw_plate(

@@ -52,9 +52,16 @@ def _step(before: np.ndarray, now: np.ndarray, depth: np.ndarray, K_px: np.ndarr
     points = pixels @ np.linalg.inv(K_px).T * z[kept, None]
     cv2.setRNGSeed(0)
     done, turn, shift, inliers = cv2.solvePnPRansac(
-        points, moved[kept, 0].astype(np.float64) + 0.5, K_px, None, reprojectionError=_REPROJECTION_PX,
-        flags=cv2.SOLVEPNP_ITERATIVE, useExtrinsicGuess=True, rvec=np.zeros((3, 1)), tvec=np.zeros((3, 1)),
-    )  # fmt: skip
+        points,
+        moved[kept, 0].astype(np.float64) + 0.5,
+        K_px,
+        None,
+        reprojectionError=_REPROJECTION_PX,
+        flags=cv2.SOLVEPNP_ITERATIVE,
+        useExtrinsicGuess=True,
+        rvec=np.zeros((3, 1)),
+        tvec=np.zeros((3, 1)),
+    )
     if not done or inliers is None or len(inliers) < _LEAST:
         return np.eye(4)
     pose = np.eye(4)

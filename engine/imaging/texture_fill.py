@@ -67,9 +67,10 @@ class _Copies:
     @staticmethod
     def none(height: int, width: int) -> "_Copies":
         return _Copies(
-            picture=np.full((height, width), -1, np.int32), step=np.zeros((height, width, 3), np.float32),
+            picture=np.full((height, width), -1, np.int32),
+            step=np.zeros((height, width, 3), np.float32),
             fit=np.zeros((height, width), np.float32),
-        )  # fmt: skip
+        )
 
 
 class TextureFill:
@@ -183,9 +184,16 @@ class TextureFill:
         return copies
 
     def _search(
-        self, t: int, view: View, log: np.ndarray, behind: np.ndarray, points: np.ndarray, copies: _Copies,
-        wanted: np.ndarray, picture: np.ndarray,
-    ) -> None:  # fmt: skip
+        self,
+        t: int,
+        view: View,
+        log: np.ndarray,
+        behind: np.ndarray,
+        points: np.ndarray,
+        copies: _Copies,
+        wanted: np.ndarray,
+        picture: np.ndarray,
+    ) -> None:
         """Find what the wanted pixels copy, coarse to fine, in place."""
         K_px, c2w, filled = self._K_px[t], self._c2w[t], copies.picture >= 0
         # A nearer thing at the rim says nothing of what lies behind it.
@@ -259,10 +267,14 @@ def _pictures(
     inside = np.s_[:, RADIUS:-RADIUS, RADIUS:-RADIUS]
     inner[inside] = np.isfinite(nearest[inside])
     return Pictures(
-        guide=guide, seen=seen, nearest=np.where(inner, nearest, -np.inf).astype(np.float32), log_depth=log_depth,
+        guide=guide,
+        seen=seen,
+        nearest=np.where(inner, nearest, -np.inf).astype(np.float32),
+        log_depth=log_depth,
         points=np.stack([lifted(*each) for each in zip(log_depth, K_px, c2w, strict=True)]),
-        cameras=(K_px @ np.linalg.inv(c2w)[:, :3]).astype(np.float32), places=np.argwhere(inner).astype(np.int32),
-    )  # fmt: skip
+        cameras=(K_px @ np.linalg.inv(c2w)[:, :3]).astype(np.float32),
+        places=np.argwhere(inner).astype(np.int32),
+    )
 
 
 def _halved_pictures(fine: Pictures, K_px: np.ndarray, c2w: np.ndarray, level: int) -> Pictures:
@@ -280,9 +292,7 @@ def _halved_target(fine: Target, K_px: np.ndarray, c2w: np.ndarray, level: int) 
     least = np.where((weight < 0).any((1, 3)), -1, weight.min((1, 3))).astype(np.float32)
     log_depth = np.ascontiguousarray(fine.log_depth[: least.shape[0] * 2 : 2, : least.shape[1] * 2 : 2])
     points = lifted(log_depth, _scaled(K_px, level), c2w)
-    return Target(
-        _half(fine.guide), _half(fine.seen), least, log_depth, points, _blocks(fine.wanted).any((1, 3))
-    )  # fmt: skip
+    return Target(_half(fine.guide), _half(fine.seen), least, log_depth, points, _blocks(fine.wanted).any((1, 3)))
 
 
 def _blocks(values: np.ndarray) -> np.ndarray:

@@ -49,8 +49,11 @@ def nearest(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) ->
 def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
     """`torch_backend.soft`, bit for bit."""
     settings = (
-        f32(options.flying), f32(1 + options.band), i64(twin.least_weight(options.coverage)), f32(options.max_density),
-    )  # fmt: skip
+        f32(options.flying),
+        f32(1 + options.band),
+        i64(twin.least_weight(options.coverage)),
+        f32(options.max_density),
+    )
     return each_frame(_draw_soft, frames, depth, cameras, options.size, *settings)
 
 

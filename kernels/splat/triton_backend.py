@@ -377,13 +377,32 @@ def nearest(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) ->
             frames_at_once = part.stop - part.start
             keys = torch.full((frames_at_once, h * w), twin.EMPTY, device=frames.device)
             _nearest_kernel[(triton.cdiv(height * width, BLOCK), frames_at_once)](
-                keys, depth[part], cameras[part], height, width, h, w, 1 + options.flying,
-                FLYING=options.flying > 0, BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
-            )  # fmt: skip
+                keys,
+                depth[part],
+                cameras[part],
+                height,
+                width,
+                h,
+                w,
+                1 + options.flying,
+                FLYING=options.flying > 0,
+                BLOCK=BLOCK,
+                num_warps=WARPS,
+                enable_fp_fusion=False,
+            )
             _nearest_resolve_kernel[(triton.cdiv(h * w, BLOCK), frames_at_once)](
-                color[part], z[part], winner[part], keys, frames[part], height * width, h * w, channels,
-                BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
-            )  # fmt: skip
+                color[part],
+                z[part],
+                winner[part],
+                keys,
+                frames[part],
+                height * width,
+                h * w,
+                channels,
+                BLOCK=BLOCK,
+                num_warps=WARPS,
+                enable_fp_fusion=False,
+            )
     return Splat(color=color, depth=z, mask=winner >= 0, winner=winner)
 
 
@@ -402,14 +421,42 @@ def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Sp
             counts = torch.empty((frames_at_once, height * width), dtype=torch.int16, device=frames.device)
             for adding in (False, True):
                 _soft_kernel[(triton.cdiv(height * width, BLOCK), frames_at_once, channels + 1 if adding else 1)](
-                    keys, sums, frames[part], depth[part], cameras[part], counts, height, width, h, w, channels,
-                    1 + options.flying, beyond, float(options.max_density),
-                    FLYING=options.flying > 0 and not adding, ADDING=adding, BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
-                )  # fmt: skip
+                    keys,
+                    sums,
+                    frames[part],
+                    depth[part],
+                    cameras[part],
+                    counts,
+                    height,
+                    width,
+                    h,
+                    w,
+                    channels,
+                    1 + options.flying,
+                    beyond,
+                    float(options.max_density),
+                    FLYING=options.flying > 0 and not adding,
+                    ADDING=adding,
+                    BLOCK=BLOCK,
+                    num_warps=WARPS,
+                    enable_fp_fusion=False,
+                )
             _soft_resolve_kernel[(triton.cdiv(h * w, BLOCK), frames_at_once)](
-                color[part], z[part], winner[part], keys, sums, width, h, w, channels,
-                twin.least_weight(options.coverage), beyond, BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
-            )  # fmt: skip
+                color[part],
+                z[part],
+                winner[part],
+                keys,
+                sums,
+                width,
+                h,
+                w,
+                channels,
+                twin.least_weight(options.coverage),
+                beyond,
+                BLOCK=BLOCK,
+                num_warps=WARPS,
+                enable_fp_fusion=False,
+            )
     return Splat(color=color, depth=z, mask=winner >= 0, winner=winner)
 
 

@@ -118,9 +118,14 @@ class Previewer:
         else:
             film = _mp4(shown, max(Fraction(1), clip.request.info.rate * len(times) / len(clip.source)))
         return {
-            "width": width, "height": height, "hole_share": float(np.mean(holes)), "frames": frames, "mp4": film,
-            "warnings": [*camera.warnings(view), *path_warnings(whole, view)], "seconds": time.monotonic() - started,
-        }  # fmt: skip
+            "width": width,
+            "height": height,
+            "hole_share": float(np.mean(holes)),
+            "frames": frames,
+            "mp4": film,
+            "warnings": [*camera.warnings(view), *path_warnings(whole, view)],
+            "seconds": time.monotonic() - started,
+        }
 
     def scene(self, opened: OpenClip, asked: dict[str, Any]) -> dict[str, Any]:
         """The JSON of a `Scene`: the very depth that the anchor of this frame is drawn with.
@@ -141,11 +146,18 @@ class Previewer:
             halves = (lifted[0] / view.median_depth).astype("<f2")
         K_px = scaled_intrinsics(view.frame_intrinsics_px[t], width / view.width, height / view.height)
         return {
-            "frame": t, "frames": len(clip.source), "time_s": float(view.times_s[t]),
-            "start_s": float(view.times_s[0]), "end_s": float(view.times_s[-1]), "width": width, "height": height,
-            "K_px": K_px.tolist(), "subject_depth": view.subject_depth / view.median_depth,
-            "depth": base64.b64encode(halves.tobytes()).decode(), "webp": _webp(picture),
-        }  # fmt: skip
+            "frame": t,
+            "frames": len(clip.source),
+            "time_s": float(view.times_s[t]),
+            "start_s": float(view.times_s[0]),
+            "end_s": float(view.times_s[-1]),
+            "width": width,
+            "height": height,
+            "K_px": K_px.tolist(),
+            "subject_depth": view.subject_depth / view.median_depth,
+            "depth": base64.b64encode(halves.tobytes()).decode(),
+            "webp": _webp(picture),
+        }
 
 
 def _frame(clip: Result, asked: int) -> int:

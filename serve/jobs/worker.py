@@ -99,16 +99,24 @@ class Worker:
         """Take jobs until told to stop."""
         entry, depth = self.models.entry, self.models.depth_source(RunConfig().depth.model)
         model = {
-            "id": entry.name, "licence": entry.licence, "about": entry.about, "frames": self.models.shape.frames,
-            "depth": depth.name, "depth_license": depth.licence,
-        }  # fmt: skip
+            "id": entry.name,
+            "licence": entry.licence,
+            "about": entry.about,
+            "frames": self.models.shape.frames,
+            "depth": depth.name,
+            "depth_license": depth.licence,
+        }
         self.workers.register(self.name, self.kinds, model, self.models.device.type)
         if "render" in self.kinds:
             self.models.video(RunConfig().tune.rank)  # warm before the first job comes
         log.info(
-            "worker_ready", worker=self.name, kinds=self.kinds, model=entry.name, depth=depth.name,
+            "worker_ready",
+            worker=self.name,
+            kinds=self.kinds,
+            model=entry.name,
+            depth=depth.name,
             device=str(self.models.device),
-        )  # fmt: skip
+        )
         awake_until = 0.0
         try:
             while not self.stop.is_set():
@@ -281,10 +289,15 @@ class Worker:
         with tempfile.TemporaryDirectory(prefix="recapture-") as folder:
             spec = camera_of(camera or job.request["camera"], Path(folder))
             return engine(
-                clip.path, spec, config=config, until=until, info=ClipInfo.from_json(clip.info),
-                on_progress=lease.on_progress, on_stage_start=lambda name, result: lease.check(),
+                clip.path,
+                spec,
+                config=config,
+                until=until,
+                info=ClipInfo.from_json(clip.info),
+                on_progress=lease.on_progress,
+                on_stage_start=lambda name, result: lease.check(),
                 on_stage_end=on_stage_end,
-            )  # fmt: skip
+            )
 
     def _admit(self, context: StageContext) -> None:
         """Raises TooCostly: by a measured piece of it the render would take longer than one may."""

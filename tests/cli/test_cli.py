@@ -64,9 +64,23 @@ def depth_dir(tmp_path_factory) -> Path:
 def quick(small_svd, depth_dir, tmp_path_factory) -> list[object]:
     """Options of a run that takes seconds."""
     return [
-        "--model", small_svd, "--device", "cpu", "--depth-dir", depth_dir, "--store", tmp_path_factory.mktemp("store"),
-        "--rank", 2, "--steps", 1, "--sample-steps", 1, "--sdedit-steps", 1,
-    ]  # fmt: skip
+        "--model",
+        small_svd,
+        "--device",
+        "cpu",
+        "--depth-dir",
+        depth_dir,
+        "--store",
+        tmp_path_factory.mktemp("store"),
+        "--rank",
+        2,
+        "--steps",
+        1,
+        "--sample-steps",
+        1,
+        "--sdedit-steps",
+        1,
+    ]
 
 
 def test_run_ends_in_five_lines_and_a_bundle(recapture, clip, quick, tmp_path):

@@ -168,9 +168,16 @@ def test_a_request_reaches_the_engine_within_the_same_bounds(option):
 
 def test_values_of_another_type_are_refused():
     for path, value in [
-        ("tune.rank", True), ("tune.rank", 2.5), ("tune.lr", None), ("depth.model", 3), ("offload", 1),
-        ("sample.guidance", 2.0), ("sample.guidance", (1.0, float("nan"))), ("memory", True), ("memory", "lots"),
-    ]:  # fmt: skip
+        ("tune.rank", True),
+        ("tune.rank", 2.5),
+        ("tune.lr", None),
+        ("depth.model", 3),
+        ("offload", 1),
+        ("sample.guidance", 2.0),
+        ("sample.guidance", (1.0, float("nan"))),
+        ("memory", True),
+        ("memory", "lots"),
+    ]:
         with pytest.raises(InputError) as refused:
             override(RunConfig(), by_section({path: value}))
         assert refused.value.param == path
@@ -194,9 +201,11 @@ def test_variables_and_the_users_file_are_defaults(run_words, no_defaults, monke
     no_defaults.write_text('[run]\nschedule = "both"\n')
     run_words().refused(f"--schedule (from {no_defaults}): 'both' is not one of decoupled, joint")
     for text, said in [
-        ("rnak = 3", "no command has an option rnak"), ("[run]\nattempts = 3", "run has no option attempts"),
-        ("[runn]\nrank = 3", "recapture has no command runn"), ("rank =", "cannot be read as TOML"),
-    ]:  # fmt: skip
+        ("rnak = 3", "no command has an option rnak"),
+        ("[run]\nattempts = 3", "run has no option attempts"),
+        ("[runn]\nrank = 3", "recapture has no command runn"),
+        ("rank =", "cannot be read as TOML"),
+    ]:
         no_defaults.write_text(text)
         run_words().refused(str(no_defaults), said)
 
@@ -213,19 +222,30 @@ def test_an_earlier_runs_configuration_counts_more_than_defaults(run_words, no_d
 
 
 REFUSALS = [
-    ["--schedule", "both"], ["--quality", "best"], ["--device", "tpu"], ["--rank", "0"], ["--height", "64"],
-    ["--memory", "lots"], ["--model", "gigantic"], ["--camera", "swirl(3deg)"], ["--rnak", "3"], ["--cluster-x"],
-]  # fmt: skip
+    ["--schedule", "both"],
+    ["--quality", "best"],
+    ["--device", "tpu"],
+    ["--rank", "0"],
+    ["--height", "64"],
+    ["--memory", "lots"],
+    ["--model", "gigantic"],
+    ["--camera", "swirl(3deg)"],
+    ["--rnak", "3"],
+    ["--cluster-x"],
+]
 
 
 def test_a_mistyped_choice_is_refused_before_torch_loads(tmp_path):
     """Loading it takes many seconds; the same holds for every command with choices."""
     calls = [["run", "clip.mp4", "--out", "out", "--camera", "static", *words] for words in REFUSALS]
     calls += [
-        ["preview", "clip.mp4", "--camera", "static", "--anchor", "both"], ["bulk", "m.csv", "--out", "o", "--keep", "x"],
-        ["serve", "--device", "tpu"], ["bench", "kernels", "--device", "tpu"], ["evaluate", "d", "--device", "tpu"],
+        ["preview", "clip.mp4", "--camera", "static", "--anchor", "both"],
+        ["bulk", "m.csv", "--out", "o", "--keep", "x"],
+        ["serve", "--device", "tpu"],
+        ["bench", "kernels", "--device", "tpu"],
+        ["evaluate", "d", "--device", "tpu"],
         ["submit", "m.csv", "--out", "o", "--address", "http://h:1", "--keep", "x"],
-    ]  # fmt: skip
+    ]
     code = f"""
 import sys
 from recapture.cli.main import main
@@ -265,10 +285,12 @@ def test_it_runs_as_a_module_and_completes_choices(tmp_path):
     version = subprocess.run([*command, "--version"], capture_output=True, text=True, env=environment, check=True)
     assert version.stdout.count(".") == 2
     for words, found in [
-        ("recapture run clip.mp4 --anchor m", {"multiview"}), ("recapture run clip.mp4 --device c", {"cpu", "cuda"}),
-        ("recapture pre", {"preview", "presets"}), ("recapture run --sdedit-", {"--sdedit-sigma", "--sdedit-steps"}),
+        ("recapture run clip.mp4 --anchor m", {"multiview"}),
+        ("recapture run clip.mp4 --device c", {"cpu", "cuda"}),
+        ("recapture pre", {"preview", "presets"}),
+        ("recapture run --sdedit-", {"--sdedit-sigma", "--sdedit-steps"}),
         ("recapture run clip.mp4 --camera dol", {"dolly", "dolly_zoom"}),
-    ]:  # fmt: skip
+    ]:
         ask = {"_RECAPTURE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
         done = subprocess.run(command, capture_output=True, text=True, env=environment | ask)
         assert found <= set(done.stdout.split()), (words, done.stdout, done.stderr)

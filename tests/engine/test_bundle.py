@@ -279,12 +279,24 @@ def test_smoothing_starts_at_the_first_value_and_follows() -> None:
 @pytest.mark.parametrize(
     ("share", "count", "text"),
     [
-        (0.0, 5_900_000, "100.0 % of these pixels are your footage; 0.0 % come from a 5.9-million-parameter model (m)."),
-        (1.0, 1_524_000_000, "0.0 % of these pixels are your footage; 100.0 % come from a 1.52-billion-parameter model (m)."),
+        (
+            0.0,
+            5_900_000,
+            "100.0 % of these pixels are your footage; 0.0 % come from a 5.9-million-parameter model (m).",
+        ),
+        (
+            1.0,
+            1_524_000_000,
+            "0.0 % of these pixels are your footage; 100.0 % come from a 1.52-billion-parameter model (m).",
+        ),
         (0.0001, None, "More than 99.9 % of these pixels are your footage; less than 0.1 % come from a model (m)."),
-        (0.0999, 8_000_000, "90.0 % of these pixels are your footage; 10.0 % come from an 8-million-parameter model (m)."),
+        (
+            0.0999,
+            8_000_000,
+            "90.0 % of these pixels are your footage; 10.0 % come from an 8-million-parameter model (m).",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_sentence(share: float, count: int | None, text: str) -> None:
     assert sentence(share, count, "m") == text
 

@@ -244,26 +244,53 @@ def depth_models(tmp_path_factory) -> dict[str, Path]:
         "metric": write_small_depth(root / "metric", depth_estimation_type="metric", max_depth=20),
     }
     small = {
-        "model_type": "dinov2", "image_size": 32, "patch_size": 8, "num_hidden_layers": 2, "intermediate_size": 32,
-        "hidden_size": 16, "num_attention_heads": 2,
-    }  # fmt: skip
+        "model_type": "dinov2",
+        "image_size": 32,
+        "patch_size": 8,
+        "num_hidden_layers": 2,
+        "intermediate_size": 32,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+    }
     config = DepthProConfig(
-        patch_size=32, fusion_hidden_size=16, intermediate_hook_ids=[1, 0], intermediate_feature_dims=[10, 8],
-        scaled_images_ratios=[0.5, 1.0], scaled_images_overlap_ratios=[0.0, 0.2], scaled_images_feature_dims=[12, 12],
-        use_fov_model=True, patch_model_config=small, image_model_config=small, fov_model_config=small,
-    )  # fmt: skip
+        patch_size=32,
+        fusion_hidden_size=16,
+        intermediate_hook_ids=[1, 0],
+        intermediate_feature_dims=[10, 8],
+        scaled_images_ratios=[0.5, 1.0],
+        scaled_images_overlap_ratios=[0.0, 0.2],
+        scaled_images_feature_dims=[12, 12],
+        use_fov_model=True,
+        patch_model_config=small,
+        image_model_config=small,
+        fov_model_config=small,
+    )
     found["pro"] = save_model(root / "pro", DepthProForDepthEstimation(config), size={"height": 64, "width": 64})
     beit = BeitConfig(
-        image_size=32, patch_size=16, num_hidden_layers=4, hidden_size=32, intermediate_size=37, num_attention_heads=2,
-        out_features=["stage1", "stage2", "stage3", "stage4"], reshape_hidden_states=False,
-        use_relative_position_bias=True, use_absolute_position_embeddings=False,
-    )  # fmt: skip
+        image_size=32,
+        patch_size=16,
+        num_hidden_layers=4,
+        hidden_size=32,
+        intermediate_size=37,
+        num_attention_heads=2,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+        reshape_hidden_states=False,
+        use_relative_position_bias=True,
+        use_absolute_position_embeddings=False,
+    )
     config = ZoeDepthConfig(
-        backbone_config=beit, neck_hidden_sizes=[16] * 4, fusion_hidden_size=16, bottleneck_features=16,
-        num_attractors=[16, 8, 4, 1], bin_embedding_dim=16, patch_transformer_hidden_size=16,
-        patch_transformer_intermediate_size=32, num_patch_transformer_layers=1, patch_transformer_num_attention_heads=2,
+        backbone_config=beit,
+        neck_hidden_sizes=[16] * 4,
+        fusion_hidden_size=16,
+        bottleneck_features=16,
+        num_attractors=[16, 8, 4, 1],
+        bin_embedding_dim=16,
+        patch_transformer_hidden_size=16,
+        patch_transformer_intermediate_size=32,
+        num_patch_transformer_layers=1,
+        patch_transformer_num_attention_heads=2,
         bin_configurations=[{"n_bins": 16, "min_depth": 0.001, "max_depth": 10.0}],
-    )  # fmt: skip
+    )
     zoe = {"size": {"height": 32, "width": 48}, "ensure_multiple_of": 32}
     found["zoe"] = save_model(root / "zoe", ZoeDepthForDepthEstimation(config), **zoe)
     return found

@@ -69,8 +69,11 @@ class Machine:
         mine = {"HF_ENDPOINT": self.server.url, "HF_HOME": str(self.cache), **env}
         ran = subprocess.run(
             [sys.executable, "-m", "recapture", *map(str, words)],
-            env=clean | mine, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+            env=clean | mine,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert "Traceback" not in ran.stderr, ran.stderr
         return Answer(code=ran.returncode, out=ran.stdout, err=ran.stderr)
 

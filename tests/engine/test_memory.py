@@ -102,9 +102,15 @@ def unstarted(folder: Path, config: RunConfig, *, width: int, height: int, frame
     info: Any = SimpleNamespace(width=width, height=height, frame_count=frames)
     nothing: Any = None
     request = RenderRequest(
-        clip=Path("clip"), clip_path=Path("clip"), clip_name="clip", clip_sha256="", info=info, limits=nothing,
-        camera=nothing, config=config,
-    )  # fmt: skip
+        clip=Path("clip"),
+        clip_path=Path("clip"),
+        clip_name="clip",
+        clip_sha256="",
+        info=info,
+        limits=nothing,
+        camera=nothing,
+        config=config,
+    )
     return StageContext(request=request, models=models, executor=LocalExecutor(models=models))
 
 
@@ -137,9 +143,7 @@ def test_what_costs_least_is_lowered_first(small_svd):
     config = override(RunConfig(), {"condition": {"height": 64, "width": 64}})
     run = unstarted(small_svd, config, width=128, height=128, frames=6)
     wanted = asked(run)
-    assert fit(run, CPU).choice == wanted == Choice(
-        size=run.size, checkpointing="none", offload=False, decode_chunk=4
-    )  # fmt: skip
+    assert fit(run, CPU).choice == wanted == Choice(size=run.size, checkpointing="none", offload=False, decode_chunk=4)
 
     def choice(memory: float, budget: DeviceBudget = CUDA, config: RunConfig = run.config) -> Choice:
         made = fit(with_config(run, replace(config, memory=memory)), budget)

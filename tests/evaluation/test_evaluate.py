@@ -170,8 +170,10 @@ def test_reduced_depth_is_brought_back(engine, scorer, tmp_path) -> None:
     assert true["psnr_edge_3"] > 20
     assert reduced["psnr_edge_3"] == pytest.approx(true["psnr_edge_3"], abs=3)
     assert np.load(tmp_path / "out" / "work" / "scene_1" / "target_moderate" / "depth_reduced" / "depth.npy").shape == (
-        FRAMES, HEIGHT // 2, WIDTH // 2,
-    )  # fmt: skip
+        FRAMES,
+        HEIGHT // 2,
+        WIDTH // 2,
+    )
 
 
 def test_frames_average_to_the_line(finished) -> None:
@@ -296,13 +298,16 @@ def test_the_floor_keeps_the_nearest_and_fills_the_rest() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("mask", "KNOB=VALUE"), ("nothing=1", "no option 'nothing'"),
+        ("mask", "KNOB=VALUE"),
+        ("nothing=1", "no option 'nothing'"),
         ("mask=some", "condition.mask_mode: 'some' is not one of area, min"),
-        ("rank=0", "0 is not a whole number from 1 to 256"), ("steps=many", "'many' is not a whole number"),
+        ("rank=0", "0 is not a whole number from 1 to 256"),
+        ("steps=many", "'many' is not a whole number"),
         ("steps=2.5", "2.5 is not a whole number"),
-        ("refine.sigma=1,x", "'x' is not a number"), ("sigma_mean=9", "9 is not a number from -5 to 5"),
+        ("refine.sigma=1,x", "'x' is not a number"),
+        ("sigma_mean=9", "9 is not a number from -5 to 5"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_knob_is_refused(text: str, problem: str) -> None:
     with pytest.raises(InputError, match=problem):
         parse_vary(text, quality_config("standard", model="tiny"))
@@ -347,10 +352,13 @@ def test_the_command(dataset, tmp_path, capsys) -> None:
 def test_the_published_floors_are_reproduced() -> None:
     """The set's README: PSNR over all, visible and covered, and occluded pixels, frames 1 to 13."""
     published = {
-        ("moderate", "floor none (black)"): (8.1, 22.3, 5.4), ("moderate", "floor mean colour"): (16.1, 22.3, 13.8),
-        ("moderate", "floor OpenCV Telea"): (16.6, 22.3, 14.3), ("large", "floor none (black)"): (6.9, 21.2, 4.8),
-        ("large", "floor mean colour"): (15.1, 21.2, 13.2), ("large", "floor OpenCV Telea"): (14.1, 21.2, 11.7),
-    }  # fmt: skip
+        ("moderate", "floor none (black)"): (8.1, 22.3, 5.4),
+        ("moderate", "floor mean colour"): (16.1, 22.3, 13.8),
+        ("moderate", "floor OpenCV Telea"): (16.6, 22.3, 14.3),
+        ("large", "floor none (black)"): (6.9, 21.2, 4.8),
+        ("large", "floor mean colour"): (15.1, 21.2, 13.2),
+        ("large", "floor OpenCV Telea"): (14.1, 21.2, 11.7),
+    }
     from recapture.evaluation.frame_metrics import frame_metrics, mean_over_frames
 
     scores: dict[tuple[str, str], list[dict[str, float]]] = {}

@@ -44,12 +44,23 @@ Weights = Callable[[StageContext], str | None]
 KEYS = Path(__file__).parent / "stage_keys.json"
 WIDTH, HEIGHT, FRAMES, RATE = 96, 64, 6, Fraction(12)
 INFO = ClipInfo(
-    width=WIDTH, height=HEIGHT, coded_width=WIDTH, coded_height=HEIGHT, rotation_deg=0, sample_aspect=Fraction(1),
-    rate=RATE, time_base=Fraction(1, 12288), duration_s=FRAMES / 12, declared_frames=FRAMES, container="mp4",
-    codec="h264", pix_fmt="yuv420p",
+    width=WIDTH,
+    height=HEIGHT,
+    coded_width=WIDTH,
+    coded_height=HEIGHT,
+    rotation_deg=0,
+    sample_aspect=Fraction(1),
+    rate=RATE,
+    time_base=Fraction(1, 12288),
+    duration_s=FRAMES / 12,
+    declared_frames=FRAMES,
+    container="mp4",
+    codec="h264",
+    pix_fmt="yuv420p",
     color=ColorTags(primaries=UNSPECIFIED, transfer=UNSPECIFIED, matrix=UNSPECIFIED, full_range=False),
-    has_audio=False, focal_px=None,
-)  # fmt: skip
+    has_audio=False,
+    focal_px=None,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +80,30 @@ def cases(engine: Recapture) -> dict[str, Case]:
     """By name, configurations as the command, the Python face, bulk rows and requests make them."""
     standard, plain = engine.default_config(), quality_config("standard", model="a/model")
     row = Row(
-        index=0, row_id="row", clip_id="clip", input_uri="clip.mp4", start_s=None, end_s=None, camera="truck(0.1)",
-        output_uri="out", seed=7, options='{"tune": {"rank": 4}, "decode": {"first_frame": 1}}', priority=0,
-    )  # fmt: skip
+        index=0,
+        row_id="row",
+        clip_id="clip",
+        input_uri="clip.mp4",
+        start_s=None,
+        end_s=None,
+        camera="truck(0.1)",
+        output_uri="out",
+        seed=7,
+        options='{"tune": {"rank": 4}, "decode": {"first_frame": 1}}',
+        priority=0,
+    )
     request = Options(
-        quality="paper", rank=8, spatial_steps=10, temporal_steps=10, guidance=1.5, height=64, width=128, locked=True,
-        sdedit_sigma=0.5, composite="on",
-    )  # fmt: skip
+        quality="paper",
+        rank=8,
+        spatial_steps=10,
+        temporal_steps=10,
+        guidance=1.5,
+        height=64,
+        width=128,
+        locked=True,
+        sdedit_sigma=0.5,
+        composite="on",
+    )
     asked = run_config("tiny", request, 3)
     return {
         "standard": Case(config=standard),
@@ -119,11 +147,19 @@ def keys_of(case: Case, engine: Recapture, folder: Path) -> dict[str, str]:
     """Stage -> key."""
     files, models = {name: folder / name for name in ("clip", "depth", "masks", "plate.png")}, engine.models
     request = RenderRequest(
-        clip=files["clip"], clip_path=files["clip"], clip_name="clip", clip_sha256=file_sha256(files["clip"]), info=INFO,
-        limits=Limits(), camera=parse_camera(case.camera), config=case.config,
-        depth_dir=files["depth"] if case.depth_dir else None, mask_dir=files["masks"] if case.mask_dir else None,
-        clean_plate=files["plate.png"] if case.clean_plate else None, force=case.force,
-    )  # fmt: skip
+        clip=files["clip"],
+        clip_path=files["clip"],
+        clip_name="clip",
+        clip_sha256=file_sha256(files["clip"]),
+        info=INFO,
+        limits=Limits(),
+        camera=parse_camera(case.camera),
+        config=case.config,
+        depth_dir=files["depth"] if case.depth_dir else None,
+        mask_dir=files["masks"] if case.mask_dir else None,
+        clean_plate=files["plate.png"] if case.clean_plate else None,
+        force=case.force,
+    )
     context = StageContext(request=request, models=models, executor=LocalExecutor(models=models))
     networks = {
         models.unet_digest: "unet",

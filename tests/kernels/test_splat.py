@@ -238,9 +238,14 @@ def test_smaller_target_averages_and_keeps_a_ramp():
 
 @settings(deadline=None, max_examples=25)
 @given(
-    x=st.floats(-1, 1), y=st.floats(-1, 1), z=st.floats(-1, 1.5), yaw=st.floats(-60, 60),
-    height=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 9),
-)  # fmt: skip
+    x=st.floats(-1, 1),
+    y=st.floats(-1, 1),
+    z=st.floats(-1, 1.5),
+    yaw=st.floats(-60, 60),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    seed=st.integers(0, 9),
+)
 def test_any_pose_gives_finite_colours_of_the_source(x, y, z, yaw, height, width, seed):
     frames, depth = picture(seed), torch.rand(1, H, W, generator=torch.Generator().manual_seed(seed)) * 4 + 0.2
     result = draw(frames, depth, pose(x, y, z, yaw), K2=intrinsics(width, height, 40.0), size=(height, width))

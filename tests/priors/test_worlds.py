@@ -199,9 +199,11 @@ def assets(tmp_path: Path) -> Assets:
     index["skies"] = [{"file": "skies/s.jpg", "split": "train"}]
     (root / "index.json").write_text(json.dumps(index))
     np.savez(
-        root / "worlds" / "w.npz", triangles_0=triangles_of_floor()[:2].reshape(-1, 8), drive=np.zeros((0, 3)),
+        root / "worlds" / "w.npz",
+        triangles_0=triangles_of_floor()[:2].reshape(-1, 8),
+        drive=np.zeros((0, 3)),
         texture_0=np.full((4, 4, 3), 120, np.uint8),
-    )  # fmt: skip
+    )
     (root / "worlds" / "index.json").write_text(json.dumps([{"file": "worlds/w.npz", "split": "train"}]))
     return Assets(root, "train")
 

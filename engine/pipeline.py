@@ -244,6 +244,7 @@ class Recapture:
             for name, folder in (("spatial", spatial_adapter), ("temporal", temporal_adapter))
             if folder is not None
         }
+        rank = next((adapter_rank(*each) for each in tuned.items()), None)
         given |= {name: given_adapter(name, folder) for name, folder in tuned.items()}
         config = _with_arguments(
             config or self.default_config(),
@@ -254,7 +255,7 @@ class Recapture:
                 },
                 "depth": {"model": depth if isinstance(depth, str) and ":" not in depth else None},
                 "condition": {"height": height, "width": width},
-                "tune": {"rank": next((adapter_rank(*each) for each in tuned.items()), None)},
+                "tune": {"rank": rank},
                 "sample": {
                     "steps": num_inference_steps,
                     "guidance": None if guidance_scale is None else (1.0, float(guidance_scale)),

@@ -239,11 +239,8 @@ class Recapture:
             camera = "static" if camera is None else camera
         if camera is None:
             raise InputError("give a preset expression, a camera file, poses, or an anchor", param="camera")
-        tuned: dict[AdapterName, Path] = {
-            name: Path(folder)
-            for name, folder in (("spatial", spatial_adapter), ("temporal", temporal_adapter))
-            if folder is not None
-        }
+        folders: dict[AdapterName, str | Path | None] = {"spatial": spatial_adapter, "temporal": temporal_adapter}
+        tuned: dict[AdapterName, Path] = {name: Path(folder) for name, folder in folders.items() if folder is not None}
         rank = next((adapter_rank(*each) for each in tuned.items()), None)
         given |= {name: given_adapter(name, folder) for name, folder in tuned.items()}
         config = _with_arguments(

@@ -66,6 +66,20 @@ def run(
     adapters: Annotated[
         bool, typer.Option("--adapters", help="Also write the tuned adapters (PEFT).", rich_help_panel="Delivery")
     ] = False,
+    spatial_adapter: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a tuned adapter, as --adapters writes it: it is used as it is.",
+            show_default=False,
+            rich_help_panel="Tuning",
+        ),
+    ] = None,
+    temporal_adapter: Annotated[
+        Path | None,
+        typer.Option(
+            help="Likewise; it belongs to one path of one clip.", show_default=False, rich_help_panel="Tuning"
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print sizes, windows, memory, time and hole share; render nothing."),
@@ -102,7 +116,7 @@ def run(
 
         result = engine(
             shot.clip, camera, on_progress=display.on_progress, on_stage_start=display.on_stage_start,
-            on_stage_end=on_stage_end, **inputs,
+            on_stage_end=on_stage_end, spatial_adapter=spatial_adapter, temporal_adapter=temporal_adapter, **inputs,
         )  # fmt: skip
         display.say("writing the bundle")
         video = result.save(out, passes=passes, tuned=adapters)

@@ -6,7 +6,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from . import hub
 from .errors import ModelError
@@ -147,6 +147,20 @@ def find_model(name: str) -> tuple[ModelEntry, Path]:
     if entry.licence == UNSTATED:
         entry = replace(entry, licence=hub.license_of(folder) or UNSTATED)
     return entry, folder
+
+
+def repository_folder(name: str, **choice: Any) -> str | Path:
+    """The directory of a hub repository in the revision and variant that are asked for; a directory's name as it is.
+
+    Args:
+        choice: of `hub.fetch_revision`.
+
+    Raises:
+        ModelError: the hub cannot be reached, or has no such repository or revision.
+    """
+    entry = MODELS.get(name)
+    source = name if entry is None else entry.source
+    return name if Path(source).is_dir() else hub.fetch_revision(source, param="model", **choice)
 
 
 def best_depth() -> ModelEntry:

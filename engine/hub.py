@@ -93,6 +93,45 @@ def fetch(repository: str, layout: Layout, *, param: str) -> Path:
     return found or download(look(repository, (layout,), param=param), param=param)
 
 
+def fetch_revision(
+    repository: str,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    param: str | None = None,
+) -> Path:
+    """The directory of a repository as these arguments of diffusers' `from_pretrained` choose it.
+
+    Args:
+        variant: of the weights, such as `fp16`; None leaves the half-precision twins out.
+
+    Raises:
+        ModelError: the hub cannot be reached, or has no such repository or revision.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _explained(repository, param):
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                local_files_only=local_files_only,
+                allow_patterns=[
+                    "*.json",
+                    "*/*.json",
+                    "*.md",
+                    f"*/*.{variant}.safetensors" if variant else "*/*.safetensors",
+                ],
+                ignore_patterns=None if variant else ["*/*.fp16.safetensors"],
+            )
+        )
+
+
 def look(repository: str, layouts: tuple[Layout, ...] = (VIDEO, DEPTH), *, param: str | None = None) -> Offer:
     """Ask the hub what a model would take, without fetching more than the small file that says its kind.
 

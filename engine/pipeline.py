@@ -8,21 +8,37 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 
 from ..kernels.backends import installed
 from .cameras import Camera, camera_spec
-from .config import RunConfig, check, check_device, quality_config
+from .catalog import MODELS, repository_folder
+from .config import RunConfig, check, check_device, override, quality_config
+from .diffusion.sampler import Sampler
 from .errors import Cancelled, InputError, ResourceError
+from .given import (
+    DepthFunction,
+    Replacement,
+    adapter_rank,
+    array_digest,
+    clip_info,
+    given_adapter,
+    given_anchor,
+    given_depth,
+    given_frames,
+)
 from .graph.context import ProgressCallback, SamplingStep, StageContext, StepCallback
 from .graph.executor import Executor, LocalExecutor
 from .graph.request import RenderRequest, file_sha256
 from .graph.stage import Stage
 from .graph.warm_models import WarmModels
+from .models.adapters import AdapterName
 from .models.attention import require as require_attention
 from .planning import memory
+from .progress_bar import progress_bar
 from .result import Result
 from .stage_results import StageRecord
 from .stages import STAGES, stages_until
@@ -61,6 +77,8 @@ class Recapture:
         self.models, self.store = models, store
         self._executor: Executor = executor or LocalExecutor(models=models)
         self._interrupt = False
+        self._offload = False
+        self._bar_options: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(
@@ -70,6 +88,11 @@ class Recapture:
         device: str = "auto",
         torch_dtype: torch.dtype | None = None,
         store: str | Path | Store | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
     ) -> "Recapture":
         """Find a model by name (`tiny`, `svd`, `svd-xt`), directory or hub repository.
 
@@ -77,6 +100,11 @@ class Recapture:
             device: `auto` takes a GPU if there is one; `cuda:1` also becomes torch's current device in this thread.
             torch_dtype: of the UNet; by default fp32 on a CPU and fp16 on a GPU.
             store: where stages are kept; by default a folder of the user's cache.
+            variant: of a hub repository's weights, such as `fp16`.
+            revision: branch, tag or commit of a hub repository.
+            cache_dir: folder of downloads from the hub.
+            token: of the hub.
+            local_files_only: use the downloads that are there, and no network.
 
         Raises:
             ModelError: the model is unknown or cannot be downloaded.
@@ -87,7 +115,44 @@ class Recapture:
             torch.cuda.set_device(chosen)  # Triton's kernels start on the current device
         dtype = torch_dtype or (torch.float16 if chosen.type == "cuda" else torch.float32)
         opened = store if isinstance(store, Store) else Store(store or default_store())
+        if variant or revision or cache_dir or token or local_files_only:
+            model = repository_folder(
+                str(model), variant=variant, revision=revision, cache_dir=cache_dir, token=token,
+                local_files_only=local_files_only,
+            )  # fmt: skip
         return cls(WarmModels(str(model), device=chosen, dtype=dtype), store=opened)
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks run."""
+        return self.models.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the UNet."""
+        return self.models.dtype
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move to another device, or to another precision of the UNet; models are loaded anew when next used.
+
+        Raises:
+            InputError: the device does not exist, or the workers of a cluster do the work.
+        """
+        if not isinstance(self._executor, LocalExecutor):
+            raise InputError("the devices of a cluster's workers are theirs", param="device")
+        chosen = self.device if device is None else pick_device(str(device))
+        name = self.models.entry.name if self.models.entry.name in MODELS else str(self.models.folder)
+        self.models = WarmModels(name, device=chosen, dtype=dtype or self.dtype)
+        self._executor = LocalExecutor(models=self.models)
+        return self
+
+    def enable_model_cpu_offload(self) -> None:
+        """Keep the VAE and the image encoder off the GPU while the UNet works, in all later calls."""
+        self._offload = True
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Options of the progress bar (`tqdm`'s), such as `disable=True`."""
+        self._bar_options = options
 
     def default_config(self, *, seed: int = 0) -> RunConfig:
         """The configuration of `standard` quality for this model."""
@@ -95,12 +160,24 @@ class Recapture:
 
     def __call__(
         self,
-        video: str | Path,
-        camera: Camera,
+        video: str | Path | None = None,
+        camera: Camera | None = None,
         *,
         seed: int | None = None,
         config: RunConfig | None = None,
         until: str = STAGES[-1].name,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        generator: torch.Generator | None = None,
+        frames: np.ndarray | None = None,
+        fps: float | None = None,
+        depth: np.ndarray | DepthFunction | str | None = None,
+        anchor: tuple[np.ndarray, np.ndarray] | None = None,
+        spatial_adapter: str | Path | None = None,
+        temporal_adapter: str | Path | None = None,
+        sampler: Sampler | None = None,
         depth_dir: Path | None = None,
         mask_dir: Path | None = None,
         clean_plate: Path | None = None,
@@ -108,7 +185,7 @@ class Recapture:
         limits: Limits | None = None,
         info: ClipInfo | None = None,
         callback_on_step_end: StepEndCallback | None = None,
-        on_progress: ProgressCallback = lambda stage, done, total, detail: None,
+        on_progress: ProgressCallback | None = None,
         on_stage_start: Callable[[str, Result], None] = lambda name, result: None,
         on_stage_end: Callable[[StageRecord, Result], None] = lambda record, result: None,
     ) -> Result:
@@ -121,6 +198,18 @@ class Recapture:
             seed: of everything random; overrides the configuration's.
             config: all options; by default `default_config()`.
             until: name of the last stage to run (`anchor` for a preview).
+            num_inference_steps: denoising steps per window, `sample.steps` of the configuration.
+            guidance_scale: at a window's last frame; it rises to there from 1.
+            height: working height of the model, with `width`, in its multiples.
+            generator: its initial seed is the run's seed.
+            frames: the clip as uint8 [N, H, W, 3] with `fps`, instead of `video`.
+            depth: array [N, h, w] in any one unit, one map per frame used; a function that makes it of the frames; a class
+                `package.module:Class` whose instance is such a function and whose `version` names its weights; or the
+                name of a depth model.
+            anchor: color (uint8 [N, H, W, 3]) and validity mask (bool [N, H, W]) of an anchor video of your own.
+            spatial_adapter: folder of a tuned adapter in PEFT's layout, instead of tuning one; likewise
+            temporal_adapter: which belongs to one path of one clip.
+            sampler: chooses noise levels and takes the steps between them.
             depth_dir: the user's own depth, instead of a network's.
             mask_dir: PNG masks of source pixels that may be used (white).
             clean_plate: picture of the empty scene from the clip's own, standing camera: fills holes with footage.
@@ -131,7 +220,7 @@ class Recapture:
                 the whole run; `values` holds `latents` [T, C, h, w], `stage` (`sample` or `refine`) and `window`. A
                 returned `{"latents": ...}` replaces the latents; setting `self._interrupt` stops the run. Stages
                 that call it, and those after them, are always run, and their results are not shared through the store.
-            on_progress: called with (stage, done, total, details); may raise to stop.
+            on_progress: called with (stage, done, total, details), in place of the progress bar; may raise to stop.
             on_stage_start: called with a stage's name and the result so far before it runs.
             on_stage_end: called with a stage's record and the result so far, also if it was reused.
 
@@ -142,30 +231,55 @@ class Recapture:
         """
         started = time.monotonic()
         stages = stages_until(until)
-        config = config or self.default_config()
-        if seed is not None:
-            config = replace(config, seed=seed)
-        check(config)
+        given: dict[str, Replacement] = {}
+        if depth is not None and not (isinstance(depth, str) and ":" not in depth):
+            given["depth"] = given_depth(depth)
+        if anchor is not None:
+            given["anchor"] = given_anchor(*anchor)
+            camera = "static" if camera is None else camera
+        if camera is None:
+            raise InputError("give a preset expression, a camera file, poses, or an anchor", param="camera")
+        folders: dict[AdapterName, str | Path | None] = {"spatial": spatial_adapter, "temporal": temporal_adapter}
+        tuned: dict[AdapterName, Path] = {name: Path(folder) for name, folder in folders.items() if folder is not None}
+        rank = next((adapter_rank(*each) for each in tuned.items()), None)
+        given |= {name: given_adapter(name, folder) for name, folder in tuned.items()}
+        config = _with_arguments(
+            config or self.default_config(),
+            {
+                "": {
+                    "seed": generator.initial_seed() % 2**31 if generator is not None and seed is None else seed,
+                    "offload": True if self._offload else None,
+                },
+                "depth": {"model": depth if isinstance(depth, str) and ":" not in depth else None},
+                "condition": {"height": height, "width": width},
+                "tune": {"rank": rank},
+                "sample": {
+                    "steps": num_inference_steps,
+                    "guidance": None if guidance_scale is None else (1.0, float(guidance_scale)),
+                },
+            },
+        )
         notes: list[str] = []
-        if config.depth.model == "auto" and depth_dir is None:
+        if config.depth.model == "auto" and depth_dir is None and "depth" not in given:
             notes.append(self.models.depth_source("auto").sentence)
             config = self.models.settle(config)
         spec, limits = camera_spec(camera), limits or Limits()
         self._interrupt = False
         with tempfile.TemporaryDirectory(prefix="recapture-") as folder:
-            clip = admit(video, Path(folder), limits)
+            about = _clip_of(video, frames, fps, Path(folder), limits, info)
+            if frames is not None:
+                given["frames"] = given_frames(np.asarray(frames), about["clip_sha256"])
             request = RenderRequest(
-                clip=clip, clip_path=Path(video).absolute(), clip_name=Path(video).name, clip_sha256=file_sha256(clip),
-                info=info or probe(clip, limits), limits=limits, camera=spec, config=config, depth_dir=depth_dir,
-                mask_dir=mask_dir, clean_plate=clean_plate, force=force,
+                **about, limits=limits, camera=spec, config=config, depth_dir=depth_dir, mask_dir=mask_dir,
+                clean_plate=clean_plate, force=force, given=tuple(given), sampler=sampler,
             )  # fmt: skip
-            result = self._prepared(request, on_progress, callback_on_step_end)
-            result.notes += notes
-            edited = self.store if callback_on_step_end is None else _temporary_store(result)
-            with _errors_with_an_option():
+            with progress_bar(stages, on_progress, self._bar_options) as on_progress, _errors_with_an_option():
+                result = self._prepared(request, on_progress, callback_on_step_end)
+                result.notes += notes
+                edited = self.store if callback_on_step_end is None else _temporary_store(result)
                 for stage in stages:
                     store = edited if stage.name in _EDITED else self.store
-                    self._run(stage, result, store, on_stage_start, on_stage_end)
+                    self._run(stage, given.get(stage.name), result, store, on_stage_start, on_stage_end)
         result.seconds = time.monotonic() - started
         return result
 
@@ -190,6 +304,7 @@ class Recapture:
     def _run(
         self,
         stage: Stage,
+        replacement: Replacement | None,
         result: Result,
         store: Store,
         on_start: Callable[[str, Result], None],
@@ -197,7 +312,9 @@ class Recapture:
     ) -> None:
         """Find a stage's result in the store or compute it, and add it to the run's."""
         context = result.context
-        inputs, entry = stage.choose_inputs(context, {name: result.entries[name] for name in stage.reads}, store)
+        known = {name: result.entries[name] for name in stage.reads}
+        stage = stage if replacement is None else replacement(stage, known)
+        inputs, entry = stage.choose_inputs(context, known, store)
         reused = entry is not None
         if entry is None:
             on_start(stage.name, result)
@@ -243,13 +360,45 @@ def _refuse_early(context: StageContext) -> None:
     require_attention(context.config.attention, context.device)
     if context.config.deliver.fill == "texture" and not installed("numba"):
         raise InputError("texture needs numba: pip install 'recapture[engine]', or use model", param="deliver.fill")
-    _ = context.size, context.depth_digest, request.mask_digest, request.clean_plate_picture, context.multiview_source
+    _ = context.size, request.depth_digest, request.mask_digest, request.clean_plate_picture, context.multiview_source
+    if "depth" not in request.given:
+        _ = context.depth_digest
     if request.frame_count < 2:
         raise InputError(
             f"{request.clip_name} has {request.info.frame_count} frames, from frame {context.config.decode.first_frame} "
             f"on {request.frame_count} would be used; at least 2 are needed",
             param="video",
         )
+
+
+def _with_arguments(config: RunConfig, given: dict[str, dict[str, Any]]) -> RunConfig:
+    """The configuration with arguments of the call in place of its options; None leaves an option as it is."""
+    sections = {name: {k: v for k, v in values.items() if v is not None} for name, values in given.items()}
+    config = override(config, sections)
+    check(config)
+    return config
+
+
+def _clip_of(
+    video: str | Path | None,
+    frames: np.ndarray | None,
+    fps: float | None,
+    folder: Path,
+    limits: Limits,
+    info: ClipInfo | None,
+) -> dict[str, Any]:
+    """What a request says of its clip: a file that is copied to `folder`, or frames."""
+    if frames is not None:
+        if video is not None or fps is None:
+            raise InputError("give `video`, or `frames` with `fps`", param="fps" if video is None else "frames")
+        name, frames = Path("frames"), np.asarray(frames)
+        about = {"info": clip_info(frames, fps), "clip_sha256": array_digest(frames)}
+        return {"clip": name, "clip_path": name, "clip_name": str(name), **about}
+    if video is None:
+        raise InputError("give `video`, or `frames` with `fps`", param="video")
+    clip, path = admit(video, folder, limits), Path(video)
+    about = {"info": info or probe(clip, limits), "clip_sha256": file_sha256(clip)}
+    return {"clip": clip, "clip_path": path.absolute(), "clip_name": path.name, **about}
 
 
 def _temporary_store(owner: Result) -> Store:

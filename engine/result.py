@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .report.bundle import write_bundle
 from .stage_results import StageResults
+from .video import VideoWriter
 
 
 @dataclass(kw_only=True)
@@ -13,6 +14,18 @@ class Result(StageResults):
 
     An array of a stage that was not run raises AttributeError.
     """
+
+    def save_video(self, path: str | Path) -> Path:
+        """Write the delivered frames as H.264 MP4, without sound.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        height, width = self.frames.shape[1:3]
+        with VideoWriter(Path(path), width=width, height=height, rate=self.request.info.rate) as video:
+            for frame in self.frames:
+                video.write(frame)
+        return Path(path)
 
     def save(self, folder: str | Path, *, passes: bool = False, tuned: bool = False) -> Path:
         """Write the bundle into a folder: videos, report, camera, configuration.

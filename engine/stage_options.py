@@ -83,10 +83,17 @@ def refine_options(context: StageContext) -> dict[str, Any]:
 
 
 def _sampling_options(context: StageContext) -> dict[str, Any]:
+    sampler = context.request.sampler
+    own = (
+        {}
+        if sampler is None
+        else {"sampler": f"{type(sampler).__module__}:{type(sampler).__qualname__} {sampler.version}"}
+    )
     return {
         "seed": context.request.sample_seed,
         "frames": context.models.shape.frames,
         **attention.key(context.config.attention),
+        **own,
     }
 
 

@@ -22,7 +22,7 @@ from .anchor.writing import sees_almost_nothing, write_anchor
 from .cameras import path_warnings, through_geometry
 from .delivery import texture_fill
 from .diffusion.conditioning import time_ids
-from .diffusion.sampler import Condition, karras_sigmas
+from .diffusion.sampler import Condition
 from .diffusion.sampler import sample as sample_windows
 from .diffusion.tuner import Tuner, tune
 from .errors import InputError
@@ -309,7 +309,8 @@ def sample(context: StageContext, inputs: Inputs, out: Writer) -> None:
     options, model, anchor = context.config.sample, context.model, load_conditioning(context, inputs)
     load_adapters(context, inputs)
     from_anchor = options.start == "anchor"
-    sigmas = karras_sigmas(options.steps, options.start_sigma if from_anchor else model.sigma_max, model.sigma_min)
+    highest = options.start_sigma if from_anchor else model.sigma_max
+    sigmas = context.sampler.sigmas(options.steps, highest, model.sigma_min)
     base = anchor.latents if from_anchor else torch.zeros_like(anchor.latents)
     first = anchor.prompts[0], anchor.tokens[0]
     with adapters.enabled(model.unet, adapters.ADAPTERS):
@@ -332,7 +333,7 @@ def refine(context: StageContext, inputs: Inputs, out: Writer) -> None:
         out.save_array("latents", base.cpu().numpy())
         return
     load_adapters(context, inputs)
-    sigmas = karras_sigmas(options.steps, options.sigma, min(model.sigma_min, options.sigma / 10))
+    sigmas = context.sampler.sigmas(options.steps, options.sigma, min(model.sigma_min, options.sigma / 10))
     first = context.encoder.prompt_of(base[0])
     with adapters.enabled(model.unet, ["spatial"]):
         _write_sample(context, "refine", out, base, anchor, sigmas, first, guidance=(1.0, 1.0))
@@ -497,6 +498,6 @@ def _write_sample(
     seed = context.request.sample_seed + {"sample": 1 << 32, "refine": 1 << 33}[stage]
     parts = sample_windows(
         context.model, base, anchor, windows, sigmas, prompt_of=context.encoder.prompt_of, first_prompt=first_prompt,
-        guidance=guidance, seed=seed, on_step=on_step,
+        guidance=guidance, seed=seed, sampler=context.sampler, on_step=on_step,
     )  # fmt: skip
     out.save_array("latents", torch.cat(list(parts)).cpu().numpy())

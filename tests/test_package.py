@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import recapture
+from recapture.engine import errors as recapture_errors
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = (
@@ -28,7 +29,19 @@ FOLDERS = (
 
 
 def test_public_names():
-    assert sorted(recapture.__all__) == ["CameraPath", "Client", "Recapture", "RecaptureError", "__version__"]
+    errors = {name for name in dir(recapture_errors) if name.endswith("Error") or name == "Cancelled"}
+    others = {
+        "Camera",
+        "CameraPath",
+        "CameraSpec",
+        "Client",
+        "EulerSampler",
+        "Recapture",
+        "Result",
+        "RunConfig",
+        "Sampler",
+    }
+    assert set(recapture.__all__) == errors | others | {"override", "parse_camera", "__version__"}
     for name in recapture.__all__:
         assert getattr(recapture, name)
     with pytest.raises(AttributeError):

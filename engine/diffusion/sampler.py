@@ -1,4 +1,4 @@
-"""Sampling: Euler steps of the EDM ODE over windows of the anchor, and SDEdit of the result.
+"""Sampling: steps of the EDM ODE over windows of the anchor, and SDEdit of the result.
 
 Our own loop, because the stock pipeline fails at one frame with guidance and knows nothing of windows or guided models.
 """
@@ -6,6 +6,7 @@ Our own loop, because the stock pipeline fails at one frame with guidance and kn
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +31,38 @@ class Condition:
     prompts: Tensor
     tokens: Tensor
     ids: Tensor
+
+
+class Sampler(Protocol):
+    """How noise levels are chosen, and how one step goes from a level to the next. It may be sent to another process."""
+
+    version: str
+    """Names what it does, in the keys of results."""
+
+    def sigmas(self, steps: int, sigma_max: float, sigma_min: float) -> list[float]:
+        """Falling noise levels from sigma_max on; the last is 0."""
+        ...
+
+    def step(self, latents: Tensor, clean: Tensor, sigma: float, below: float) -> Tensor:
+        """Latents [T, C, h, w] at noise level `below`, from those at `sigma` and the network's estimate without noise."""
+        ...
+
+
+class EulerSampler:
+    """Euler steps of the EDM ODE over Karras' noise levels."""
+
+    version = "1"
+
+    def sigmas(self, steps: int, sigma_max: float, sigma_min: float) -> list[float]:
+        """See `karras_sigmas`."""
+        return karras_sigmas(steps, sigma_max, sigma_min)
+
+    def step(self, latents: Tensor, clean: Tensor, sigma: float, below: float) -> Tensor:
+        """See `Sampler`."""
+        return latents + (latents - clean) / sigma * (below - sigma)
+
+
+EULER = EulerSampler()
 
 
 def plan_windows(count: int, size: int, overlap: int) -> list[range]:
@@ -62,9 +95,10 @@ def denoise(
     guidance: tuple[float, float] = (1.0, 1.0),
     known: Tensor | None = None,
     noise: Tensor | None = None,
+    sampler: Sampler = EULER,
     on_step: Callable[[int, Tensor], Tensor | None] = lambda step, latents: None,
 ) -> Tensor:
-    """Euler steps from sigmas[0] to 0 over one window.
+    """Steps from sigmas[0] to 0 over one window.
 
     Args:
         latents: [T, C, h, w], already at noise level sigmas[0].
@@ -91,7 +125,7 @@ def denoise(
         output = model.predict(latents[None].expand(batch, -1, -1, -1, -1), level, prompts, tokens, ids, anchor, mask)
         predicted = output[0] if not guide else output[1] + scales * (output[0] - output[1])
         clean = latents / (sigma**2 + 1) - sigma / (sigma**2 + 1) ** 0.5 * predicted
-        latents = latents + (latents - clean) / sigma * (below - sigma)
+        latents = sampler.step(latents, clean, sigma, below)
         replaced = on_step(step, latents)
         latents = latents if replaced is None else replaced
     return latents if known is None else torch.cat([known, latents[len(known) :]])
@@ -114,6 +148,7 @@ def sample(
     first_prompt: tuple[Tensor, Tensor],
     guidance: tuple[float, float] = (1.0, 1.0),
     seed: int,
+    sampler: Sampler = EULER,
     on_step: Callable[[int, int, Tensor], Tensor | None],
 ) -> Iterator[Tensor]:
     """Denoise `base` + noise window by window, the end of each carried into the next.
@@ -150,6 +185,7 @@ def sample(
             guidance=guidance,
             known=known,
             noise=noise[frames],
+            sampler=sampler,
             on_step=lambda step, latents, index=index: on_step(index, step, latents),
         )
         yield previous[shared:]

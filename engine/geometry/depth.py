@@ -1,6 +1,7 @@
 """Depth of a whole clip, by a network or from the user's files; memory does not grow with the clip's length."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -392,21 +393,49 @@ def read_depth(
 
     def read(t: int) -> np.ndarray:
         depth = _array(files[t]) if stack is None else stack[t]
-        depth = depth.astype(np.float32) / (1000 if depth.dtype.kind == "u" else 1)
-        return np.where(depth > 0, depth, np.nan)
+        return depth.astype(np.float32) / (1000 if depth.dtype.kind == "u" else 1)
 
     shape = read(first).shape
     if len(shape) != 2:
         raise InputError(f"{files[0].name}: a depth map is [h, w], not {list(shape)}", param="depth_dir")
+    maps = (read(t) for t in range(first, first + count))
+    return write_depth(maps, rows, where=str(folder), param="depth_dir", first=first, refine=refine)
+
+
+def write_depth(
+    maps: Iterator[np.ndarray],
+    rows: Callable[[tuple[int, int]], ArrayWriter],
+    *,
+    where: str,
+    param: str,
+    first: int = 0,
+    refine: Callable[[int, np.ndarray], np.ndarray] | None = None,
+) -> ClipDepth:
+    """Write maps that the user brings, float32 [h, w]; what is not positive is unknown.
+
+    Args:
+        rows: opens the output array for maps of a given (h, w).
+        where: names their origin in errors.
+        first: number of the first map, in errors.
+        refine: changes the map of each frame.
+
+    Raises:
+        InputError: a map has another shape than the first, or no positive depth.
+    """
     summary = _Summary()
-    with rows(shape) as out:
-        for t in range(first, first + count):
-            depth = read(t)
+    with ExitStack() as stack:
+        out: ArrayWriter | None = None
+        shape: tuple[int, ...] = ()
+        for t, given in enumerate(maps):
+            if out is None:
+                shape = given.shape
+                out = stack.enter_context(rows((shape[0], shape[1])))
+            depth = np.where(given > 0, given, np.nan)
             if depth.shape != shape or np.isnan(depth).all():
                 problem = "no positive depth" if depth.shape == shape else f"{depth.shape}, the first is {shape}"
-                raise InputError(f"{folder}, map {t}: {problem}", param="depth_dir")
+                raise InputError(f"{where}, map {first + t}: {problem}", param=param)
             if refine is not None:
-                depth = refine(t - first, depth)
+                depth = refine(t, depth)
             summary.add(depth)
             out.append(depth[None])
     return summary.result(None)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import RunConfig
 from ..diffusion.conditioning import Encoder
-from ..diffusion.sampler import plan_windows
+from ..diffusion.sampler import EULER, Sampler, plan_windows
 from ..diffusion.tuner import OptimiserOf, Share, Tuner
 from ..errors import InputError
 from ..models import adapters
@@ -153,6 +153,11 @@ class StageContext:
     def decode_chunk(self) -> int:
         """Frames that the VAE decodes at once."""
         return self.config.sample.decode_chunk or self.models.shape.frames
+
+    @property
+    def sampler(self) -> Sampler:
+        """Chooses noise levels and takes the steps between them."""
+        return self.request.sampler or EULER
 
     @property
     def depth_digest(self) -> str:

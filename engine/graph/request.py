@@ -11,6 +11,7 @@ import numpy as np
 
 from ..cameras import CameraSpec
 from ..config import RunConfig
+from ..diffusion.sampler import Sampler
 from ..errors import InputError
 from ..video import ClipInfo, Limits
 
@@ -28,6 +29,8 @@ class RenderRequest:
         mask_dir: PNG masks of the source pixels that may be used.
         clean_plate: picture of the empty scene.
         force: continue where the path sees almost nothing of the clip.
+        given: stages that the user's own results replace (`engine/given.py`).
+        sampler: the user's own; None is `EulerSampler`.
     """
 
     clip: Path
@@ -42,6 +45,8 @@ class RenderRequest:
     mask_dir: Path | None = None
     clean_plate: Path | None = None
     force: bool = False
+    given: tuple[str, ...] = ()
+    sampler: Sampler | None = None
 
     @property
     def frame_count(self) -> int:

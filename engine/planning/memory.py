@@ -217,7 +217,7 @@ def _tuning_bytes(shapes: Shapes, config: RunConfig, frames: int, choice: Choice
 
 def _depth_bytes(context: StageContext) -> int:
     """The depth network, which stays loaded."""
-    if context.request.depth_dir is not None:
+    if context.request.depth_dir is not None or "depth" in context.request.given:
         return 0
     return 4 * weight_count(
         context.models.depth_source(context.config.depth.model).folder

@@ -71,7 +71,7 @@ def gather(result: StageResults) -> dict[str, Any]:
         "camera": {"text": request.camera.text, **_motion(result)},
         "intrinsics": {**lens, "source_says": _LENS[lens["source"]]},
         "depth": depth,
-        "models": [_video_model(context, parameters), _depth_model(context), *_multiview_model(result)],
+        "models": [_video_model(context, parameters), _depth_model(result), *_multiview_model(result)],
         "anchor": _route(result),
         "seed": request.config.seed,
         "versions": versions(),
@@ -88,6 +88,7 @@ def gather(result: StageResults) -> dict[str, Any]:
         "measures": measures(result),
         "notes": list(result.notes),
         "warnings": list(result.warnings),
+        "given": [*result.request.given, *(["sampler"] if result.request.sampler is not None else [])],
         "command": command,
         "command_leaves_out": unsaid,
         "config": request.config.to_json(),
@@ -205,10 +206,13 @@ def _video_model(context: StageContext, parameters: int | None) -> dict[str, Any
     }
 
 
-def _depth_model(context: StageContext) -> dict[str, Any]:
-    if context.request.depth_dir is not None:
-        own = {"name": "your own depth", "source": "--depth-dir", "licence": "yours", "parameters": None}
-        return {"role": "depth", **own, "digests": {"files": context.depth_digest}}
+def _depth_model(result: StageResults) -> dict[str, Any]:
+    context, request = result.context, result.request
+    if request.depth_dir is not None or "depth" in request.given:
+        own = {"name": "your own depth", "licence": "yours", "parameters": None}
+        if "depth" in request.given:
+            return {"role": "depth", **own, "source": "Python", "digests": {"array": result.entries["depth"].digest}}
+        return {"role": "depth", **own, "source": "--depth-dir", "digests": {"files": context.depth_digest}}
     source = context.models.depth_source(context.config.depth.model)
     return {
         "role": "depth",
@@ -222,6 +226,8 @@ def _depth_model(context: StageContext) -> dict[str, Any]:
 
 def _route(result: StageResults) -> dict[str, str]:
     """The anchor's route, and who chose it."""
+    if "anchor" in result.request.given:
+        return {"route": "given", "why": "your own anchor"}
     asked = result.config.anchor.route
     why = "asked for" if asked != "auto" else chosen_route(result.camera, result.hole_share)[1]
     return {"route": result.entries["anchor"].json("coverage")["route"], "why": why}

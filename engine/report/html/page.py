@@ -259,6 +259,9 @@ def _again(facts: dict[str, Any]) -> str:
     if facts["command_leaves_out"]:
         names = ", ".join(escape(name) for name in facts["command_leaves_out"])
         rest = f'<p class="files">{names}: no flag of their own; add --config config.json.</p>'
+    if facts["given"]:
+        names = ", ".join(escape(name) for name in facts["given"])
+        rest += f'<p class="files">Results of your own, to be given again: {names}.</p>'
     beside = ", ".join(f'<a href="{name}">{name}</a> ({escape(about)})' for name, about in FILES)
     return (
         f"<pre><code>{escape(facts['command'])}</code></pre>{rest}"

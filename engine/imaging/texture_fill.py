@@ -292,7 +292,7 @@ def _halved_target(fine: Target, K_px: np.ndarray, c2w: np.ndarray, level: int) 
     least = np.where((weight < 0).any((1, 3)), -1, weight.min((1, 3))).astype(np.float32)
     log_depth = np.ascontiguousarray(fine.log_depth[: least.shape[0] * 2 : 2, : least.shape[1] * 2 : 2])
     points = lifted(log_depth, _scaled(K_px, level), c2w)
-    return Target(_half(fine.guide), _half(fine.seen), least, log_depth, points, _blocks(fine.wanted).any((1, 3)))
+    return Target(_half(fine.guide), _half(fine.seen), least, log_depth, points, _blocks(fine.wanted).max((1, 3)))
 
 
 def _blocks(values: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Source and result of a run side by side, as an animated WebP.
 
-    python examples/moving_picture.py demo-out docs/pictures/demo.webp
+python examples/moving_picture.py demo-out docs/pictures/demo.webp
 """
 
 import sys

@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 
 from ..engine.geometry.depth_models import EmbeddedDepth, network_size
+from ..engine.geometry.steady import SKY
+from ..engine.geometry.structure import structured
 from .evaluate import depth_errors, kubric_frames, to_tensor
 from .frames import ClipFolder
 
@@ -45,6 +47,17 @@ def predict_averaged(model: EmbeddedDepth, frame: np.ndarray) -> tuple[np.ndarra
     """What the engine takes: the mean over several areas."""
     log_depth, sky_logit = model.averaged(to_tensor(frame[None]))
     return log_depth[0].numpy(), sky_logit[0].numpy() > 0
+
+
+def predict_structured(model: EmbeddedDepth, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same with borders made steps, surfaces flat and upright things upright, as a single frame allows."""
+    log_depth, sky = predict_averaged(model, frame)
+    picture = cv2.resize(frame, log_depth.shape[::-1], interpolation=cv2.INTER_AREA)
+    log_depth = structured(picture, np.where(sky, SKY, log_depth).astype(np.float32))
+    return log_depth, log_depth >= SKY
+
+
+WAYS = {"one size": predict_once, "averaged": predict_averaged, "structured": predict_structured}
 
 
 def at(log_depth: np.ndarray, point: list[float]) -> float:
@@ -152,7 +165,7 @@ def main() -> None:
     frames = point_frames(args.points, args.clips) if args.points is not None else []
     for weights in args.weights:
         model = EmbeddedDepth(weights, torch.device("cpu"))
-        for name, way in (("one size", predict_once), ("averaged", predict_averaged)):
+        for name, way in WAYS.items():
             predict = partial(way, model)
             row = {"weights": str(weights), "predictor": name}
             row |= {f"absrel_{name}": true_depth_errors(predict, *truth) for name, truth in truths.items()}

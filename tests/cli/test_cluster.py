@@ -16,7 +16,7 @@ def test_options_that_cannot_be(recapture, clip, tmp_path):  # noqa: F811
     run("--tune-devices", 2).refused("--tune-devices", "--cluster")
     run("--cluster", "local", "--deepspeed", "x.json").refused("--deepspeed", "--tune-devices")
     run("--cluster", "local", "--tune-devices", 2).refused("--temporal-batch", "a batch of 1", "2 devices")
-    run("--cluster", "head").refused("--cluster", "none of local, auto, HOST:PORT")
+    run("--cluster", "head").refused("--cluster", "not local, auto or HOST:PORT")
     assert not (tmp_path / "out").exists()
 
 

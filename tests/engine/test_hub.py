@@ -257,7 +257,7 @@ def test_auto_takes_what_was_pulled_and_the_key_says_so(machine, small_svd, tmp_
     assert better.entries["frames"].key == small.entries["frames"].key
     assert machine.server.requests == []
     typed = film(model="embedded")
-    assert typed.run.notes == []
+    assert typed.notes == []
     assert typed.entries["depth"].key == small.entries["depth"].key
 
 

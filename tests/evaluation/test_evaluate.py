@@ -299,7 +299,7 @@ def test_the_floor_keeps_the_nearest_and_fills_the_rest() -> None:
     ("text", "problem"),
     [
         ("mask", "KNOB=VALUE"),
-        ("nothing=1", "no option 'nothing'"),
+        ("nothing=1", "unknown option 'nothing'"),
         ("mask=some", "condition.mask_mode: 'some' is not one of area, min"),
         ("rank=0", "0 is not a whole number from 1 to 256"),
         ("steps=many", "'many' is not a whole number"),

@@ -109,7 +109,7 @@ for address in ("127.0.0.1:{port}", "head"):
 """
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     nobody, malformed = done.stdout.splitlines()
-    assert nobody.startswith(f"--cluster: no Ray cluster answers at 127.0.0.1:{port}")
+    assert nobody.startswith(f"cluster: no Ray cluster answers at 127.0.0.1:{port}")
     assert "is not local, auto or HOST:PORT" in malformed
 
 

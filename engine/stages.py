@@ -174,7 +174,7 @@ def resolve_camera(context: StageContext, inputs: Inputs, out: Writer) -> None:
     inputs=("frames", "depth", "background", "intrinsics", "camera"),
     config=stage_options.anchor_options,
     weights=lambda context: context.multiview_source and context.multiview_source.digest,
-    version=4,
+    version=5,
     effort=4,
     by_frame=True,
 )

@@ -103,6 +103,7 @@ def split_layers(frame: np.ndarray, depth: np.ndarray, *, band: float) -> Layers
         soft,
         near_q,
         far_q,
+        f32(band),
         fore,
         back,
         image,
@@ -294,10 +295,13 @@ def _connect(pixels, soft, is_near):
 
 
 @jit
-def _compose(pixels, soft, near_q, far_q, fore, back, image, color, depth, mixed, near_color, near_depth, alpha):
+def _compose(pixels, soft, near_q, far_q, band, fore, back, image, color, depth, mixed, near_color, near_depth, alpha):
     height, width = soft.shape
+    apart = (1 + band) * f32(1.001)
     for i in range(len(pixels)):
         y, x = pixels[i] // width, pixels[i] % width
+        if near_q[i] <= apart * far_q[i]:  # one surface to whoever draws them: nothing would lie before the other
+            soft[y, x] = f32(soft[y, x] >= f32(0.5))
         a = soft[y, x]
         if a >= f32(_OPAQUE):
             depth[y, x] = 1 / near_q[i]

@@ -83,11 +83,7 @@ def draw_anchor(
     whole = seen.edge + (1 - seen.alpha)[:, None] * behind
     picture = to_uint8(torch.where(covered[:, None], whole, seen.alone))
     mask, evidence = covered.cpu().numpy(), source.cpu().numpy()
-    same_size = (path.height, path.width) == frames.shape[1:3]
     for t in range(len(mask)):
-        if same_size and torch.equal(target_K[t], source_K[t]) and torch.equal(w2c[t], torch.eye(4).to(w2c)):
-            own = evidence[t] == 255
-            picture[t][own] = frames[chosen[t]][own]  # the source camera's own view is its frame, to the bit
         _remove_specks(picture[t], mask[t], evidence[t])
     return {
         "color": picture,

@@ -114,9 +114,10 @@ def split_layers(frame: np.ndarray, depth: np.ndarray, *, band: float) -> Layers
         layers.near_depth,
         layers.alpha,
     )
-    # Clear points around the near layer: where it has nothing, no crack of it may be closed.
-    beside = cv2.erode(np.where(np.isnan(layers.near_depth), np.inf, layers.near_depth), np.ones((3, 3), np.uint8))
-    clear = np.isnan(layers.near_depth) & np.isfinite(beside)
+    # Clear points beside the near layer, before what is farther: where it has nothing, no crack of it may be closed.
+    near = np.where(np.isnan(layers.near_depth), f32(np.inf), layers.near_depth)
+    beside = cv2.erode(near, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE)
+    clear = np.isnan(layers.near_depth) & (layers.depth > beside)
     layers.near_depth[clear] = beside[clear]
     return layers
 

@@ -133,7 +133,8 @@ def run(
     second = "arc(-10deg)" if shot.camera != "arc(-10deg)" else "arc(10deg)"
     typer.echo(f"video      {video}")
     typer.echo(f"report     {out / 'report.html'}")
-    copied = f", {100 * result.textured_share:.1f} % with texture copied from the clip" if result.textured_share else ""
+    textured = result.textured_share
+    copied = f", {100 * textured:.0f} % of them with texture copied from the clip" if textured >= 0.005 else ""
     typer.echo(f"generated  {100 * result.generated_share:.1f} % of the pixels{copied}; the rest is your footage")
     typer.echo(f"time       {clock(result.seconds)}")
     typer.echo(f"next       {_next_command(shot.camera, second, out)}  (reuses {', '.join(shared)})")

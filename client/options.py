@@ -70,5 +70,5 @@ class Options(ClipOptions, SampleOptions):
     """Keep real pixels where there are any, or deliver pure model output (the paper)."""
     feather_px: Annotated[float, Field(ge=0, le=64)] | None = None
     """How far holes are blended to meet the real pixels at their rim."""
-    fill: Literal["texture", "model"] | None = None
-    """In the holes: the model's picture with detail copied from the clip, or as it is."""
+    fill: Literal["model", "texture"] | None = None
+    """In the holes: the model's picture as it is, or with detail copied from the clip."""

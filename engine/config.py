@@ -222,9 +222,9 @@ class DeliverConfig:
         unit="px",
         request="render",
     )
-    fill: Literal["texture", "model"] = option(
-        "texture",
-        "In the holes: the model's picture with detail copied from the clip, or as it is.",
+    fill: Literal["model", "texture"] = option(
+        "model",
+        "In the holes: the model's picture as it is, or with detail copied from the clip.",
         "--fill",
         request="render",
     )

@@ -156,8 +156,9 @@ class StageResults:
 
     @cached_property
     def textured_share(self) -> float:
-        """Share of the delivered picture that comes from the model and has detail copied from the clip."""
-        return float(np.mean([(frame >= _TEXTURED).mean() for frame in self.texture]))
+        """Share of the generated pixels that have detail copied from the clip."""
+        textured = float(np.mean([(frame >= _TEXTURED).mean() for frame in self.texture]))
+        return min(1.0, textured / self.generated_share) if textured else 0.0
 
     @property
     def windows(self) -> list[range]:

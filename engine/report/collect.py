@@ -140,7 +140,7 @@ def sentence(generated_share: float, parameters: int | None, name: str, *, textu
     """The sentence that every report begins with.
 
     Args:
-        textured: share of all pixels that the model made and that have detail copied from the clip.
+        textured: share of the generated pixels that have detail copied from the clip.
     """
     if 0 < generated_share < 0.0005:
         generated, footage = "Less than 0.1", "More than 99.9"
@@ -151,7 +151,7 @@ def sentence(generated_share: float, parameters: int | None, name: str, *, textu
         footage = f"{100 - float(generated):.1f}"
     size = "" if parameters is None else f"{spoken_count(parameters)}-parameter "
     article = "an" if size.startswith(("8", "11-", "18-", "11.", "18.")) else "a"
-    copied = f", {100 * textured:.1f} % with texture copied from your clip" if textured >= 0.0005 else ""
+    copied = f", {100 * textured:.0f} % of them with texture copied from your clip" if textured >= 0.005 else ""
     return (
         f"{footage} % of these pixels are your footage; {generated[0].lower() + generated[1:]} % come from "
         f"{article} {size}model ({name}){copied}."

@@ -184,6 +184,16 @@ def test_every_real_pixel_is_delivered_as_it_is(film):
     assert np.array_equal(result.frames[result.mask], result.anchor[result.mask])
 
 
+def test_texture_is_copied_into_generated_pixels_alone(film):
+    plain, textured = film(), film(options={**OPTIONS, "deliver": {"fill": "texture"}})
+    assert plain.textured_share == 0
+    assert 0 < textured.textured_share <= 1
+    assert not textured.texture[textured.matte == 0].any()
+    same = textured.matte == 0
+    assert np.array_equal(textured.frames[same], plain.frames[same])
+    assert not np.array_equal(textured.frames, plain.frames)
+
+
 def test_what_fills_a_hole_lies_behind_a_soft_edge():
     mask, alpha = np.ones((1, 8, 12), bool), np.full((1, 8, 12), 255, np.uint8)
     mask[..., 4:], alpha[..., 4:], alpha[..., 4] = False, 0, 102

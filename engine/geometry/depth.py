@@ -256,21 +256,18 @@ class _OnBackground:
         )
         return Background(color=color, log_depth=log_depth, known=known)
 
-    def frame(self, t: int) -> tuple[np.ndarray, np.ndarray]:
-        """Picture and log depth at the background's scale."""
-        raw, small = _open(self.folder)
-        return small[t], still.aligned(raw[t], self.background, still.differing(small[t], self.background))
-
 
 @dataclass(frozen=True, kw_only=True)
 class FindThings(_OnBackground):
-    """What moves in frames: `things` uint8 [T, h, w] (0 is background) and their log depths [T, 255]."""
+    """What moves in frames: `things` uint8 [T, h, w] (0 is background), their log depths `distances` [T, 255], and the
+    `shift` [T] of each frame's log depth to the background's scale."""
 
     def __call__(self, context: object, indices: range) -> FrameBatch:
-        labels, distances = still.labeled(
-            still.moving_things(*self.frame(indices.start), self.background), self.background.known.shape
-        )
-        return {"things": labels[None], "distances": distances[None]}
+        raw, small = (maps[indices.start] for maps in _open(self.folder))
+        shift = still.scale_shift(small, raw, self.background)
+        things = still.moving_things(small, still.shifted(raw, shift), self.background)
+        labels, distances = still.labeled(things, self.background.known.shape)
+        return {"things": labels[None], "distances": distances[None], "shift": np.array([shift])}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,11 +276,11 @@ class PlaceThings(_OnBackground):
 
     def __call__(self, context: object, indices: range) -> FrameBatch:
         t = indices.start
-        labels, distances = _load(self.folder, "things.npy"), _load(self.folder, "distances.npy")
+        labels, distances, shifts = (_load(self.folder, f"{name}.npy") for name in ("things", "distances", "shift"))
         near = range(max(0, t - still.STEADY_OVER), min(len(labels), t + still.STEADY_OVER + 1))
         neighbors = [still.unlabeled(labels[i], distances[i]) for i in near if i != t]
         things = still.steadied(still.unlabeled(labels[t], distances[t]), neighbors)
-        _, log_depth = self.frame(t)
+        log_depth = still.shifted(_load(self.folder, _RAW)[t], float(shifts[t]))
         return {"depth": steady.from_log(still.placed(things, log_depth, self.background))[None]}
 
 

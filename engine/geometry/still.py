@@ -60,10 +60,14 @@ class Thing:
     distance: float
 
 
-def aligned(log_depth: np.ndarray, background: Background, differs: np.ndarray) -> np.ndarray:
-    """A frame's log depth at the background's scale: shifted by the median difference where only background is seen."""
-    both = ~differs & background.known & (log_depth < SKY) & (background.log_depth < SKY)
-    shift = float(np.median((background.log_depth - log_depth)[both])) if both.any() else 0.0
+def scale_shift(frame: np.ndarray, log_depth: np.ndarray, background: Background) -> float:
+    """What brings a frame's log depth to the background's scale: the median difference where only background is seen."""
+    both = ~differing(frame, background) & background.known & (log_depth < SKY) & (background.log_depth < SKY)
+    return float(np.median((background.log_depth - log_depth)[both])) if both.any() else 0.0
+
+
+def shifted(log_depth: np.ndarray, shift: float) -> np.ndarray:
+    """Log depth at another scale, float32 [h, w]; sky stays sky."""
     return np.where(log_depth < SKY, log_depth + shift, SKY).astype(np.float32)
 
 
@@ -99,7 +103,7 @@ def moving_things(frame: np.ndarray, log_depth: np.ndarray, background: Backgrou
 
     Args:
         frame: uint8 [h, w, 3].
-        log_depth: float32 [h, w], the depth model's, `aligned`.
+        log_depth: float32 [h, w], the depth model's, at the background's scale.
     """
     h, w = log_depth.shape
     before = background.log_depth - log_depth

@@ -156,7 +156,7 @@ def background() -> still.Background:
 def test_what_moves_before_a_still_background_has_its_outline_and_stands_at_its_foot():
     empty = background()
     picture, blurred, mask = walker(3)
-    log_depth = still.aligned(blurred + 0.3, empty, still.differing(picture, empty))
+    log_depth = still.shifted(blurred + 0.3, still.scale_shift(picture, blurred + 0.3, empty))
     (thing,) = still.moving_things(picture, log_depth, empty)
     assert (thing.mask & mask).sum() / (thing.mask | mask).sum() > 0.93
     assert thing.distance == pytest.approx(empty.log_depth[145, 0], abs=0.03)

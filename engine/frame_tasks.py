@@ -11,7 +11,7 @@ from .anchor.render import FRAMES_AT_ONCE, draw_anchor, to_tensor, to_uint8
 from .cameras import CameraPath
 from .diffusion.conditioning import anchor_mask, augmented_frames, working_anchor
 from .geometry.background import Plate
-from .geometry.depth import predict_frame
+from .geometry.depth_estimation import predict_frame
 from .graph.context import StageContext
 from .graph.frame_task import FrameBatch
 from .models.multiview import MultiviewSource, NovelView, imagined_anchor

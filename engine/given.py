@@ -14,7 +14,7 @@ import numpy as np
 
 from .anchor.writing import sees_almost_nothing
 from .errors import InputError
-from .geometry.depth import write_depth
+from .geometry.depth_files import write_depth
 from .graph.context import StageContext
 from .graph.request import folder_digest
 from .graph.stage import Compute, Inputs, Stage

@@ -28,7 +28,8 @@ from .diffusion.tuner import Tuner, tune
 from .errors import InputError
 from .frame_tasks import Cover, DecodeLatents, DrawAnchor, EncodeAnchor, EncodeSource, ImagineAnchor, PredictDepth
 from .geometry.background import background_plate, clean_plate, stands_still
-from .geometry.depth import EmptyScene, estimate_depth, predict_frame, read_depth, structure_of
+from .geometry.depth_estimation import EmptyScene, estimate_depth, predict_frame, structure_of
+from .geometry.depth_files import read_depth
 from .geometry.intrinsics import settle_intrinsics
 from .graph.context import SamplingStep, StageContext
 from .graph.frame_task import FrameBatch, FrameTask

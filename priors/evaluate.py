@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from diffusers import StableVideoDiffusionPipeline
 from torch import Tensor
 
-from ..engine.geometry.depth import EmptyScene, estimate_depth, predict_frame
+from ..engine.geometry.depth_estimation import EmptyScene, estimate_depth, predict_frame
 from ..engine.geometry.depth_models import DepthModel, EmbeddedDepth
 from ..engine.geometry.depth_network import DepthNet
 from ..engine.geometry.steady import to_log

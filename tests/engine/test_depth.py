@@ -16,7 +16,8 @@ from transformers import (
 
 from recapture.engine.errors import InputError, ModelError
 from recapture.engine.geometry import steady
-from recapture.engine.geometry.depth import FAR_TO_NEAR, estimate_depth, predict_frame, read_depth
+from recapture.engine.geometry.depth_estimation import FAR_TO_NEAR, estimate_depth, predict_frame
+from recapture.engine.geometry.depth_files import read_depth
 from recapture.engine.geometry.depth_models import find_depth_model, load_depth_model
 from recapture.engine.geometry.upsample import upsample
 from recapture.engine.graph.frame_task import FrameBatch

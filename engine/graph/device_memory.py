@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 
@@ -13,13 +14,12 @@ class DeviceBudget:
     Attributes:
         device: `cuda` or `cpu`.
         dtype: of the UNet there.
-        free: bytes that the run may take, including what its process already holds; None where the system does not
-            say.
+        free: bytes that the run may take, including what its process already holds.
     """
 
     device: str
     dtype: torch.dtype
-    free: int | None
+    free: int
 
 
 def budget_of(device: torch.device, dtype: torch.dtype, loaded: int) -> DeviceBudget:
@@ -31,17 +31,13 @@ def budget_of(device: torch.device, dtype: torch.dtype, loaded: int) -> DeviceBu
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return DeviceBudget(device="cuda", dtype=dtype, free=free + torch.cuda.memory_reserved(device))
-    free = available_bytes()
-    return DeviceBudget(device="cpu", dtype=dtype, free=None if free is None else free + loaded)
+    return DeviceBudget(device="cpu", dtype=dtype, free=available_bytes() + loaded)
 
 
-def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Main memory that can be had: of the machine, or of the container where that is less; None where none says."""
-    try:
-        lines = (line.split() for line in (proc / "meminfo").read_text().splitlines())
-        available = next(int(words[1]) << 10 for words in lines if words[0] == "MemAvailable:")
-    except (OSError, StopIteration):
-        return None
+def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Main memory that can be had: of the machine, or of the container where that is less."""
+    available = psutil.virtual_memory().available
+    # psutil knows machines, not containers.
     try:
         own = (proc / "self" / "cgroup").read_text().split("::", 1)[1].strip().lstrip("/")
         folder = next(at for at in (cgroup / own, cgroup) if (at / "memory.max").exists())
@@ -49,7 +45,7 @@ def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgr
         if limit == "max":
             return available
         stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        # Cached files give way, as they do in MemAvailable.
+        # Cached files give way, as they do in what the machine counts as available.
         used = int((folder / "memory.current").read_text()) - int(stat["inactive_file"])
     except (OSError, StopIteration, IndexError, KeyError, ValueError):
         return available  # no cgroup v2, or none with a limit

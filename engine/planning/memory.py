@@ -154,12 +154,7 @@ def fit(context: StageContext, budget: DeviceBudget, *, devices: int = 1) -> Mem
         ResourceError: nothing fits; says what the smallest would need.
     """
     memory = context.config.memory
-    if isinstance(memory, numbers.Real):
-        limit = int(float(memory) * GIB)
-    elif budget.free is not None:
-        limit = int(budget.free * _AUTO_SHARE)
-    else:
-        raise ResourceError("this system does not say how much memory is free; give GiB", param="memory")
+    limit = int(float(memory) * GIB if isinstance(memory, numbers.Real) else budget.free * _AUTO_SHARE)
     wanted, smallest = asked(context), None
     for size in _sizes(wanted.size, context.models.shape.multiple):
         choices = list(_choices(wanted, size, cuda=budget.device == "cuda"))

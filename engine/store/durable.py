@@ -1,14 +1,14 @@
-"""Files that survive: synced writes, ownership by `flock`, and errors that name the path and the cause."""
+"""Files that survive: synced writes, ownership by locks, and errors that name the path and the cause."""
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+from filelock import lock_descriptor
 
 from ..errors import StoreError
 
@@ -51,7 +51,9 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Sync a file or folder to disk."""
+    """Sync a file or folder to disk; Windows, which syncs no folders, keeps their names by itself."""
+    if os.name == "nt" and path.is_dir():
+        return
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -59,26 +61,49 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
+def lock_file(path: Path) -> Path:
+    """The file whose lock owns `path`: beside it, since not every system locks folders or reads what is locked."""
+    return path.with_name(f".{path.name}.lock")
+
+
 def try_lock(path: Path) -> int | None:
-    """Own `path` until the returned descriptor is closed or the process ends; None when another does."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
+    """Own `path` until the returned descriptor is closed or the process ends; None when another does.
+
+    Whoever removes `path` removes its lock file too.
+    """
+    return _locked(lock_file(path), os.O_RDWR | os.O_CREAT)
 
 
 def busy(path: Path) -> bool:
-    """Whether another process owns `path`; False if it does not exist."""
+    """Whether another process owns `path`, or another user; False if nobody ever did."""
     try:
-        fd = try_lock(path)
+        fd = _locked(lock_file(path), os.O_RDWR)
     except FileNotFoundError:
         return False
+    except PermissionError:
+        return True
     if fd is not None:
         os.close(fd)
     return fd is None
+
+
+def _locked(file: Path, flags: int) -> int | None:
+    fd = os.open(file, flags, 0o644)
+    try:
+        mine = lock_descriptor(fd, blocking=False)
+    except BaseException:
+        os.close(fd)
+        raise
+    if not mine:
+        os.close(fd)
+    return fd if mine else None
+
+
+def unlock(path: Path, fd: int | None) -> None:
+    """Give up `path`, which is removed, with its lock file."""
+    if fd is not None:
+        lock_file(path).unlink(missing_ok=True)
+        os.close(fd)
 
 
 def bytes_or_none(path: Path) -> bytes | None:

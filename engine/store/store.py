@@ -1,19 +1,18 @@
 """The stage store: a stage's result is a directory named by the key of everything that went into it.
 
     <store>/<stage>/<key[:2]>/<key>/     published: files, and the manifest (sizes, sha256) that makes them an entry
-    <store>/.scratch/<stage>-<key>-*/    being written; the writer holds a lock on the directory while it lives
+    <store>/.scratch/<stage>-<key>-*/    being written; the writer holds the lock `.<name>.lock` beside it while it lives
     <store>/.checkpoints/<stage>-<key>/  states of a long stage; outlive a crash, end with the publication
     <store>/.live/*                      one file a process: the entries it uses, which gc leaves alone
 
 Publishing is one rename. An entry is never changed afterwards: the first publication of a key wins, and a process that
-computed the same adopts it. Ownership is a `flock`, which the kernel drops however a process ends, so nothing that a
+computed the same adopts it. Ownership is a file's lock, which the kernel drops however a process ends, so nothing that a
 killed process left is ever mistaken for work in progress.
 
 On an object store the same layout is a cache on this machine, and `bucket.py` holds the published truth.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import secrets
@@ -27,6 +26,7 @@ from typing import Any, Self
 
 import numpy as np
 import platformdirs
+from filelock import lock_descriptor
 from pyarrow import fs
 
 from ..errors import RecaptureError, StoreError
@@ -37,10 +37,12 @@ from .durable import (
     busy,
     bytes_or_none,
     disk_errno,
+    lock_file,
     size_or_none,
     store_error,
     sync,
     try_lock,
+    unlock,
     write_synced,
 )
 from .entry import MANIFEST, Entry, EntryInfo, canonical_json, manifest_bytes, parse_manifest, place, seal
@@ -180,9 +182,9 @@ class Writer:
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _: object) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
-        for fd in (self._owner_fd, self._checkpoint_fd):
-            if fd is not None:
-                os.close(fd)
+        unlock(self.path, self._owner_fd)
+        if self._checkpoint_fd is not None:
+            os.close(self._checkpoint_fd)  # its folder and lock file stay for the next attempt
         if disk_errno(exc) and not isinstance(exc, RecaptureError):
             raise store_error(exc, self.path, "write") from exc
 
@@ -207,7 +209,7 @@ class Store:
         self.uri = str(uri)
         self._bucket: Bucket | None = None
         self._proved_writable = False
-        self._live_fd: int | None = None
+        self._live: Path | None = None
         self._in_use: set[str] = set()
         self._release: Callable[[], object] = lambda: None
         base = self.uri
@@ -270,7 +272,7 @@ class Store:
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
-            os.close(fd)
+            unlock(path, fd)
 
     def entries(self) -> Iterator[EntryInfo]:
         """Every published entry, in no order. Damaged ones are left to `verify`."""
@@ -324,7 +326,7 @@ class Store:
     def close(self) -> None:
         """Give up the entries in use to `gc`. The store remains usable."""
         self._release()
-        self._live_fd = None
+        self._live = None
         self._in_use.clear()
 
     def __enter__(self) -> Self:
@@ -337,7 +339,7 @@ class Store:
     def _locked(self) -> Iterator[None]:
         """Exclusive among all processes and threads; held for renames, never while bytes move. Not re-entrant."""
         with (self.root / ".lock").open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_descriptor(file.fileno(), poll_interval=0.005)
             yield
 
     def _new_scratch(self, name: str) -> tuple[Path, int]:
@@ -358,13 +360,12 @@ class Store:
     def _hold(self, entry: Entry | None) -> Entry | None:
         """Note the entry as used by this process; the lock must be held, so that gc sees it in use or not at all."""
         if entry is not None:
-            if self._live_fd is None:
-                mark = self.root / ".live" / f"{os.getpid()}-{secrets.token_hex(6)}"
-                self._live_fd = os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
-                fcntl.flock(self._live_fd, fcntl.LOCK_EX)
-                self._release = weakref.finalize(self, _release, self._live_fd, mark)
+            if self._live is None:
+                self._live = self.root / ".live" / f"{os.getpid()}-{secrets.token_hex(6)}"
+                self._release = weakref.finalize(self, _release, self._live, try_lock(self._live))
             if entry.where not in self._in_use:
-                os.write(self._live_fd, f"{entry.where}\n".encode())
+                with self._live.open("a") as marks:
+                    marks.write(f"{entry.where}\n")
                 self._in_use.add(entry.where)
             with contextlib.suppress(OSError):
                 os.utime(entry.path / MANIFEST)
@@ -373,11 +374,12 @@ class Store:
     def _held(self) -> set[str]:
         """Entries in use by live processes, this one included; the lock must be held."""
         held = set()
-        for mark in (self.root / ".live").iterdir():
+        for mark in (self.root / ".live").glob("[!.]*"):
             if busy(mark):
                 held.update((bytes_or_none(mark) or b"").decode().splitlines())  # none: its owner closed just now
             else:
                 mark.unlink(missing_ok=True)
+                lock_file(mark).unlink(missing_ok=True)
         return held
 
     def _publish(self, info: EntryInfo, scratch: Path) -> Entry:
@@ -408,7 +410,7 @@ class Store:
             return None
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-            os.close(fd)
+            unlock(scratch, fd)
 
     def _install(self, info: EntryInfo, scratch: Path, *, over: bool = False) -> Entry:
         """Rename scratch to the entry unless a whole one stands (with `over`, unless an equal one stands)."""
@@ -433,6 +435,7 @@ class Store:
         trash = self.root / ".scratch" / f"{_TRASH}{secrets.token_hex(6)}"
         with contextlib.suppress(FileNotFoundError):
             path.rename(trash)
+        lock_file(path).unlink(missing_ok=True)
         return trash
 
     def _drop_checkpoints(self, path: Path, *, owned: bool) -> None:
@@ -491,8 +494,8 @@ class Store:
             return old or self._read(f"{stage}/{key[:2]}/{key}") is not None
 
         # A path that is gone is not dead: its writer ended while we looked.
-        dead = [path for path in (self.root / ".scratch").iterdir() if not busy(path) and path.exists()]
-        return dead + [path for path in (self.root / ".checkpoints").iterdir() if useless(path) and not busy(path)]
+        dead = [path for path in (self.root / ".scratch").glob("[!.]*") if not busy(path) and path.exists()]
+        return dead + [path for path in (self.root / ".checkpoints").glob("[!.]*") if useless(path) and not busy(path)]
 
     def _sweep(self, older_than_s: float | None) -> list[str]:
         """Delete what `_dead` names and entries that no `get` returns; the paths."""
@@ -502,6 +505,10 @@ class Store:
                 dead = self._dead(older_than_s)
                 dead += [path for path in self._folders() if self._read(str(path.relative_to(self.root))) is None]
                 trash = [self._set_aside(path) for path in dead]
+                for lock in self.root.glob(".*/.*.lock"):
+                    owned = lock.with_name(lock.name[1:].removesuffix(".lock"))
+                    if not owned.exists() and not busy(owned):
+                        lock.unlink(missing_ok=True)
             for path in trash:
                 shutil.rmtree(path, ignore_errors=True)
             stale = []
@@ -515,7 +522,9 @@ class Store:
         return [str(path.relative_to(self.root)) for path in dead] + stale
 
 
-def _release(fd: int, mark: Path) -> None:
-    if mark.name.startswith(f"{os.getpid()}-"):  # a forked child ends without ending its parent's claim
+def _release(mark: Path, fd: int | None) -> None:
+    if mark.name.startswith(f"{os.getpid()}-"):
         mark.unlink(missing_ok=True)
-    os.close(fd)
+        unlock(mark, fd)
+    elif fd is not None:
+        os.close(fd)  # a forked child ends without ending its parent's claim

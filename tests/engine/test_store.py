@@ -1,6 +1,5 @@
 """The stage store: keys, round trips, publication, crashes, full disks, garbage, object stores."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from filelock import lock_descriptor, unlock_descriptor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -59,7 +59,7 @@ def publish(store: Store, key: str = KEY, *, stage: str = "depth", value: float 
 
 
 def leftovers(store: Store) -> list[str]:
-    return sorted(path.name for path in (store.root / ".scratch").iterdir())
+    return sorted(path.name for path in (store.root / ".scratch").glob("[!.]*"))
 
 
 def shuffled(value: Any) -> Any:
@@ -413,11 +413,11 @@ def test_remove_leaves_an_open_array_readable(tmp_path: Path) -> None:
 def test_one_process_at_a_time_changes_the_tree(tmp_path: Path) -> None:
     store = Store(tmp_path)
     publish(store)
-    with (tmp_path / ".lock").open() as lock, ThreadPoolExecutor(2) as pool:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (tmp_path / ".lock").open("a") as lock, ThreadPoolExecutor(2) as pool:
+        lock_descriptor(lock.fileno())
         waiting = [pool.submit(store.get, "depth", KEY), pool.submit(store.gc)]
         assert not wait(waiting, timeout=0.2).done
-        fcntl.flock(lock, fcntl.LOCK_UN)
+        unlock_descriptor(lock.fileno())
         assert len(wait(waiting, timeout=10).done) == 2
 
 
@@ -510,7 +510,7 @@ def test_gc_spares_what_a_live_process_uses(tmp_path: Path) -> None:
     assert store.gc(older_than_s=-1, max_bytes=0).removed == []
     process.kill()
     process.communicate()
-    assert len(list((tmp_path / ".live").iterdir())) == 1
+    assert len(list((tmp_path / ".live").glob("[!.]*"))) == 1
     store.gc()
     assert list((tmp_path / ".live").iterdir()) == []
     assert [entry.key for entry in store.gc(max_bytes=0).removed] == [KEY]

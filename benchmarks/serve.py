@@ -28,7 +28,7 @@ from ..client import Client, Options, Render
 from ..engine.errors import RecaptureError
 from ..serve.keys import create_key
 from ..serve.processes.supervisor import PROCESSES
-from ..serve.settings import SETTINGS_VARIABLE, Settings
+from ..serve.settings import Settings
 from .bulk import write_footage
 from .timing import Row, compare, measured
 
@@ -87,7 +87,7 @@ def service(*names: str, **settings: Any) -> Iterator[Service]:
     with tempfile.TemporaryDirectory(prefix="recapture-bench-") as folder, ExitStack() as stack:
         made = Settings(data=Path(folder, "data"), port=free_port(), device="cpu", **settings)
         made.open_database().close()
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, SETTINGS_VARIABLE: made.model_dump_json()}
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **made.variables()}
         log = stack.enter_context(Path(folder, "log").open("wb"))
         running = Service(settings=made, processes={})
         for name in names:

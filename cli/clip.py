@@ -26,21 +26,25 @@ StoreOption = Annotated[
 ]
 
 
-def _device(name: str) -> str:
+def _device(name: str | None) -> str | None:
     from ..engine.config import check_device
 
-    check_device(name)
+    if name is not None:
+        check_device(name)
     return name
 
 
 def _devices() -> list[str]:
-    return ["auto", "cpu", "cuda", "cuda:0", "cuda:1"]
+    return ["auto", "cpu", "cuda", "cuda:0", "cuda:1", "mps"]
 
 
-Device = Annotated[
-    str,
-    typer.Option(help="auto, cpu, cuda, or one GPU as cuda:1.", callback=_device, autocompletion=_devices),
-]
+_DEVICE = {
+    "help": "auto, cpu, cuda, or one GPU as cuda:1; mps on a Mac.",
+    "callback": _device,
+    "autocompletion": _devices,
+}
+Device = Annotated[str, typer.Option(**_DEVICE)]
+DeviceIfGiven = Annotated[str | None, typer.Option(**_DEVICE, show_default="auto")]
 
 
 def _presets() -> list[str]:

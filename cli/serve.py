@@ -8,32 +8,39 @@ import typer
 
 from ..engine.config import OPTIONS
 from ..engine.errors import InputError
-from .clip import Device
+from .clip import DeviceIfGiven
 from .options import takes
 from .output import Json, emit
 
 if TYPE_CHECKING:
+    from ..serve.database import Database
     from ..serve.settings import Settings
 
 keys = typer.Typer(help="API keys of the service: make, list, revoke.", no_args_is_help=True)
 
-Data = Annotated[Path, typer.Option(help="Folder of the service: uploads, results, stages, records.")]
+DEFAULT_DATA = Path("recapture-data")
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the service: uploads, results, stages, records.", show_default=str(DEFAULT_DATA)),
+]
 DatabaseOption = Annotated[
     str | None, typer.Option(help="postgresql://... for the records.", show_default="SQLite in --data")
 ]
-DEFAULT_DATA = Path("recapture-data")
 
 
 @takes(OPTIONS["model"])
 def serve(
     options: dict[str, Any],
-    data: Data = DEFAULT_DATA,
+    data: Data = None,
     database: DatabaseOption = None,
-    device: Device = "auto",
-    host: Annotated[str, typer.Option(help="Address to listen on. Anything but this machine wants TLS in front.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
+    device: DeviceIfGiven = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="Address to listen on. Anything but this machine wants TLS in front.", show_default="127.0.0.1"
+        ),
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="0 takes a free one.", min=0, max=65535, show_default="8000")] = None,
     webhook_hosts: Annotated[
         list[str] | None,
         typer.Option(
@@ -54,44 +61,49 @@ def serve(
         float | None,
         typer.Option(help="Days after its last use that an upload is removed.", show_default="never", min=0.001),
     ] = None,
-    key: Annotated[bool, typer.Option("--key/--no-key", help="Make a fresh API key and print it.")] = True,
+    key: Annotated[
+        bool, typer.Option("--key/--no-key", help="If there is no API key yet, make one and print it.")
+    ] = True,
 ) -> None:
-    """Start the service on this machine: HTTP, a renderer and a previewer. Ctrl-C stops it; renders go on at the next start."""
+    """Start the service on this machine: HTTP, a renderer and a previewer. Ctrl-C stops it; renders go on at the next start.
+
+    Every setting can also be a variable RECAPTURE_SERVE_<NAME>, a line of .env, or a file of secrets: docs/serving.md.
+    """
     import socket
 
     from ..engine.catalog import find_model
     from ..engine.geometry.depth_models import find_depth_model
     from ..engine.pipeline import pick_device
-    from ..serve.keys import create_key
+    from ..serve.keys import create_key, has_key
     from ..serve.logs import set_up_logs
     from ..serve.processes.supervisor import Supervisor
 
-    model = options.get("model", "tiny")
-    pick_device(device)
-    find_model(model)
+    settings = _settings(
+        data=data,
+        model=options.get("model"),
+        database=database,
+        device=device,
+        host=host,
+        port=port,
+        webhook_hosts=webhook_hosts,
+        webhook_networks=webhook_networks,
+        upload_days=upload_days,
+        input_roots=_roots(allow_root) if allow_root else None,
+    )
+    pick_device(settings.device)
+    find_model(settings.model)
     depth = find_depth_model("auto")
     try:
-        with socket.create_server((host, port)) as free:
+        with socket.create_server((settings.host, settings.port)) as free:
             port = free.getsockname()[1]
     except OSError as error:
-        raise InputError(f"{host}:{port} cannot be listened on ({error.strerror})", param="port") from None
-    settings = _settings(
-        {
-            "data": data.absolute(),
-            "database": database,
-            "model": model,
-            "device": device,
-            "host": host,
-            "port": port,
-            "webhook_hosts": webhook_hosts or [],
-            "webhook_networks": webhook_networks or [],
-            "upload_days": upload_days,
-            "input_roots": _roots(allow_root or []),
-        }
-    )
+        where = f"{settings.host}:{settings.port}"
+        raise InputError(f"{where} cannot be listened on ({error.strerror})", param="port") from None
+    settings = settings.model_copy(update={"port": port})
     set_up_logs()
     records = settings.open_database()
-    secret = create_key(records, "local", label="recapture serve") if key else None
+    # A service that is started again has its keys: another at each start would pile up, and lie in each log.
+    secret = None if not key or has_key(records) else create_key(records, "local", label="recapture serve")
     records.close()
     supervisor = Supervisor(settings)
 
@@ -99,9 +111,11 @@ def serve(
         typer.echo(f"url    {supervisor.url}")
         if secret:
             typer.echo(f"key    {secret}  (tenant local; shown once)")
+        elif key:
+            typer.echo("key    those there are; `recapture keys create --tenant local` makes another")
         typer.echo(f"data   {settings.data}")
         typer.echo(depth.sentence)
-        if host not in ("127.0.0.1", "::1", "localhost"):
+        if settings.host not in ("127.0.0.1", "::1", "localhost"):
             typer.echo("note: keys travel in the clear; put TLS in front of this (docs/serving.md)", err=True)
 
     supervisor.run(on_up)
@@ -111,7 +125,7 @@ def serve(
 def create(
     tenant: Annotated[str, typer.Option(help="Whose key it is; tenants see nothing of each other.")],
     label: Annotated[str, typer.Option(help="What it is for.")] = "",
-    data: Data = DEFAULT_DATA,
+    data: Data = None,
     database: DatabaseOption = None,
     as_json: Json = False,
 ) -> None:
@@ -126,7 +140,7 @@ def create(
 
 
 @keys.command("list")
-def ls(data: Data = DEFAULT_DATA, database: DatabaseOption = None, as_json: Json = False) -> None:
+def ls(data: Data = None, database: DatabaseOption = None, as_json: Json = False) -> None:
     """List the keys by id; the keys themselves are not known."""
     from dataclasses import asdict
 
@@ -145,7 +159,7 @@ def ls(data: Data = DEFAULT_DATA, database: DatabaseOption = None, as_json: Json
 @keys.command("revoke")
 def revoke(
     key_id: Annotated[str, typer.Argument(help="Id of the key, as `keys list` shows it.", metavar="ID")],
-    data: Data = DEFAULT_DATA,
+    data: Data = None,
     database: DatabaseOption = None,
 ) -> None:
     """End a key; it is refused from the next request on."""
@@ -162,7 +176,7 @@ def webhook_secret(
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Make another; the one before signs as well for a day.")
     ] = False,
-    data: Data = DEFAULT_DATA,
+    data: Data = None,
     database: DatabaseOption = None,
 ) -> None:
     """Print the secret that a tenant's webhooks are signed with; made if there is none."""
@@ -188,19 +202,23 @@ def _roots(words: list[str]) -> dict[str, list[str]]:
     return roots
 
 
-def _settings(values: dict[str, Any]) -> "Settings":
-    from pydantic import ValidationError
+def _settings(**given: Any) -> "Settings":
+    """The settings by what the command line gives (None is not given), and by the environment."""
+    from pydantic import AfterValidator
 
     from ..serve.settings import Settings
+
+    class Here(Settings):  # on one machine a folder beside the user will do
+        data: Annotated[Path, AfterValidator(Path.absolute)] = (
+            DEFAULT_DATA  # beside the user; a service of several machines has to name its folder
+        )
 
     try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(str(first["msg"]), param=str(first["loc"][0]).removesuffix("s")) from None
+        return Here.read(**{name: value for name, value in given.items() if value is not None})
+    except InputError as error:
+        options = {"webhook_hosts": "webhook_host", "webhook_networks": "webhook_network", "input_roots": "allow_root"}
+        raise InputError(error.message, param=options.get(error.param or "", error.param)) from None
 
 
-def _records(data: Path, database: str | None):
-    from ..serve.settings import Settings
-
-    return Settings(data=data, database=database).open_database()
+def _records(data: Path | None, database: str | None) -> "Database":
+    return _settings(data=data, database=database).open_database()

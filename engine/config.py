@@ -386,8 +386,8 @@ def check_device(name: str) -> None:
     Raises:
         InputError: the name is none of a device.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", name):
-        raise InputError(f"{name!r} is not one of auto, cpu, cuda, cuda:0, cuda:1, ...", param="device")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,2})?", name):
+        raise InputError(f"{name!r} is not one of auto, cpu, cuda, cuda:0, cuda:1, ..., mps", param="device")
 
 
 def _build(kind: type, value: dict[str, Any], where: str) -> Any:

@@ -35,7 +35,7 @@ def texture_fill(context: StageContext, inputs: Inputs) -> Fill:
             plate=plate,
             band=context.config.anchor.band,
             valid=context.request.source_mask,
-            device=context.device,
+            device=context.drawing_device,
         )
         made = to_uint8(to_clip_size(to_tensor(generated[t : t + 1]), evidence.shape[1:]))[0]
         return View(color=color[t], real=evidence[t] > 0, depth=z, front=front, generated=made)

@@ -52,7 +52,7 @@ class DrawAnchor:
             plate=plate,
             band=context.config.anchor.band,
             valid=context.request.source_mask,
-            device=context.device,
+            device=context.drawing_device,
         )
 
     @cached_property

@@ -349,6 +349,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError("no CUDA device is available; set `device` to cpu", param="device")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InputError("no Apple GPU is available; set `device` to cpu", param="device")
     if number and int(number) >= torch.cuda.device_count():
         raise InputError(f"there is no {name}; this machine has {torch.cuda.device_count()} GPUs", param="device")
     return torch.device(name)

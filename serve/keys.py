@@ -52,6 +52,13 @@ def create_key(database: Database, tenant: str, *, label: str = "") -> str:
     return key
 
 
+def has_key(database: Database) -> bool:
+    """Whether any key is valid."""
+    query = sa.select(sa.exists().where(db.api_keys.c.revoked_at.is_(None)))
+    with database.reading() as connection:
+        return bool(connection.execute(query).scalar_one())
+
+
 def list_keys(database: Database) -> list[KeyInfo]:
     """All keys, the oldest first."""
     names = ("id", "tenant", "label", "created_at", "revoked_at")

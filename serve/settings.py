@@ -1,21 +1,29 @@
-"""Settings of a service: one model that YAML, the command line and tests fill in."""
+"""Settings of a service: one model that YAML, variables, files, the command line and tests fill in."""
 
+import difflib
+import json
 import os
+import re
+import sys
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ..client.schema import MOST_UPLOAD_BYTES
 from ..engine.config import check_device
-from ..engine.errors import StoreError
+from ..engine.errors import InputError, StoreError
 from .database import Database
 from .jobs.jobs import Quota
 from .safe_http import Outbound
 
-SETTINGS_VARIABLE = "RECAPTURE_SERVE_SETTINGS"
-"""Environment and not the command line: everybody on a machine can read the latter, and it may hold a password."""
+PREFIX = "RECAPTURE_SERVE_"
+SECRETS_VARIABLE = "RECAPTURE_SERVE_SECRETS_DIR"
+_SECRETS_DIR = "/run/secrets"
+_KUBERNETES = re.compile(r".*_SERVICE_(HOST|PORT\w*)|.*_PORT(_\d+_(TCP|UDP)\w*)?")
+"""Variables that Kubernetes makes of the names of services."""
 
 
 def _network(value: str) -> str:
@@ -24,7 +32,10 @@ def _network(value: str) -> str:
 
 
 def _device(value: str) -> str:
-    check_device(value)
+    try:
+        check_device(value)
+    except InputError as error:
+        raise ValueError(error.message) from None
     return value
 
 
@@ -32,12 +43,23 @@ Network = Annotated[str, AfterValidator(_network)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
-class Settings(BaseModel):
-    """All processes of one service are started with the same."""
+class Settings(BaseSettings):
+    """All processes of one service are started with the same.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    What is not given comes from the variable RECAPTURE_SERVE_<NAME>, else from `.env` in the working directory, else from
+    the file recapture_serve_<name> in $RECAPTURE_SERVE_SECRETS_DIR (/run/secrets). Lists and mappings are JSON there.
+    """
 
-    data: Path
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        env_prefix=PREFIX,
+        env_file=".env",
+        dotenv_filtering="match_prefix",
+    )
+
+    data: Annotated[Path, AfterValidator(Path.absolute)]
     """Folder of uploads, results and the stage store; shared by all processes."""
     database: str | None = None
     """`postgresql://...`; None is a SQLite file in `data`, for one machine only."""
@@ -79,10 +101,64 @@ class Settings(BaseModel):
     """Limits of the process that decodes an upload."""
     child_cpu_s: int = Field(default=600, ge=1)
 
-    @staticmethod
-    def from_environment() -> "Settings":
-        """The settings that the supervisor passed to this process."""
-        return Settings.model_validate_json(os.environ[SETTINGS_VARIABLE])
+    def __init__(self, **values: Any) -> None:
+        folder = os.environ.get(SECRETS_VARIABLE, _SECRETS_DIR)
+        super().__init__(_secrets_dir=folder if os.path.isdir(folder) else None, **values)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_variables(cls, values: Any) -> Any:
+        known = {SECRETS_VARIABLE, *(PREFIX + name.upper() for name in cls.model_fields)}
+        for name in sorted(set(os.environ) - known):
+            if name.startswith(PREFIX) and not _KUBERNETES.fullmatch(name):
+                raise ValueError(f"no setting has the variable {name}{_meant(name, known)}")
+        return values
+
+    @classmethod
+    def read(cls, **values: Any) -> "Settings":
+        """The settings, with refusals in one sentence.
+
+        Args:
+            values: what the command line gives; the rest is as for the class.
+
+        Raises:
+            InputError: a value is not accepted, or a variable is unknown.
+        """
+        try:
+            return cls(**values)
+        except SettingsError as error:  # a list or mapping that is no JSON
+            cause = f" ({error.__cause__})" if error.__cause__ else ""
+            raise InputError(f"{error}: lists and mappings are JSON{cause}") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0]) if first["loc"] else ""
+            message = str(first["msg"]).removeprefix("Value error, ")
+            if name in values or not name:
+                raise InputError(message, param=name or None) from None
+            if first["type"] == "missing":
+                message = "is not given"
+            elif first["type"] == "extra_forbidden":
+                raise InputError(f".env has {PREFIX}{name.upper()}, which is no setting") from None
+            raise InputError(f"{PREFIX}{name.upper()}: {message}") from None
+
+    @classmethod
+    def of_process(cls) -> "Settings":
+        """The settings of a process that has no command line; refusals end it with a sentence."""
+        try:
+            return cls.read()
+        except InputError as error:
+            sys.exit(f"recapture: {error}")
+
+    def variables(self) -> dict[str, str]:
+        """The variables that make the same settings in another process.
+
+        Environment and not the command line: everybody on a machine can read the latter, and it may hold a password.
+        """
+        values = self.model_dump(mode="json", exclude_none=True)
+        return {
+            PREFIX + name.upper(): value if isinstance(value, str) else json.dumps(value)
+            for name, value in values.items()
+        }
 
     def outbound(self) -> Outbound:
         """Where webhooks may go."""
@@ -118,3 +194,8 @@ class Settings(BaseModel):
 
     def render_path(self, render: str) -> Path:
         return self.data / "renders" / render
+
+
+def _meant(name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

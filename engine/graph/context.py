@@ -109,6 +109,11 @@ class StageContext:
         return self.models.device
 
     @property
+    def drawing_device(self) -> torch.device:
+        """Where points are drawn: a Mac's GPU lacks the 64-bit atomics of the depth test, and its CPU draws fast."""
+        return torch.device("cpu") if self.device.type == "mps" else self.device
+
+    @property
     def model(self) -> VideoModel:
         """The video model with the options' adapters and attention."""
         return self.models.video(self.config.tune.rank, self.config.attention, offload=self.config.offload)

@@ -102,7 +102,7 @@ class Previewer:
             plate=_small(load_background_plate(clip.entries), width, height),
             band=clip.config.anchor.band,
             valid=None,
-            device=clip.context.device,
+            device=clip.context.drawing_device,
         )
         color, mask = drawn["color"], drawn["mask"]
         holes = [1 - float(seen.mean()) for seen in mask]

@@ -377,7 +377,7 @@ def seal(folder: Path) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     """Run until SIGTERM; SIGINT is the supervisor's affair and reaches us as the other."""
-    settings = Settings.from_environment()
+    settings = Settings.of_process()
     set_up_logs()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     stop = threading.Event()

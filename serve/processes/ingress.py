@@ -9,7 +9,7 @@ from ..settings import Settings
 
 def main() -> None:
     """Serve until SIGTERM; requests under way get some seconds, followers of events reconnect by themselves."""
-    settings = Settings.from_environment()
+    settings = Settings.of_process()
     set_up_logs()
     uvicorn.run(
         create_api(settings),

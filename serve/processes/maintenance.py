@@ -125,7 +125,7 @@ class Keeper:
 
 def main() -> None:
     """Run until SIGTERM."""
-    settings = Settings.from_environment()
+    settings = Settings.of_process()
     set_up_logs()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())

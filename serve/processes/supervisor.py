@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ...engine.errors import RecaptureError
 from ..logs import get_logger
-from ..settings import SETTINGS_VARIABLE, Settings
+from ..settings import Settings
 
 PROCESSES: Mapping[str, Sequence[str]] = {
     "ingress": ("recapture.serve.processes.ingress",),
@@ -62,7 +62,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.stop = settings, threading.Event()
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, SETTINGS_VARIABLE: settings.model_dump_json()}
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **settings.variables()}
         self.children = [Child(name, command, environment) for name, command in PROCESSES.items()]
 
     @property

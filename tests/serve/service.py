@@ -17,7 +17,7 @@ from recapture.client import Client, Options
 from recapture.serve.api.app import create_api
 from recapture.serve.database import Database
 from recapture.serve.keys import create_key
-from recapture.serve.settings import SETTINGS_VARIABLE, Settings
+from recapture.serve.settings import Settings
 
 QUICK = Options(rank=2, spatial_steps=1, temporal_steps=2, sample_steps=1, sdedit_steps=1, overlap=2)
 """A render of seconds."""
@@ -75,7 +75,7 @@ def worker_thread(settings: Settings, *kinds: str) -> Iterator[threading.Event]:
 
 def worker_process(settings: Settings, log: Path, *kinds: str) -> subprocess.Popen:
     """A worker as the supervisor starts it."""
-    environment = {**os.environ, SETTINGS_VARIABLE: settings.model_dump_json(), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **settings.variables(), "OMP_NUM_THREADS": "1"}
     with log.open("ab") as out:
         return subprocess.Popen(
             [sys.executable, "-m", "recapture.serve.jobs.worker", *(kinds or ("render",))], env=environment, stderr=out

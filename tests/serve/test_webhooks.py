@@ -20,7 +20,7 @@ from recapture.serve import database as db
 from recapture.serve.database import Database
 from recapture.serve.jobs.jobs import Jobs
 from recapture.serve.processes.maintenance import Keeper
-from recapture.serve.settings import SETTINGS_VARIABLE, Settings
+from recapture.serve.settings import Settings
 from recapture.serve.webhooks import HOLD_S, RETRY_S, Messages, webhook_secret
 
 from ..engine.test_pipeline import write_clip
@@ -203,7 +203,7 @@ def test_a_changed_secret_signs_beside_the_one_before(settings):
 def keeper_process(settings: Settings) -> subprocess.Popen[bytes]:
     import os
 
-    environment = {**os.environ, SETTINGS_VARIABLE: settings.model_dump_json()}
+    environment = {**os.environ, **settings.variables()}
     return subprocess.Popen(
         [sys.executable, "-m", "recapture.serve.processes.maintenance"], env=environment, stderr=subprocess.DEVNULL
     )

@@ -17,7 +17,7 @@ from recapture.client.errors import InvalidRequest, ServerError
 from recapture.engine.store import Store
 from recapture.serve.jobs.lease import Lease
 from recapture.serve.jobs.worker import Worker
-from recapture.serve.settings import SETTINGS_VARIABLE, Settings
+from recapture.serve.settings import Settings
 from recapture.serve.uploads import decoding
 
 from ..engine.test_pipeline import write_clip
@@ -101,7 +101,7 @@ def test_a_worker_removes_what_a_killed_one_left_in_the_temporary_folder(setting
     temporary = tmp_path / "tmp"
     left = temporary / "recapture-bulk-dead" / "recapture-clip"
     left.mkdir(parents=True)
-    environment = os.environ | {SETTINGS_VARIABLE: settings.model_dump_json(), "TMPDIR": str(temporary)}
+    environment = os.environ | {**settings.variables(), "TMPDIR": str(temporary)}
     with subprocess.Popen([sys.executable, "-m", "recapture.serve.jobs.worker", "preview"], env=environment) as worker:
         until = time.monotonic() + 60
         while left.exists():

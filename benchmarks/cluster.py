@@ -19,7 +19,7 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 from ..cluster.frames.workers import Workers, workers
 from ..cluster.session import connect
 from ..engine.config import TuneConfig
-from ..engine.diffusion.sampler import Condition
+from ..engine.diffusion.conditioning import AnchorConditioning
 from ..engine.diffusion.tuner import Tuner, adamw, tune
 from ..engine.frame_tasks import DrawAnchor, EncodeAnchor, PredictDepth
 from ..engine.graph.context import StageServices
@@ -133,7 +133,7 @@ def _tuning_rows(folder: Path, quick: bool) -> list[Row]:
     """Temporal steps of the embedded model on a window of 8 frames, 64x96 pixels."""
     models = WarmModels("tiny", device=torch.device("cpu"), dtype=torch.float32)
     model = models.video(16)
-    told = _condition(model, 8, 8, 12)
+    conditioning = _condition(model, 8, 8, 12)
     config = TuneConfig(checkpoint_every=1000)
     calls: list[str] = []
     for name in ("vae", "image_encoder"):
@@ -148,11 +148,11 @@ def _tuning_rows(folder: Path, quick: bool) -> list[Row]:
                 config,
                 out,
                 _STEPS,
-                {"temporal": lambda step: tuner.temporal_loss(told, step)},
+                {"temporal": lambda step: tuner.temporal_loss(conditioning, step)},
                 lambda done, loss: None,
             )
 
-    rivals = {"bare loop": lambda: _bare(model, config, told), "tune": ours}
+    rivals = {"bare loop": lambda: _bare(model, config, conditioning), "tune": ours}
     shape = f"{_STEPS} steps of 8 frames 8x12 cells"
     made = compare(
         "tuning_loop",
@@ -168,38 +168,43 @@ def _tuning_rows(folder: Path, quick: bool) -> list[Row]:
     return made
 
 
-def _bare(model: VideoModel, config: TuneConfig, told: Condition) -> None:
-    """What one would write with diffusers and peft alone: the same draws, the same loss, the same optimiser."""
+def _bare(model: VideoModel, config: TuneConfig, conditioning: AnchorConditioning) -> None:
+    """What one would write with diffusers and peft alone: the same draws, the same loss, the same optimizer."""
     adapters.train_only(model.unet, ["temporal"])
-    optimiser = adamw(
+    optimizer = adamw(
         {"temporal": [p for p in model.unet.parameters() if p.requires_grad]}, config, torch.device("cpu")
     )
-    clean, mask = told.latents[None], told.mask[None]
+    clean, mask = conditioning.latents[None], conditioning.latent_mask[None]
     for step in range(_STEPS):
         draw = torch.Generator().manual_seed(step)
         sigma = (torch.randn(1, generator=draw) * config.sigma_std + config.sigma_mean).exp()
         noisy = clean + sigma.view(-1, 1, 1, 1, 1) * torch.randn(clean.shape, generator=draw)
-        parts = [noisy / torch.sqrt(sigma**2 + 1), told.prompts[:1, None].expand_as(noisy)]
+        parts = [noisy / torch.sqrt(sigma**2 + 1), conditioning.image_latents[:1, None].expand_as(noisy)]
         if model.shape.guided:
             parts += [clean, mask[:, :, None]]
-        predicted = model.unet(torch.cat(parts, 2), 0.25 * torch.log(sigma), told.tokens[:1], told.ids[None]).sample
+        predicted = model.unet(
+            torch.cat(parts, 2),
+            0.25 * torch.log(sigma),
+            conditioning.image_embeds[:1],
+            conditioning.added_time_ids[None],
+        ).sample
         loss = masked_loss(predicted, noisy, clean, sigma, mask)
         loss.backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         float(loss.detach())
 
 
-def _condition(model: VideoModel, frames: int, height: int, width: int) -> Condition:
+def _condition(model: VideoModel, frames: int, height: int, width: int) -> AnchorConditioning:
     draw = torch.Generator().manual_seed(0)
     shape = (frames, model.shape.latent_channels, height, width)
     width_of_token = model.unet.config.cross_attention_dim
-    return Condition(
+    return AnchorConditioning(
         latents=torch.randn(shape, generator=draw),
-        mask=(torch.rand(frames, height, width, generator=draw) < 0.7).float(),
-        prompts=torch.randn(shape, generator=draw),
-        tokens=torch.randn(frames, 1, width_of_token, generator=draw),
-        ids=torch.tensor([23.0, 127.0, 0.02]),
+        latent_mask=(torch.rand(frames, height, width, generator=draw) < 0.7).float(),
+        image_latents=torch.randn(shape, generator=draw),
+        image_embeds=torch.randn(frames, 1, width_of_token, generator=draw),
+        added_time_ids=torch.tensor([23.0, 127.0, 0.02]),
     )
 
 

@@ -2,7 +2,7 @@
 
 Targets on a CPU, one thread: nearest >= 50x the warper and >= 8x packed torch, >= 0.40 of the copy, soft >= 18x
 the warper, two threads over frames >= 1.75x one. On a GPU: nearest >= 20 Gpoints/s and >= 0.30 of the copy,
-soft >= 5 Gpoints/s. The copy moves 44 bytes per point: depth in, keys out and in, colour in and out.
+soft >= 5 Gpoints/s. The copy moves 44 bytes per point: depth in, keys out and in, color in and out.
 """
 
 import math
@@ -65,7 +65,7 @@ class Scene:
             self.size,
             footprint=footprint,
             backend=backend,
-            flying=0.0,
+            flying_pixel_threshold=0.0,
         )
 
 
@@ -126,7 +126,7 @@ def _cameras(scene: Scene) -> Tensor:
 def shared_warper(frames: Tensor, depth: Tensor, K_px: Tensor, w2c: Tensor) -> tuple[Tensor, Tensor]:
     """The forward warp that TrajectoryCrafter, CogNVS and GEN3C share: bilinear, soft-z, 8 accumulating `index_put_`.
 
-    Points of the whole clip are lifted as homogeneous columns; each adds its colour, weighted by its share of the pixel over
+    Points of the whole clip are lifted as homogeneous columns; each adds its color, weighted by its share of the pixel over
     exp(50 log(1 + z) / max log(1 + z)), to four pixels of a padded target; what got any weight counts as covered.
     """
     count, channels, height, width = frames.shape

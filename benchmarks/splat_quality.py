@@ -34,13 +34,13 @@ VARIANTS: list[dict[str, Any]] = [
     {},
     {"footprint": "nearest"},
     {"footprint": "mesh"},
-    *({"band": band} for band in (0.01, 0.02, 0.1)),
-    *({"coverage": coverage} for coverage in (0.4, 0.5, 0.7)),
+    *({"depth_tolerance": depth_tolerance} for depth_tolerance in (0.01, 0.02, 0.1)),
+    *({"min_coverage": share} for share in (0.4, 0.5, 0.7)),
     *({"max_density": density} for density in (1, 3, 10)),
-    *({"flying": jump} for jump in (0.0, 0.05, 0.2)),
-    {"footprint": "nearest", "flying": 0.0},
-    {"footprint": "mesh", "flying": 0.0},
-    *({"depth": "smeared", "flying": jump} for jump in (0.0, 0.05, 0.1, 0.2)),
+    *({"flying_pixel_threshold": jump} for jump in (0.0, 0.05, 0.2)),
+    {"footprint": "nearest", "flying_pixel_threshold": 0.0},
+    {"footprint": "mesh", "flying_pixel_threshold": 0.0},
+    *({"depth": "smeared", "flying_pixel_threshold": jump} for jump in (0.0, 0.05, 0.1, 0.2)),
 ]
 """Options that differ from the defaults."""
 FIELDS = ("visible_covered", "visible", "covered", "coverage", "recall", "false")

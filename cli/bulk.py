@@ -164,14 +164,16 @@ def _print_price(price: "Price", *, as_json: bool) -> None:
         return
     from .store import size_text
 
-    def told(count: int | None) -> str:
+    def size_or_unknown(count: int | None) -> str:
         return "not known before a row is finished" if count is None else size_text(count)
 
     usd = "" if price.usd is None else f", {price.usd:.2f} USD"
     typer.echo(f"rows       {price.rows} to do of {price.clips} clips, {price.finished} finished")
     typer.echo(f"time       {price.gpu_hours:.3f} GPU hours{usd}; {price.hours:.3f} hours on {price.workers} workers")
-    typer.echo(f"bundles    {told(price.output_bytes)}")
-    typer.echo(f"stages     {told(price.stage_bytes_per_clip)} a clip while it is worked on, after it with --keep all")
+    typer.echo(f"bundles    {size_or_unknown(price.output_bytes)}")
+    typer.echo(
+        f"stages     {size_or_unknown(price.stage_bytes_per_clip)} a clip while it is worked on, after it with --keep all"
+    )
     typer.echo(f"from       {price.basis}")
 
 

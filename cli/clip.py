@@ -191,7 +191,7 @@ def save_anchor_sheet(result: "Result", folder: Path) -> Path:
     from ..engine.report.bundle import write_anchor_sheet
 
     path = folder / "anchor_sheet.png"
-    write_anchor_sheet(result.source, result.anchor, result.mask, result.evidence, path)
+    write_anchor_sheet(result.source, result.anchor, result.validity_mask, result.provenance, path)
     return path
 
 

@@ -37,7 +37,7 @@ def ls(as_json: Json = False) -> None:
                     "name": held.entry.name,
                     "kind": held.kind,
                     "source": held.entry.source,
-                    "license": held.entry.licence,
+                    "license": held.entry.license,
                     "about": held.entry.about,
                     "here": held.folder is not None,
                     "unfinished": held.unfinished,
@@ -52,7 +52,7 @@ def ls(as_json: Json = False) -> None:
         typer.echo(f"{kind.capitalize()} models ({option})")
         for held, size in rows:
             if held.kind == kind:
-                typer.echo(f"  {held.entry.name:10}{held.entry.about}. {held.entry.licence}")
+                typer.echo(f"  {held.entry.name:10}{held.entry.about}. {held.entry.license}")
                 typer.echo(f"{'':12}{_place(held, size)}")
     typer.echo("--model and --depth also take a directory or a hub repository; recapture models pull fetches either.")
 
@@ -85,7 +85,7 @@ def pull(
         typer.echo(f"warning: {error.message}", err=True)
         typer.echo(f"here       {here}")
         return
-    license_name = offer.license or "not stated" if entry is None else entry.licence
+    license_name = offer.license or "not stated" if entry is None else entry.license
     typer.echo(f"model      {repository}, {len(offer.sizes)} files, {size_text(sum(offer.sizes.values()))}")
     typer.echo(f"license    {license_name}  {offer.license_page}")
     if entry is not None and entry.terms:

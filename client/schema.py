@@ -6,7 +6,7 @@ client understands a newer service. Sizes are in pixels, times in seconds, momen
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from .base import Asked
 from .options import ClipOptions, Options, SampleOptions
@@ -117,7 +117,7 @@ class PreviewCreate(Asked):
     max_side: int = Field(default=384, ge=32, le=1024)
     format: Literal["webp", "mp4"] = "webp"
     tint: bool = True
-    """Colour the holes, instead of leaving them black."""
+    """Color the holes, instead of leaving them black."""
 
 
 class SceneCreate(Asked):
@@ -308,13 +308,14 @@ class Scene(Answered):
     depth: str
     """Base64 of height x width little-endian float16, row by row; infinite is sky, NaN unknown."""
     webp: str
-    """Base64 of the frame's colours, of the same size."""
+    """Base64 of the frame's colors, of the same size."""
 
 
 class Model(Answered):
     object: Literal["model"] = "model"
     id: str
-    licence: str
+    license: Annotated[str, Field(validation_alias=AliasChoices("license", "licence"))]
+    """`licence` is how the version before spelled it."""
     about: str
     frames: int
     """Frames in a window."""

@@ -21,7 +21,7 @@ class ModelEntry:
     name: str
     source: str
     """A directory, or the name of a hub repository."""
-    licence: str
+    license: str
     about: str
     terms: str = ""
     """What the license asks of its user, where it asks something."""
@@ -45,20 +45,20 @@ MODELS = {
         ModelEntry(
             name="tiny",
             source=str(EMBEDDED / "tiny"),
-            licence="Apache-2.0 (see the model card for the training data)",
+            license="Apache-2.0 (see the model card for the training data)",
             about="embedded, a few million parameters, runs on a laptop",
         ),
         ModelEntry(
             name="svd",
             source="stabilityai/stable-video-diffusion-img2vid",
-            licence="Stability AI Community License",
+            license="Stability AI Community License",
             about="Stable Video Diffusion, 14 frames at 1024x576, 1.5 B parameters",
             terms=_STABILITY_TERMS,
         ),
         ModelEntry(
             name="svd-xt",
             source="stabilityai/stable-video-diffusion-img2vid-xt",
-            licence="Stability AI Community License",
+            license="Stability AI Community License",
             about="Stable Video Diffusion XT, 25 frames at 1024x576, 1.5 B parameters",
             terms=_STABILITY_TERMS,
         ),
@@ -72,13 +72,13 @@ DEPTH_MODELS = {
         ModelEntry(
             name="embedded",
             source=str(EMBEDDED / "depth"),
-            licence="Apache-2.0 (see the model card)",
+            license="Apache-2.0 (see the model card)",
             about="in the package, small",
         ),
         ModelEntry(
             name="depth",
             source="depth-anything/Depth-Anything-V2-Small-hf",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             about="Depth Anything V2 Small, 25 M parameters",
         ),
     )
@@ -91,8 +91,8 @@ UNSTATED = "not stated, see the model's card"
 _MULTIVIEW = ModelEntry(
     name="embedded",
     source=str(EMBEDDED / "multiview"),
-    licence="Apache-2.0 (see the model card)",
-    about="in the package, imagines what no frame shows",
+    license="Apache-2.0 (see the model card)",
+    about="in the package, synthesizes what no frame shows",
 )
 
 
@@ -131,7 +131,7 @@ def find_model(name: str) -> tuple[ModelEntry, Path]:
                 "StableVideoDiffusionPipeline, or a hub name such as owner/repository",
                 param="model",
             )
-        entry = ModelEntry(name=name, source=name, licence=UNSTATED, about="user's model")
+        entry = ModelEntry(name=name, source=name, license=UNSTATED, about="user's model")
     folder = Path(entry.source)
     if folder.is_relative_to(EMBEDDED) and not folder.is_dir():
         raise ModelError(f"the embedded weights are not in this installation ({folder}); install the package again")
@@ -144,8 +144,8 @@ def find_model(name: str) -> tuple[ModelEntry, Path]:
             f"StableVideoDiffusionPipeline with {', '.join(COMPONENTS)}/",
             param="model",
         )
-    if entry.licence == UNSTATED:
-        entry = replace(entry, licence=hub.license_of(folder) or UNSTATED)
+    if entry.license == UNSTATED:
+        entry = replace(entry, license=hub.license_of(folder) or UNSTATED)
     return entry, folder
 
 
@@ -182,8 +182,8 @@ def holdings() -> Iterator[Holding]:
         for layout in (VIDEO, DEPTH):
             folder = hub.snapshot(repository, layout)
             if folder is not None and layout.is_of(folder / layout.marker):
-                licence = hub.license_of(folder) or UNSTATED
-                entry = ModelEntry(name=repository, source=repository, licence=licence, about="from the hub")
+                license = hub.license_of(folder) or UNSTATED
+                entry = ModelEntry(name=repository, source=repository, license=license, about="from the hub")
                 yield Holding(entry=entry, kind=layout.kind, folder=folder)
 
 

@@ -55,7 +55,9 @@ class DepthConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnchorConfig:
-    band: float = option(0.05, "Relative depth within which two points are one surface.", bounds=(0.001, 0.5))
+    depth_tolerance: float = option(
+        0.05, "Relative depth within which two points are one surface.", bounds=(0.001, 0.5)
+    )
     locked: bool | None = option(
         None,
         "The source camera stands still: other frames show what one hides.",
@@ -134,7 +136,7 @@ class TuneConfig:
     spatial_prompt: Literal["other", "none"] = option(
         "other", "Image prompt of the spatial pass: another source frame, or none."
     )
-    normalisation: Literal["window", "frame", "none"] = option(
+    normalization: Literal["window", "frame", "none"] = option(
         "window", "What the masked loss is divided by: valid cells of the window or of each frame, or nothing."
     )
     sigma_mean: float = option(0.7, "Mean of ln sigma in tuning.", bounds=(-5, 5))
@@ -278,6 +280,9 @@ OPTIONS = table_of(RunConfig)
 
 Quality = Literal["draft", "standard", "paper"]
 
+RENAMED = {"tune.normalisation": "normalization", "anchor.band": "depth_tolerance"}
+"""Options that configurations and manifests of the version before call otherwise: their old path, and the field's name."""
+
 QUALITIES: dict[Quality, dict[str, dict[str, Any]]] = {
     "draft": {
         "tune": {"spatial_steps": 0, "temporal_steps": 0},
@@ -290,7 +295,7 @@ QUALITIES: dict[Quality, dict[str, dict[str, Any]]] = {
 """Values that a quality sets, by section, over the defaults above."""
 
 EMBEDDED: dict[str, dict[str, dict[str, Any]]] = {
-    # A prior this small cannot tell fine noise from texture: many steps, high noise levels and SDEdit leave coloured noise.
+    # A prior this small cannot tell fine noise from texture: many steps, high noise levels and SDEdit leave colored noise.
     "draft": {"sample": {"steps": 2, "start_sigma": 2.0, "guidance": (1.0, 1.0)}},
     "standard": {
         "condition": {"augmentations": 24},
@@ -349,6 +354,7 @@ def override(config: RunConfig, sections: Mapping[str, Mapping[str, Any]]) -> Ru
     changed = {}
     for where, values in sections.items():
         part = getattr(config, where) if where else config
+        values = _renamed(values, f"{where}.")
         known = {f.name for f in fields(part)}
         unknown = set(values) - known
         if unknown:
@@ -390,8 +396,8 @@ def check_device(name: str) -> None:
         raise InputError(f"{name!r} is not one of auto, cpu, cuda, cuda:0, cuda:1, ..., mps", param="device")
 
 
-def _build(kind: type, value: dict[str, Any], where: str) -> Any:
-    hints = get_type_hints(kind)
+def _build(kind: type, value: Mapping[str, Any], where: str) -> Any:
+    hints, value = get_type_hints(kind), _renamed(value, where)
     unknown = set(value) - set(hints)
     if unknown:
         raise InputError(f"the configuration has no field {where}{sorted(unknown)[0]}")
@@ -401,3 +407,7 @@ def _build(kind: type, value: dict[str, Any], where: str) -> Any:
             item = _build(hints[name], item, f"{where}{name}.")
         made[name] = tuple(item) if isinstance(item, list) else item
     return kind(**made)
+
+
+def _renamed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    return {RENAMED.get(f"{where}{name}", name): value for name, value in values.items()}

@@ -11,7 +11,7 @@ from .graph.context import StageContext
 from .graph.stage import Inputs
 from .imaging.composite import to_clip_size
 from .imaging.texture_fill import TextureFill, View
-from .stage_results import load_background_plate, load_camera_path, load_source_view
+from .stage_results import load_array, load_background_plate, load_camera_path, load_source_view
 
 Fill = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Of a frame's index and its picture, uint8 [h, w, 3]: the picture with texture, uint8 [1, h, w, 3], and how much of it
@@ -21,7 +21,7 @@ each pixel has, uint8 [1, h, w]."""
 def texture_fill(context: StageContext, inputs: Inputs) -> Fill:
     """Texture for the holes of a run; frames are to be filled one after the other."""
     frames, depth = inputs["frames"].array("frames"), inputs["depth"].array("depth")
-    color, evidence = inputs["anchor"].array("color"), inputs["anchor"].array("evidence")
+    color, provenance = inputs["anchor"].array("color"), load_array(inputs["anchor"], "provenance")
     alpha, generated = inputs["anchor"].array("alpha"), inputs["generate"].array("frames")
     path, K_px, plate = load_camera_path(inputs), load_source_view(inputs).K_px, load_background_plate(inputs)
 
@@ -33,12 +33,12 @@ def texture_fill(context: StageContext, inputs: Inputs) -> Fill:
             K_px,
             path,
             plate=plate,
-            band=context.config.anchor.band,
+            depth_tolerance=context.config.anchor.depth_tolerance,
             valid=context.request.source_mask,
             device=context.drawing_device,
         )
-        made = to_uint8(to_clip_size(to_tensor(generated[t : t + 1]), evidence.shape[1:]))[0]
-        return View(color=color[t], real=evidence[t] > 0, depth=z, front=front, generated=made)
+        made = to_uint8(to_clip_size(to_tensor(generated[t : t + 1]), provenance.shape[1:]))[0]
+        return View(color=color[t], real=provenance[t] > 0, depth=z, front=front, generated=made)
 
     stands = inputs["background"].json("background")["locked"]
     c2w = path.c2w if stands else source_poses(frames, depth, K_px) @ path.c2w

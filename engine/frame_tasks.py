@@ -9,13 +9,13 @@ import torch
 
 from .anchor.render import FRAMES_AT_ONCE, draw_anchor, to_tensor, to_uint8
 from .cameras import CameraPath
-from .diffusion.conditioning import anchor_mask, augmented_frames, working_anchor
+from .diffusion.encoding import anchor_mask, augmented_frames, working_anchor
 from .geometry.background import Plate
 from .geometry.depth_estimation import predict_frame
 from .graph.context import StageContext
 from .graph.frame_task import FrameBatch
-from .models.multiview import MultiviewSource, NovelView, imagined_anchor
-from .stage_results import load_background_plate, load_camera_path, load_source_view
+from .models.multiview import MultiviewSource, NovelView, synthesized_anchor
+from .stage_results import load_array, load_background_plate, load_camera_path, load_source_view
 from .store import Entry
 
 
@@ -50,7 +50,7 @@ class DrawAnchor:
             np.broadcast_to(K_px, (len(images), 3, 3)),
             path,
             plate=plate,
-            band=context.config.anchor.band,
+            depth_tolerance=context.config.anchor.depth_tolerance,
             valid=context.request.source_mask,
             device=context.drawing_device,
         )
@@ -83,7 +83,7 @@ class Cover:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagineAnchor:
+class SynthesizeAnchor:
     """Frames drawn by their points, what these leave open by a multiview model."""
 
     inputs: Mapping[str, Entry]
@@ -103,10 +103,10 @@ class ImagineAnchor:
                 K_px=path.K_px[t],
                 unit=unit,
                 points=to_tensor(part["color"][k : k + 1])[0],
-                covered=torch.from_numpy(part["mask"][k].copy()),
+                covered=torch.from_numpy(part["validity_mask"][k].copy()),
             )
-            parts.append(imagined_anchor(context.models.multiview(self.source), view, seed=context.config.seed))
-        hard = np.where(part["evidence"] > 0, np.uint8(255), np.uint8(0))  # what is imagined has edges of its own
+            parts.append(synthesized_anchor(context.models.multiview(self.source), view, seed=context.config.seed))
+        hard = np.where(part["provenance"] > 0, np.uint8(255), np.uint8(0))  # what is synthesized has edges of its own
         return part | {name: np.stack([each[name] for each in parts]) for name in parts[0]} | {"alpha": hard}
 
     @cached_property
@@ -126,8 +126,13 @@ class EncodeSource:
         pictures, index = augmented_frames(
             self.frames.array("frames"), options.augmentations, context.size, context.config.seed, indices
         )
-        latents, prompts, tokens = (part.float().cpu().numpy() for part in context.encoder(pictures))
-        return {"latents": latents, "prompts": prompts, "tokens": tokens, "frame": np.array(index)}
+        latents, image_latents, image_embeds = (part.float().cpu().numpy() for part in context.encoder(pictures))
+        return {
+            "latents": latents,
+            "image_latents": image_latents,
+            "image_embeds": image_embeds,
+            "frame": np.array(index),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,11 +144,11 @@ class EncodeAnchor:
 
     def __call__(self, context: StageContext, indices: range) -> FrameBatch:
         part = slice(indices.start, indices.stop)
-        imagined = self.anchor.json("coverage")["route"] == "multiview"
-        color, mask = self.anchor.array("color")[part], self.anchor.array("mask")[part]
-        filled, valid = working_anchor(color, mask, context.size, filled=imagined)
+        synthesized = self.anchor.json("coverage")["route"] == "multiview"
+        color, mask = self.anchor.array("color")[part], load_array(self.anchor, "validity_mask")[part]
+        filled, valid = working_anchor(color, mask, context.size, filled=synthesized)
         encoded = (*context.encoder(filled), anchor_mask(valid, context.model, context.config.condition))
-        names = ("latents", "prompts", "tokens", "mask")
+        names = ("latents", "image_latents", "image_embeds", "latent_mask")
         return {name: values.float().cpu().numpy() for name, values in zip(names, encoded, strict=True)}
 
 

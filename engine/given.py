@@ -155,12 +155,17 @@ def given_anchor(color: np.ndarray, mask: np.ndarray) -> Replacement:
         wanted = (len(path), path.height, path.width)
         if mask.shape != wanted:
             raise InputError(f"must have {wanted[0]} frames of {wanted[2]}x{wanted[1]}", param="anchor")
-        evidence = np.where(mask, np.uint8(255), np.uint8(0))
-        for name, values in (("color", color), ("mask", mask), ("alpha", evidence), ("evidence", evidence)):
+        provenance = np.where(mask, np.uint8(255), np.uint8(0))
+        for name, values in (
+            ("color", color),
+            ("validity_mask", mask),
+            ("alpha", provenance),
+            ("provenance", provenance),
+        ):
             out.save_array(name, np.ascontiguousarray(values))
         holes = [1 - float(frame.mean()) for frame in mask]
         none = [0.0] * len(mask)
-        out.json("coverage", {"holes": holes, "other_frames": none, "imagined": none, "route": "given"})
+        out.json("coverage", {"holes": holes, "other_frames": none, "synthesized": none, "route": "given"})
         if sees_almost_nothing(holes, force=context.request.force):
             context.warn("the anchor shows almost nothing of the clip")
 

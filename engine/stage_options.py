@@ -1,4 +1,8 @@
-"""What each stage's key says of the options: everything that its result depends on, and nothing else."""
+"""What each stage's key says of the options: everything that its result depends on, and nothing else.
+
+Two options have another name in keys than in the configuration, since stores outlive names: `band` is `depth_tolerance`,
+`normalisation` is `normalization`.
+"""
 
 import hashlib
 from dataclasses import asdict, replace
@@ -27,13 +31,17 @@ def standing_camera_options(context: StageContext) -> dict[str, Any]:
     """Of `background`: what decides about a clip whose camera stands still."""
     picture = context.request.clean_plate_picture
     digest = None if picture is None else hashlib.sha256(picture.tobytes()).hexdigest()
-    return {"locked": context.config.anchor.locked, "band": context.config.anchor.band, "clean_plate": digest}
+    return {
+        "locked": context.config.anchor.locked,
+        "band": context.config.anchor.depth_tolerance,
+        "clean_plate": digest,
+    }
 
 
 def anchor_options(context: StageContext) -> dict[str, Any]:
     """Of `anchor`."""
     options, request = context.config.anchor, context.request
-    shared = {"band": options.band, "mask": request.mask_digest, "force": request.force}
+    shared = {"band": options.depth_tolerance, "mask": request.mask_digest, "force": request.force}
     return shared if options.route == "points" else {**shared, "route": options.route, "seed": request.config.seed}
 
 
@@ -56,12 +64,13 @@ def spatial_options(context: StageContext) -> dict[str, Any]:
 
 def temporal_options(context: StageContext) -> dict[str, Any]:
     """Of `temporal`."""
-    names = ["temporal_steps", "normalisation"]
+    names = ["temporal_steps"]
     if context.config.tune.schedule == "joint":
         names += ["spatial_batch", "spatial_prompt"]
     # Keys of one window per step are as they were before the batch was an option.
     batch = {} if context.config.tune.temporal_batch == 1 else {"temporal_batch": context.config.tune.temporal_batch}
-    return {**_tune_options(context, *names), **batch}
+    normalization = {"normalisation": context.config.tune.normalization}
+    return {**_tune_options(context, *names), **normalization, **batch}
 
 
 def _tune_options(context: StageContext, *names: str) -> dict[str, Any]:
@@ -103,5 +112,9 @@ def deliver_options(context: StageContext) -> dict[str, Any]:
         return {**options, "fill": "model"}  # nothing is filled
     if context.config.deliver.fill == "model":
         return options
-    shared = {"band": context.config.anchor.band, "mask": context.request.mask_digest, "seed": context.config.seed}
+    shared = {
+        "band": context.config.anchor.depth_tolerance,
+        "mask": context.request.mask_digest,
+        "seed": context.config.seed,
+    }
     return {**options, **shared}

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +11,7 @@ from torch import Tensor
 
 from .cameras import CameraPath, SourceView
 from .config import RunConfig
-from .diffusion.sampler import Condition
-from .diffusion.tuner import SourceBank
+from .diffusion.conditioning import AnchorConditioning, SourceBank
 from .geometry.background import Plate
 from .graph.context import StageContext
 from .graph.request import RenderRequest
@@ -78,7 +78,7 @@ class StageResults:
             self.warnings.append(sentence)
 
     def _array(self, stage: str, name: str) -> np.ndarray:
-        return self._entry(stage).array(name)
+        return load_array(self._entry(stage), name)
 
     def _entry(self, stage: str) -> Entry:
         if stage not in self.entries:
@@ -112,10 +112,10 @@ class StageResults:
         return self._array("anchor", "color")
 
     @property
-    def mask(self) -> np.ndarray:
+    def validity_mask(self) -> np.ndarray:
         """The anchor's validity mask, bool [N, H, W]: real footage, or synthesized by a multiview model that is certain
-        of it (`evidence` tells them apart)."""
-        return self._array("anchor", "mask")
+        of it (`provenance` tells them apart)."""
+        return self._array("anchor", "validity_mask")
 
     @property
     def alpha(self) -> np.ndarray:
@@ -123,15 +123,15 @@ class StageResults:
         return self._array("anchor", "alpha")
 
     @property
-    def evidence(self) -> np.ndarray:
+    def provenance(self) -> np.ndarray:
         """uint8 [N, H, W]: 255 where the anchor's pixel is of the same moment's frame, 1 to 254 where other frames of a
         locked-off clip show it (the confidence in it), 0 in holes."""
-        return self._array("anchor", "evidence")
+        return self._array("anchor", "provenance")
 
     @property
-    def matte(self) -> np.ndarray:
+    def generated_mask(self) -> np.ndarray:
         """uint8 [N, H, W], 255 where the delivered pixel is generated."""
-        return self._array("deliver", "matte")
+        return self._array("deliver", "generated_mask")
 
     @property
     def camera(self) -> CameraPath:
@@ -142,12 +142,13 @@ class StageResults:
     @property
     def hole_share(self) -> float:
         """Share of the anchor's pixels that no source pixel covers."""
-        return float(np.mean(self._entry("anchor").json("coverage")["holes"]))
+        self._entry("anchor")
+        return float(np.mean(load_coverage(self.entries)["holes"]))
 
     @cached_property
     def generated_share(self) -> float:
         """Share of the delivered picture that comes from the model."""
-        return float(np.mean([frame.mean(dtype=np.float64) / 255 for frame in self.matte]))
+        return float(np.mean([frame.mean(dtype=np.float64) / 255 for frame in self.generated_mask]))
 
     @property
     def texture(self) -> np.ndarray:
@@ -184,6 +185,14 @@ def load_camera_path(inputs: Inputs) -> CameraPath:
     return CameraPath.from_json(inputs["camera"].json("camera")["path"])
 
 
+def load_coverage(inputs: Inputs) -> dict[str, Any]:
+    """Shares of each anchor frame's pixels: `holes`, of `other_frames`, `synthesized`; and the `route` that was taken."""
+    coverage = inputs["anchor"].json("coverage")
+    if "imagined" in coverage:  # as the version before called it
+        coverage["synthesized"] = coverage.pop("imagined")
+    return coverage
+
+
 def load_background_plate(inputs: Inputs) -> Plate | None:
     """The static background, None where the source camera moves."""
     entry = inputs["background"]
@@ -206,22 +215,44 @@ def load_adapters(context: StageContext, inputs: Inputs) -> None:
         adapters.load(context.model.unet, name, folder, read=context.models.read_adapter)
 
 
+_RENAMED = {
+    "validity_mask": "mask",
+    "provenance": "evidence",
+    "generated_mask": "matte",
+    "latent_mask": "mask",
+    "image_latents": "prompts",
+    "image_embeds": "tokens",
+    "added_time_ids": "ids",
+}
+"""Arrays that the version before stored under another name."""
+
+
+def load_array(entry: Entry, name: str) -> np.ndarray:
+    """An array of a result, memory-mapped; in a result that the version before stored it may have its old name.
+
+    Raises:
+        KeyError: the result has no such array.
+        StoreError: its file is gone or damaged.
+    """
+    stored = name if f"{name}.arrow" in entry.files else _RENAMED.get(name, name)
+    return entry.array(stored)
+
+
 def load_tensor(context: StageContext, entry: Entry, name: str) -> Tensor:
     """A copy of an array on the run's device."""
-    return torch.from_numpy(entry.array(name).copy()).to(context.device)
+    return torch.from_numpy(load_array(entry, name).copy()).to(context.device)
 
 
 def load_source_bank(context: StageContext, inputs: Inputs) -> SourceBank:
     """The encoded source frames that the spatial adapter learns from."""
     entry = inputs["source"]
-    latents, prompts, tokens = (load_tensor(context, entry, name) for name in ("latents", "prompts", "tokens"))
+    names = ("latents", "image_latents", "image_embeds", "added_time_ids")
     frame = torch.tensor(entry.json("bank")["frame"])
-    ids = load_tensor(context, entry, "ids")
-    return SourceBank(latents=latents, prompts=prompts, tokens=tokens, frame=frame, ids=ids)
+    return SourceBank(frame=frame, **{name: load_tensor(context, entry, name) for name in names})
 
 
-def load_conditioning(context: StageContext, inputs: Inputs) -> Condition:
+def load_conditioning(context: StageContext, inputs: Inputs) -> AnchorConditioning:
     """The encoded anchor."""
     entry = inputs["condition"]
-    names = ("latents", "mask", "prompts", "tokens", "ids")
-    return Condition(**{name: load_tensor(context, entry, name) for name in names})
+    names = ("latents", "latent_mask", "image_latents", "image_embeds", "added_time_ids")
+    return AnchorConditioning(**{name: load_tensor(context, entry, name) for name in names})

@@ -21,12 +21,11 @@ from .anchor.render import to_tensor, to_uint8
 from .anchor.writing import sees_almost_nothing, write_anchor
 from .cameras import path_warnings, through_geometry
 from .delivery import texture_fill
-from .diffusion.conditioning import time_ids
-from .diffusion.sampler import Condition
+from .diffusion.conditioning import AnchorConditioning, added_time_ids
 from .diffusion.sampler import sample as sample_windows
 from .diffusion.tuner import Tuner, tune
 from .errors import InputError
-from .frame_tasks import Cover, DecodeLatents, DrawAnchor, EncodeAnchor, EncodeSource, ImagineAnchor, PredictDepth
+from .frame_tasks import Cover, DecodeLatents, DrawAnchor, EncodeAnchor, EncodeSource, PredictDepth, SynthesizeAnchor
 from .geometry.background import background_plate, clean_plate, stands_still
 from .geometry.depth_estimation import EmptyScene, estimate_depth, predict_frame, structure_of
 from .geometry.depth_files import read_depth
@@ -40,6 +39,7 @@ from .models.adapters import AdapterName
 from .models.multiview import chosen_route
 from .stage_results import (
     load_adapters,
+    load_array,
     load_camera_path,
     load_conditioning,
     load_source_bank,
@@ -84,7 +84,7 @@ def decode_clip(context: StageContext, inputs: Inputs, out: Writer) -> None:
 def find_depth(context: StageContext, inputs: Inputs, out: Writer) -> None:
     """Estimate depth, steady it over time, find the structure of the scene in it."""
     images, options, request = inputs["frames"].array("frames"), context.config.depth, context.request
-    locked, band = context.config.anchor.locked, context.config.anchor.band
+    locked, depth_tolerance = context.config.anchor.locked, context.config.anchor.depth_tolerance
     if request.depth_dir is not None:
         refine = structure_of(images) if options.structure else None
         first = context.config.decode.first_frame
@@ -97,7 +97,7 @@ def find_depth(context: StageContext, inputs: Inputs, out: Writer) -> None:
             _depth_rows(out),
             smooth=options.smooth,
             structure=options.structure is not False,
-            empty_scene=EmptyScene(images, request.clean_plate_picture, locked, band),
+            empty_scene=EmptyScene(images, request.clean_plate_picture, locked, depth_tolerance),
             look=lambda picture: predict_frame(context.models.depth(options.model), picture),
             scratch=out.path,
             on_frame=lambda done: context.progress("depth", done, len(images)),
@@ -126,7 +126,7 @@ def find_background(context: StageContext, inputs: Inputs, out: Writer) -> None:
     out.json("background", {"locked": locked})
     if not locked:
         return
-    plate = background_plate(images, depths, band=context.config.anchor.band)
+    plate = background_plate(images, depths, depth_tolerance=context.config.anchor.depth_tolerance)
     if picture is not None:
         predicted, _ = context.models.depth("embedded").predict(to_tensor(picture[None]))
         plate = clean_plate(picture, plate, predicted[0].float().cpu().numpy())
@@ -187,7 +187,7 @@ def draw_anchor(context: StageContext, inputs: Inputs, out: Writer) -> None:
         route, _ = chosen_route(path, 1 - _mean_cover(context, inputs, len(path), out))
     if route == "multiview":
         assert context.multiview_source is not None
-        task = ImagineAnchor(inputs=inputs, source=context.multiview_source)
+        task = SynthesizeAnchor(inputs=inputs, source=context.multiview_source)
     shares = write_anchor(
         context.each_frame(task, len(path), out),
         (path.height, path.width),
@@ -221,7 +221,7 @@ def encode_source(context: StageContext, inputs: Inputs, out: Writer) -> None:
     frame = encoded.pop("frame")
     for name, values in encoded.items():
         out.save_array(name, values)
-    out.save_array("ids", time_ids(float(context.request.info.rate), options))
+    out.save_array("added_time_ids", added_time_ids(float(context.request.info.rate), options))
     out.json("bank", {"frame": frame.tolist()})
 
 
@@ -237,10 +237,10 @@ def encode_anchor(context: StageContext, inputs: Inputs, out: Writer) -> None:
     """Fill the anchor's holes and encode it with its latent mask."""
     options = context.config.condition
     task = EncodeAnchor(anchor=inputs["anchor"], batch=options.micro_batch)
-    encoded = _encoded(context, "condition", task, len(inputs["anchor"].array("mask")), out)
+    encoded = _encoded(context, "condition", task, len(load_array(inputs["anchor"], "validity_mask")), out)
     for name, values in encoded.items():
         out.save_array(name, values)
-    out.save_array("ids", time_ids(float(context.request.info.rate), options))
+    out.save_array("added_time_ids", added_time_ids(float(context.request.info.rate), options))
 
 
 @stage(
@@ -280,7 +280,7 @@ def tune_temporal(context: StageContext, inputs: Inputs, out: Writer) -> None:
     measured = bool(steps or tuned_adapters(inputs))  # what nothing was tuned for has nothing to compare
     before = tuner.held_out(anchor, ()) if measured else 0.0
     passes = _temporal_passes(context, tuner, anchor, inputs)
-    if steps and not anchor.mask.any():
+    if steps and not anchor.latent_mask.any():
         context.warn(
             "no cell of the anchor is free of holes: the temporal adapter has nothing to learn from and stays off"
         )
@@ -291,7 +291,7 @@ def tune_temporal(context: StageContext, inputs: Inputs, out: Writer) -> None:
     def as_good() -> bool:
         return start is not None and tuner.held_out(anchor, adapters.ADAPTERS) <= start.relative_loss * before
 
-    losses = _tuned(context, "temporal", steps, passes, out, enough=as_good)
+    losses = _tuned(context, "temporal", steps, passes, out, should_stop=as_good)
     about = {"of": adapter_compatibility(context, inputs), "path": load_camera_path(inputs).to_json()}
     about |= {"held_out": _held_out(tuner, anchor, before) if measured else {}, "warm_start": start and start.to_json()}
     out.json("tuning", {"steps": len(losses["temporal"]), "losses": losses, **about})
@@ -313,7 +313,7 @@ def sample(context: StageContext, inputs: Inputs, out: Writer) -> None:
     highest = options.start_sigma if from_anchor else model.sigma_max
     sigmas = context.sampler.sigmas(options.steps, highest, model.sigma_min)
     base = anchor.latents if from_anchor else torch.zeros_like(anchor.latents)
-    first = anchor.prompts[0], anchor.tokens[0]
+    first = anchor.image_latents[0], anchor.image_embeds[0]
     with adapters.enabled(model.unet, adapters.ADAPTERS):
         _write_sample(context, "sample", out, base, anchor, sigmas, first, guidance=options.guidance)
 
@@ -335,7 +335,7 @@ def refine(context: StageContext, inputs: Inputs, out: Writer) -> None:
         return
     load_adapters(context, inputs)
     sigmas = context.sampler.sigmas(options.steps, options.sigma, min(model.sigma_min, options.sigma / 10))
-    first = context.encoder.prompt_of(base[0])
+    first = context.encoder.encode_image(base[0])
     with adapters.enabled(model.unet, ["spatial"]):
         _write_sample(context, "refine", out, base, anchor, sigmas, first, guidance=(1.0, 1.0))
 
@@ -371,16 +371,16 @@ def deliver(context: StageContext, inputs: Inputs, out: Writer) -> None:
     options, joined = context.config.deliver, context.config.deliver.composite == "on"
     generated = inputs["generate"].array("frames")
     # What a multiview model synthesized is no footage, whether the mask is certain of it or not.
-    color, alpha, evidence = (inputs["anchor"].array(name) for name in ("color", "alpha", "evidence"))
-    count, height, width = evidence.shape
+    color, alpha, provenance = (load_array(inputs["anchor"], name) for name in ("color", "alpha", "provenance"))
+    count, height, width = provenance.shape
     fill = texture_fill(context, inputs) if joined and options.fill == "texture" else None
     with (
         out.array("frames", shape_per_row=(height, width, 3), dtype=np.uint8) as rows,
-        out.array("matte", shape_per_row=(height, width), dtype=np.uint8) as mattes,
+        out.array("generated_mask", shape_per_row=(height, width), dtype=np.uint8) as generated_masks,
         out.array("texture", shape_per_row=(height, width), dtype=np.uint8) as textures,
     ):
         for t in range(count):
-            made, is_real = to_tensor(generated[t : t + 1]), evidence[t : t + 1] > 0
+            made, is_real = to_tensor(generated[t : t + 1]), provenance[t : t + 1] > 0
             if joined:
                 real = to_tensor(color[t : t + 1])
                 picture = composite(made, real, is_real, alpha[t : t + 1], feather_px=options.feather_px)
@@ -391,7 +391,7 @@ def deliver(context: StageContext, inputs: Inputs, out: Writer) -> None:
                 delivered, texture = fill(t, delivered[0])
             rows.append(delivered)
             textures.append(texture)
-            mattes.append(255 - alpha[t : t + 1] if joined else np.full((1, height, width), 255, np.uint8))
+            generated_masks.append(255 - alpha[t : t + 1] if joined else np.full((1, height, width), 255, np.uint8))
             context.progress("deliver", t + 1, count)
 
 
@@ -438,7 +438,7 @@ Passes = dict[AdapterName, Callable[[int], Tensor]]
 """Loss of each adapter that is tuned, as a function of the step."""
 
 
-def _temporal_passes(context: StageContext, tuner: Tuner, anchor: Condition, inputs: Inputs) -> Passes:
+def _temporal_passes(context: StageContext, tuner: Tuner, anchor: AnchorConditioning, inputs: Inputs) -> Passes:
     """The temporal adapter's loss; with the joint schedule also the spatial one's, else the tuned one is loaded."""
     passes: Passes = {"temporal": lambda step: tuner.temporal_loss(anchor, step)}
     if context.config.tune.schedule != "joint":
@@ -455,21 +455,21 @@ def _tuned(
     steps: int,
     passes: Passes,
     out: Writer,
-    enough: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[AdapterName, list[float]]:
     """Tune, save the adapters; the loss of every step by adapter."""
     model = context.model
     losses = tune(
         model, context.config.tune, out, steps, passes,
         lambda done, loss: context.progress(stage, done, steps, loss=loss),
-        enough=enough, optimiser_of=context.executor.make_optimizer,
+        should_stop=should_stop, make_optimizer=context.executor.make_optimizer,
     )  # fmt: skip
     for name in passes if steps else ():
         adapters.save(model.unet, name, out.path / name, base_model=context.models.entry.source_name)
     return losses
 
 
-def _held_out(tuner: Tuner, anchor: Condition, before: float) -> dict[str, float]:
+def _held_out(tuner: Tuner, anchor: AnchorConditioning, before: float) -> dict[str, float]:
     """Held-out loss by which adapters are on; `before` is that of none."""
     chosen: list[tuple[AdapterName, ...]] = [("spatial",), ("temporal",), ("spatial", "temporal")]
     return {"none": before} | {"+".join(names): tuner.held_out(anchor, names) for names in chosen}
@@ -480,9 +480,9 @@ def _write_sample(
     stage: str,
     out: Writer,
     base: Tensor,
-    anchor: Condition,
+    anchor: AnchorConditioning,
     sigmas: list[float],
-    first_prompt: tuple[Tensor, Tensor],
+    first_image: tuple[Tensor, Tensor],
     *,
     guidance: tuple[float, float],
 ) -> None:
@@ -498,7 +498,7 @@ def _write_sample(
     # Another stream than the tuning's: the same seed must not hand the sampler noise that the adapters were trained on.
     seed = context.request.sample_seed + {"sample": 1 << 32, "refine": 1 << 33}[stage]
     parts = sample_windows(
-        context.model, base, anchor, windows, sigmas, prompt_of=context.encoder.prompt_of, first_prompt=first_prompt,
+        context.model, base, anchor, windows, sigmas, encode_image=context.encoder.encode_image, first_image=first_image,
         guidance=guidance, seed=seed, sampler=context.sampler, on_step=on_step,
     )  # fmt: skip
     out.save_array("latents", torch.cat(list(parts)).cpu().numpy())

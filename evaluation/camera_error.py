@@ -41,7 +41,7 @@ class CameraErrors:
 
     Attributes:
         rotation_deg: float64 [T], angle between the camera found and the one asked for.
-        translation: float64 [T], distance between their centres in scene units.
+        translation: float64 [T], distance between their centers in scene units.
         translation_share: float64 [T], the same divided by the path's largest distance from the source camera, so that
             clips of any unit compare; NaN for a path that only turns.
         inliers: int64 [T], matches that agree with the camera found; 0 where none was.
@@ -73,7 +73,7 @@ def camera_errors(
         output: uint8 [T, h, w, 3].
         depth: float [T, H, W], planar z of the source in scene units; what is not finite and positive is not used.
         c2w: float64 [T, 4, 4], the cameras asked for.
-        K_px: float64 [3, 3], the source's intrinsics in pixels of (W, H), pixel centres at +0.5.
+        K_px: float64 [3, 3], the source's intrinsics in pixels of (W, H), pixel centers at +0.5.
         output_K_px: float64 [3, 3] or [T, 3, 3] in pixels of (w, h); the source's if not given.
 
     Raises:

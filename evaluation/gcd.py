@@ -9,10 +9,10 @@ sgm/data/kubric_arbit.py and scripts/test.py):
     CONTROLS                                                {"scn02900": {"sample_00": {frame_start, frame_skip,
                                                             spherical_start, spherical_end}}}
 
-Views 0 to 3 look down from 45 degrees, 4 to 15 from 5 degrees; all from 15 m towards (0, 0, 1). The depth is metres
-from the camera's centre (not planar z), quaternions are w x y z of a camera that looks along -z (Blender), K is in
+Views 0 to 3 look down from 45 degrees, 4 to 15 from 5 degrees; all from 15 m towards (0, 0, 1). The depth is meters
+from the camera's center (not planar z), quaternions are w x y z of a camera that looks along -z (Blender), K is in
 units of the picture's width and height with Blender's signs. `spherical_*` are azimuth and elevation in degrees and
-the radius in metres around (0, 0, 1).
+the radius in meters around (0, 0, 1).
 
 What follows the authors: input and truth are both drawn from the merged points of all views, at 2/3 of the views'
 size; the input camera stays at the start and the target goes linearly to the end, arriving in the last frame
@@ -152,7 +152,7 @@ def _parse_control(row: Any, name: str) -> _Control:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{name} ({error!r}): frame_start, frame_skip, spherical_start and spherical_end (azimuth, elevation in "
-            f"degrees, radius in metres) expected; the control files of ParallelDomain-4D are not for Kubric-4D",
+            f"degrees, radius in meters) expected; the control files of ParallelDomain-4D are not for Kubric-4D",
             param="controls",
         ) from None
     return _Control(frame_start=first, frame_skip=skip, start=start, end=end)
@@ -184,7 +184,7 @@ def _frames(scene: Path, view: int) -> Path:
 
 
 def _pictures(scene: Path, view: int, frame: int) -> tuple[Path, Path]:
-    """Colour and depth of one frame."""
+    """Color and depth of one frame."""
     folder = _frames(scene, view)
     return folder / f"rgba_{frame:05d}.png", folder / f"depth_{frame:05d}.tiff"
 
@@ -197,8 +197,8 @@ def _read_shot(scene: Path, control: _Control, count: int, width: int) -> Shot:
     h = round(lens.height * w / lens.width)
     K_px = np.diag([w / lens.width, h / lens.height, 1.0]) @ lens.K_px
     alpha = np.linspace(0.0, 1.0, count)[:, None]
-    source_c2w = _look_at_centre(np.repeat(control.start[None], count, 0))
-    target_c2w = _look_at_centre((1 - alpha) * control.start + alpha * control.end)
+    source_c2w = _look_at_center(np.repeat(control.start[None], count, 0))
+    target_c2w = _look_at_center((1 - alpha) * control.start + alpha * control.end)
     sources, targets, visible = [], [], []
     for t, frame in enumerate(control.frames(count)):
         cloud = list(_merged_points(scene, views, frame))
@@ -240,7 +240,7 @@ def _read_view(path: Path, last_frame: int) -> _View:
     return _View(K_px=np.diag([width, height, 1.0]) @ unit, c2w=c2w, width=width, height=height, fps=fps)
 
 
-def _look_at_centre(spherical: np.ndarray) -> np.ndarray:
+def _look_at_center(spherical: np.ndarray) -> np.ndarray:
     """c2w [T, 4, 4] (OpenCV axes) of level cameras at azimuth, elevation (deg) and radius (m), [T, 3]."""
     azimuth, elevation = np.radians(spherical[:, 0]), np.radians(spherical[:, 1])
     outward = np.stack(
@@ -275,9 +275,9 @@ def _draw(
 ) -> _Picture:
     """The points as a camera sees them.
 
-    Around a pixel's centre lie four squares of one pixel's width. A surface covers the centre when it has points in all
-    four, so the pixel's depth is the farthest of the squares' nearest ones: an edge that ends short of the centre does
-    not claim it, and where a square is empty nothing is known. The colour is the mean, by bilinear weight, of the
+    Around a pixel's center lie four squares of one pixel's width. A surface covers the center when it has points in all
+    four, so the pixel's depth is the farthest of the squares' nearest ones: an edge that ends short of the center does
+    not claim it, and where a square is empty nothing is known. The color is the mean, by bilinear weight, of the
     points within `_DEPTH_BAND_PX` of that depth. Deliberately not the engine's own splat: this is the ruler.
     """
     h, w = size
@@ -288,13 +288,13 @@ def _draw(
         for square, (inside, cell, _) in zip(nearest, _taps(x, y, size), strict=True):
             np.minimum.at(square, cell, z[inside])
     depth = nearest.max(0)
-    band = np.where(np.isfinite(depth), depth * _DEPTH_BAND_PX / K_px[0, 0], -1.0)
+    depth_tolerance = np.where(np.isfinite(depth), depth * _DEPTH_BAND_PX / K_px[0, 0], -1.0)
     depth = np.where(np.isfinite(depth), depth, 0.0)
     total = np.zeros((5, h * w))  # red, green, blue, z, weight
     for x, y, z, kept, colors in projected:
         values = np.array([*colors[kept].T, z, np.ones_like(z)])
         for inside, cell, weight in _taps(x, y, size):
-            weight = np.where(np.abs(z[inside] - depth[cell]) <= band[cell], weight, 0.0)
+            weight = np.where(np.abs(z[inside] - depth[cell]) <= depth_tolerance[cell], weight, 0.0)
             for accumulated, value in zip(total, values[:, inside], strict=True):
                 accumulated += np.bincount(cell, weight * value, h * w)
     total = total.reshape(5, h, w)

@@ -42,8 +42,8 @@ class Row:
 
 
 def _filmed(result: Result) -> np.ndarray:
-    """bool [T, H, W]: the source's own pixels; what a multiview model imagined is none, however sure it is."""
-    return np.array(result.evidence) > 0
+    """bool [T, H, W]: the source's own pixels; what a multiview model synthesized is not among them, however sure it is."""
+    return np.array(result.provenance) > 0
 
 
 def _source(shot: Shot, result: Result | None) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +62,7 @@ def _floor(fill: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[...
 def _anchor(fill: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     def picture(shot: Shot, result: Result | None) -> tuple[np.ndarray, np.ndarray]:
         assert result is not None
-        pictures = zip(result.anchor, result.mask, result.alpha, strict=True)
+        pictures = zip(result.anchor, result.validity_mask, result.alpha, strict=True)
         return np.stack([_over(color, alpha, fill(color, mask)) for color, mask, alpha in pictures]), _filmed(result)
 
     return picture
@@ -77,7 +77,9 @@ def _over(color: np.ndarray, alpha: np.ndarray, filled: np.ndarray) -> np.ndarra
 def _generated(shot: Shot, result: Result | None) -> tuple[np.ndarray, np.ndarray]:
     assert result is not None
     size = shot.truth.shape[1:3]
-    frames = [to_uint8(to_clip_size(to_tensor(result.generated[t : t + 1]), size)) for t in range(len(result.mask))]
+    frames = [
+        to_uint8(to_clip_size(to_tensor(result.generated[t : t + 1]), size)) for t in range(len(result.validity_mask))
+    ]
     return np.concatenate(frames), _filmed(result)
 
 
@@ -101,15 +103,15 @@ ROWS = {
         Row(name="source", about="the source clip, unchanged", picture=_source, until=None, depth=False),
         Row(name="floor none (black)", about="plain 2x2 splat", picture=_floor(_black), until=None, depth=False),
         Row(
-            name="floor mean colour",
-            about="holes in the mean colour",
+            name="floor mean color",
+            about="holes in the mean color",
             picture=_floor(fill_mean),
             until=None,
             depth=False,
         ),
         Row(name="floor OpenCV Telea", about="holes inpainted", picture=_floor(fill_telea), until=None, depth=False),
         Row(name="anchor", about="the engine's anchor, holes black", picture=_anchor(_black), until="anchor"),
-        Row(name="anchor + mean colour", about="holes in the mean colour", picture=_anchor(fill_mean), until="anchor"),
+        Row(name="anchor + mean color", about="holes in the mean color", picture=_anchor(fill_mean), until="anchor"),
         Row(name="anchor + OpenCV Telea", about="inpainted", picture=_anchor(fill_telea), until="anchor"),
         Row(name="anchor + OpenCV NS", about="inpainted", picture=_anchor(_smooth), until="anchor"),
         Row(
@@ -139,5 +141,5 @@ ROWS = {
 }
 """In the order of the table."""
 
-VARIED = ("anchor", "anchor + mean colour", "+++ SDEdit", "delivered")
+VARIED = ("anchor", "anchor + mean color", "+++ SDEdit", "delivered")
 """Rows that a `--vary` repeats for each value."""

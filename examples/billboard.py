@@ -14,7 +14,7 @@ from recapture.engine.models.multiview import NovelView
 class Billboard:
     """What the asked camera would see if the scene were painted on a wall."""
 
-    licence = "CC0"
+    license = "CC0"
     noncommercial = False
     version = "1"
 

@@ -27,7 +27,7 @@ try:
 except ImportError:  # no Triton on this machine: the other two do the work
     triton = tl = None
 
-Normalisation = Literal["window", "frame", "none"]
+Normalization = Literal["window", "frame", "none"]
 LEAST_SHARE = 0.05
 """A window (or frame) with fewer valid cells than this is divided as if it had as many: no cell outweighs the rest."""
 
@@ -48,7 +48,7 @@ def masked_loss_torch(
     sigma: Tensor,
     mask: Tensor | None = None,
     *,
-    normalisation: Normalisation = "window",
+    normalization: Normalization = "window",
 ) -> Tensor:
     """`masked_loss` in plain torch, differentiable in every input."""
     dtype = torch.promote_types(predicted.dtype, torch.float32)
@@ -62,15 +62,15 @@ def masked_loss_torch(
     difference = torch.where(mask[:, :, None] > 0, difference, 0.0)
     per_frame = (difference.square() * mask[:, :, None]).sum(dim=(2, 3, 4))  # [B, T]
     cells = mask.sum(dim=(2, 3))  # [B, T]
-    if normalisation == "none":
+    if normalization == "none":
         return per_frame.sum(1).mean() / (channels * frames * height * width)
-    if normalisation == "frame":
+    if normalization == "frame":
         return (per_frame / (channels * cells.clamp(min=LEAST_SHARE * height * width))).mean()
     least = LEAST_SHARE * frames * height * width
     return (per_frame.sum(1) / (channels * cells.sum(1).clamp(min=least))).mean()
 
 
-# numba: one thread, vectorised; sums of a row of cells in fp32, of rows in fp64, always in the same order.
+# numba: one thread, vectorized; sums of a row of cells in fp32, of rows in fp64, always in the same order.
 
 _ROW = 4096
 
@@ -236,13 +236,13 @@ def _run_numba(
     clean: Tensor,
     sigma: Tensor,
     mask: Tensor | None,
-    normalisation: Normalisation,
+    normalization: Normalization,
     wanted: bool,
 ) -> tuple[Tensor, Tensor | None]:
     batch, frames, channels, height, width = predicted.shape
     cells = height * width
     if mask is None:
-        mask, normalisation = torch.ones(batch, frames, height, width, dtype=torch.uint8), "none"
+        mask, normalization = torch.ones(batch, frames, height, width, dtype=torch.uint8), "none"
     values = [x.detach().float().contiguous().view(-1, channels, cells) for x in (predicted, noisy, clean)]
     gradient = torch.empty_like(values[0]) if wanted else values[0]
     loss = _compiled()(
@@ -251,8 +251,8 @@ def _run_numba(
         sigma.detach().double().contiguous().numpy(),
         _plain(mask).view(-1, cells).numpy(),
         frames,
-        {"window": frames, "frame": 1, "none": 0}[normalisation],
-        _least(normalisation, frames, cells),
+        {"window": frames, "frame": 1, "none": 0}[normalization],
+        _least(normalization, frames, cells),
         wanted,
     )
     return torch.tensor(loss, dtype=torch.float32), gradient.view(predicted.shape) if wanted else None
@@ -264,7 +264,7 @@ def _run_triton(
     clean: Tensor,
     sigma: Tensor,
     mask: Tensor | None,
-    normalisation: Normalisation,
+    normalization: Normalization,
     wanted: bool,
 ) -> tuple[Tensor, Tensor | None]:
     batch, frames, channels, height, width = predicted.shape
@@ -281,11 +281,11 @@ def _run_triton(
     gradient = torch.empty(predicted.shape, dtype=kept, device=device) if wanted else None
     loss = torch.empty((), dtype=torch.float32, device=device)
     partial = torch.empty(programs, dtype=torch.float32, device=device)
-    normalisation = "none" if mask is None else normalisation
-    group = 1 if normalisation == "frame" else frames
+    normalization = "none" if mask is None else normalization
+    group = 1 if normalization == "frame" else frames
     plain = values[0] if mask is None else _plain(mask)  # a pointer that is never read, where there is no mask
     counts, frame_counts = plain, cells
-    counted = normalisation != "none"
+    counted = normalization != "none"
     with on_device(device):
         if counted and group * cells > _COUNTED_IN_PLACE:
             counts, frame_counts = torch.empty(programs, dtype=torch.float32, device=device), tiles
@@ -306,7 +306,7 @@ def _run_triton(
             group,
             batch * frames // group,
             frame_counts,
-            _least(normalisation, frames, cells),
+            _least(normalization, frames, cells),
             HAS_MASK=mask is not None,
             COUNTED=counted,
             GRADIENT=wanted,
@@ -316,10 +316,10 @@ def _run_triton(
     return loss, gradient
 
 
-def _least(normalisation: Normalisation, frames: int, cells: int) -> float:
+def _least(normalization: Normalization, frames: int, cells: int) -> float:
     """Cells that a group is divided by at least; with no count this is all of them."""
-    share = 1.0 if normalisation == "none" else LEAST_SHARE
-    return share * cells * (1 if normalisation == "frame" else frames)
+    share = 1.0 if normalization == "none" else LEAST_SHARE
+    return share * cells * (1 if normalization == "frame" else frames)
 
 
 def _plain(mask: Tensor) -> Tensor:
@@ -378,21 +378,21 @@ class _MaskedLoss(torch.autograd.Function):
         clean: Tensor,
         sigma: Tensor,
         mask: Tensor | None,
-        normalisation: Normalisation,
+        normalization: Normalization,
         implementation: Implementation,
     ) -> Tensor:
         ctx.save_for_backward(predicted, noisy, clean, sigma, mask)
-        ctx.choice = normalisation, implementation, predicted.dtype
-        loss, ctx.gradient = _RUN[implementation](predicted, noisy, clean, sigma, mask, normalisation, True)
+        ctx.choice = normalization, implementation, predicted.dtype
+        loss, ctx.gradient = _RUN[implementation](predicted, noisy, clean, sigma, mask, normalization, True)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        normalisation, implementation, dtype = ctx.choice
+        normalization, implementation, dtype = ctx.choice
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:  # a second pass over a kept graph: the first gave the memory away
-            gradient = _RUN[implementation](*ctx.saved_tensors, normalisation, True)[1]
+            gradient = _RUN[implementation](*ctx.saved_tensors, normalization, True)[1]
         scaled = _scaled(gradient, grad_loss, dtype, implementation)
         return scaled, None, None, None, None, None, None
 
@@ -407,7 +407,7 @@ def masked_loss(
     sigma: Tensor,
     mask: Tensor | None = None,
     *,
-    normalisation: Normalisation = "window",
+    normalization: Normalization = "window",
     backend: Backend = "auto",
 ) -> Tensor:
     """Mean masked loss of a batch, a scalar in fp32 (fp64 for fp64 inputs); masked cells get a gradient of exactly 0.
@@ -421,7 +421,7 @@ def masked_loss(
         clean: z, scaled latents [B, T, C, h, w].
         sigma: [B].
         mask: [B, T, h, w], 1 = valid, of any dtype; values between weigh a cell. None counts every cell.
-        normalisation: `window`: sum / (C max(valid cells, 5 % of all)) a window, then the mean over the batch;
+        normalization: `window`: sum / (C max(valid cells, 5 % of all)) a window, then the mean over the batch;
             `frame`: the same for each frame, then the mean; `none`: sum / (C T h w).
         backend: `triton` and `numba` compute the gradient together with the loss, in fp32, and only that of
             `predicted`. `auto` leaves to `torch` what they do not do: fp64, gradients of other inputs, nothing at all.
@@ -436,19 +436,19 @@ def masked_loss(
     if sigma.shape != (batch,) or (mask is not None and mask.shape != (batch, frames, height, width)):
         given = tuple(sigma.shape), None if mask is None else tuple(mask.shape)
         raise ValueError(f"sigma is [B] and mask [B, T, h, w] of {tuple(predicted.shape)}, these are {given}")
-    if normalisation not in ("window", "frame", "none"):
-        raise ValueError(f"no normalisation {normalisation!r}; there are window, frame, none")
+    if normalization not in ("window", "frame", "none"):
+        raise ValueError(f"no normalization {normalization!r}; there are window, frame, none")
     implementation = choose(backend, predicted.device)
     others = (noisy, clean, sigma) if mask is None else (noisy, clean, sigma, mask)
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in others)
     unfit = differentiated or predicted.numel() == 0 or torch.float64 in (predicted.dtype, noisy.dtype, clean.dtype)
     if implementation == "torch" or (backend == "auto" and unfit):
-        return masked_loss_torch(predicted, noisy, clean, sigma, mask, normalisation=normalisation)
+        return masked_loss_torch(predicted, noisy, clean, sigma, mask, normalization=normalization)
     if unfit:
         raise ValueError(
             f"backend {implementation!r} takes at least one cell, in fp32 or less, and differentiates `predicted` "
             "alone; use 'torch'"
         )
     if torch.is_grad_enabled() and predicted.requires_grad:
-        return _MaskedLoss.apply(predicted, noisy, clean, sigma, mask, normalisation, implementation)  # pyright: ignore[reportReturnType]
-    return _RUN[implementation](predicted, noisy, clean, sigma, mask, normalisation, False)[0]
+        return _MaskedLoss.apply(predicted, noisy, clean, sigma, mask, normalization, implementation)  # pyright: ignore[reportReturnType]
+    return _RUN[implementation](predicted, noisy, clean, sigma, mask, normalization, False)[0]

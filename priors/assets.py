@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-CATALOGUES = ("Scopia", "BlendSwap-CC-BY", "KatorLegaz", "Reallusion")
+CATALOGS = ("Scopia", "BlendSwap-CC-BY", "KatorLegaz", "Reallusion")
 HELD_OUT_SKIES = ("park", "lobby")
 MAX_TRIANGLES = 40_000
 MAX_OBJ_BYTES = 6_000_000
@@ -33,7 +33,7 @@ def split_of(name: str) -> str:
     return "held_out" if zlib.crc32(name.encode()) % 8 == 0 else "train"
 
 
-def read_catalogue(archive: zipfile.ZipFile) -> list[dict[str, str]]:
+def read_catalog(archive: zipfile.ZipFile) -> list[dict[str, str]]:
     """The numbered `key#i=value` entries of a furniture archive, as one dict each."""
     text = archive.read("PluginFurnitureCatalog.properties").decode("latin-1")
     entries: dict[int, dict[str, str]] = {}
@@ -43,7 +43,7 @@ def read_catalogue(archive: zipfile.ZipFile) -> list[dict[str, str]]:
 
 
 def read_materials(archive: zipfile.ZipFile, path: str) -> dict[str, dict]:
-    """Materials of an MTL file: diffuse colour, opacity, texture path inside the archive."""
+    """Materials of an MTL file: diffuse color, opacity, texture path inside the archive."""
     materials: dict[str, dict] = {}
     current: dict = {}
     if path not in archive.namelist():  # a few models name a file that the archive does not hold
@@ -119,11 +119,11 @@ def decode_image(data: bytes, size_px: int) -> np.ndarray | None:
 
 
 def convert_meshes(archive_path: Path, out: Path) -> list[dict]:
-    """Writes one NPZ a model: metres, y up, resting on y = 0, centred on x and z."""
+    """Writes one NPZ a model: meters, y up, resting on y = 0, centered on x and z."""
     records = []
     archive = zipfile.ZipFile(archive_path)
     sizes = {info.filename: info.file_size for info in archive.infolist()}
-    for entry in read_catalogue(archive):
+    for entry in read_catalog(archive):
         path = entry.get("model", "").lstrip("/")
         name = f"{archive_path.stem}-{Path(path).stem}"
         door = entry.get("doorOrWindow") == "true"
@@ -206,7 +206,7 @@ def main() -> None:
     assets = args.data / "assets"
     for folder in ("meshes", "textures", "skies"):
         (assets / folder).mkdir(parents=True, exist_ok=True)
-    meshes = [r for name in CATALOGUES for r in convert_meshes(args.furniture / f"{name}.sh3f", assets / "meshes")]
+    meshes = [r for name in CATALOGS for r in convert_meshes(args.furniture / f"{name}.sh3f", assets / "meshes")]
     textures = convert_textures(args.robosuite, assets / "textures")
     skies = convert_skies(args.skies, assets / "skies")
     (assets / "index.json").write_text(json.dumps({"meshes": meshes, "textures": textures, "skies": skies}, indent=1))

@@ -60,12 +60,12 @@ def real_frames(paths: Iterable[Path], per_clip: int = 6) -> np.ndarray:
             total = stream.frames or 100
             for k, frame in enumerate(container.decode(stream)):
                 if k % max(1, total // per_clip) == 0:
-                    chosen.append(fit_centre(frame.to_ndarray(format="rgb24")))
+                    chosen.append(fit_center(frame.to_ndarray(format="rgb24")))
     return np.stack(chosen)
 
 
-def fit_centre(image: np.ndarray) -> np.ndarray:
-    """The centre of `image` in the aspect of SIZE, resized to SIZE."""
+def fit_center(image: np.ndarray) -> np.ndarray:
+    """The center of `image` in the aspect of SIZE, resized to SIZE."""
     h, w = SIZE
     scale = max(h / image.shape[0], w / image.shape[1])
     shape = (max(w, round(image.shape[1] * scale)), max(h, round(image.shape[0] * scale)))

@@ -3,7 +3,7 @@
     python -m recapture.priors.evaluate_multiview --data DIR --out priors/results/multiview.json
 
 Points are drawn with true depth. PSNR of the holes is of their pixels alone, a mean over clips in dB; so is that of the
-pixels that are believed, and of those that are not.
+pixels that are confident, and of those that are not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from ..engine.anchor.render import draw_anchor, to_tensor
 from ..engine.cameras import CameraPath
 from ..engine.imaging.push_pull import push_pull
-from ..engine.models.multiview import DOUBT, DirectoryMultiview, NovelView, imagine
+from ..engine.models.multiview import UNCERTAIN, DirectoryMultiview, NovelView, synthesize
 from .evaluate import WEIGHTS, Row
 from .frames import ClipFolder
 
@@ -51,7 +51,7 @@ def asked(clips: ClipFolder, name: str, moments: range) -> list[Asked]:
         np.broadcast_to(K_px, (len(rgb), 3, 3)),
         path,
         plate=None,
-        band=0.05,
+        depth_tolerance=0.05,
         valid=None,
         device=CPU,
     )
@@ -65,7 +65,7 @@ def asked(clips: ClipFolder, name: str, moments: range) -> list[Asked]:
                 K_px=path.K_px[t],
                 unit=unit,
                 points=to_tensor(drawn["color"][k : k + 1])[0],
-                covered=torch.from_numpy(drawn["mask"][k].copy()),
+                covered=torch.from_numpy(drawn["validity_mask"][k].copy()),
             ),
             truth=to_tensor(clips.view(name)[t : t + 1])[0],
         )
@@ -82,7 +82,7 @@ def fills(model: DirectoryMultiview, one: Asked) -> Iterator[tuple[str, Tensor]]
     """Name and picture of each way to fill the holes."""
     view, covered = one.view, one.view.covered
     mean = view.points[:, covered].mean(1)[:, None, None] if covered.any() else torch.full((3, 1, 1), 0.5)
-    yield "mean colour", mean.expand_as(view.points)
+    yield "mean color", mean.expand_as(view.points)
     yield "push-pull", push_pull(view.points[None], covered[None])[0]
     blind = replace(view, points=torch.zeros_like(view.points), covered=torch.zeros_like(covered))
     yield "model, rays alone", model(blind, 0)
@@ -98,7 +98,7 @@ def fills(model: DirectoryMultiview, one: Asked) -> Iterator[tuple[str, Tensor]]
 
 def hole_rows(model: DirectoryMultiview, clips: ClipFolder, names: list[str]) -> list[Row]:
     scores: dict[str, list[float]] = defaultdict(list)
-    doubts: list[tuple[Tensor, Tensor]] = []
+    uncertainties: list[tuple[Tensor, Tensor]] = []
     for name in names:
         one = asked(clips, name, range(MOMENT, MOMENT + 1))[0]
         holes = ~one.view.covered
@@ -106,21 +106,21 @@ def hole_rows(model: DirectoryMultiview, clips: ClipFolder, names: list[str]) ->
             continue
         for fill, picture in fills(model, one):
             scores[fill].append(psnr(picture, one.truth, holes))
-        picture, doubt = imagine(model, one.view, 0)
-        doubts.append((doubt[holes], (picture - one.truth).square().mean(0)[holes]))
+        picture, uncertainty = synthesize(model, one.view, 0)
+        uncertainties.append((uncertainty[holes], (picture - one.truth).square().mean(0)[holes]))
     rows: list[Row] = [
         {"model": "multiview", "fill": fill, "psnr_holes_db": float(np.mean(values)), "clips": len(values)}
         for fill, values in scores.items()
     ]
-    doubt, error = (torch.cat(parts) for parts in zip(*doubts, strict=True))
-    for bound in (0.02, DOUBT, 0.06, 0.1, 0.2):
-        sure = doubt < bound
+    uncertainty, error = (torch.cat(parts) for parts in zip(*uncertainties, strict=True))
+    for bound in (0.02, UNCERTAIN, 0.06, 0.1, 0.2):
+        sure = uncertainty < bound
         rows.append(
             {
                 "model": "multiview",
-                "believed below": bound,
+                "confident below": bound,
                 "share of holes": float(sure.float().mean()),
-                "psnr_believed_db": -10 * math.log10(max(float(error[sure].mean()), 1e-9)),
+                "psnr_confident_db": -10 * math.log10(max(float(error[sure].mean()), 1e-9)),
                 "psnr_others_db": -10 * math.log10(max(float(error[~sure].mean()), 1e-9)),
             }
         )

@@ -35,7 +35,7 @@ class ClipFolder:
         return np.load(self.folder / f"{name}.rgb.npy", mmap_mode="r")
 
     def depth(self, name: str) -> np.ndarray:
-        """[T, H, W] float16, planar metres, inf = sky"""
+        """[T, H, W] float16, planar meters, inf = sky"""
         return np.load(self.folder / f"{name}.depth.npy", mmap_mode="r")
 
     def has_view(self, name: str) -> bool:
@@ -89,8 +89,8 @@ def random_crop(rng: np.random.Generator, image: np.ndarray, size: tuple[int, in
 
 
 def recolor(rng: np.random.Generator, image: np.ndarray, strength: float = 1.0) -> np.ndarray:
-    """Random gain, offset, gamma, saturation and colour balance; float32 0..1 in and out, shape kept."""
+    """Random gain, offset, gamma, saturation and color balance; float32 0..1 in and out, shape kept."""
     gain = 1 + strength * (rng.normal(0, 0.15) + rng.normal(0, 0.07, 3))
     image = np.clip(image * gain + strength * rng.normal(0, 0.05), 0, 1) ** np.exp(strength * rng.normal(0, 0.2))
-    grey = image.mean(-1, keepdims=True)
-    return np.clip(grey + (image - grey) * (1 + strength * rng.uniform(-0.6, 0.5)), 0, 1).astype(np.float32)
+    gray = image.mean(-1, keepdims=True)
+    return np.clip(gray + (image - gray) * (1 + strength * rng.uniform(-0.6, 0.5)), 0, 1).astype(np.float32)

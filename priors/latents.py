@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..engine.anchor.render import to_tensor
 from ..engine.cameras import CameraPath
-from ..engine.diffusion.conditioning import working_anchor
+from ..engine.diffusion.encoding import working_anchor
 from ..engine.models.video import load_network
 from ..engine.pipeline import pick_device
 from ..kernels.latent_mask import latent_mask
@@ -117,7 +117,7 @@ def fit(rng: np.random.Generator, clip: np.ndarray, size: tuple[int, int]) -> np
 
 
 def drawn_anchor(rng: np.random.Generator, clips: ClipFolder, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The clip as its second path sees it by its depth: colour uint8 [T, H, W, 3] and mask bool [T, H, W].
+    """The clip as its second path sees it by its depth: color uint8 [T, H, W, 3] and mask bool [T, H, W].
 
     The depth of one clip in three is bent a little, as an estimate's would be.
     """
@@ -161,7 +161,7 @@ def write(
     rng: np.random.Generator,
     anchor: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> None:
-    """Encodes `clip` [T, h, w, 3] uint8 to `path`, recoloured half the time.
+    """Encodes `clip` [T, h, w, 3] uint8 to `path`, recolored half the time.
 
     Args:
         anchor: hole-filled frames, float [T, h, w, 3] in 0..1, and which pixels of them are real, bool [T, h, w].

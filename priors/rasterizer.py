@@ -1,6 +1,6 @@
-"""Draws textured meshes with one shadow-casting light on EGL (software or GPU): colour and planar depth.
+"""Draws textured meshes with one shadow-casting light on EGL (software or GPU): color and planar depth.
 
-World axes: x right, y up, z backward (the OpenGL camera looks down -z); metres. Cameras come as `c2w` in these axes.
+World axes: x right, y up, z backward (the OpenGL camera looks down -z); meters. Cameras come as `c2w` in these axes.
 """
 
 from __future__ import annotations
@@ -99,10 +99,10 @@ class Surface:
 
 @dataclass(kw_only=True, slots=True)
 class Lighting:
-    """One light with shadows and a two-colour ambient term; linear RGB."""
+    """One light with shadows and a two-color ambient term; linear RGB."""
 
     light: tuple[float, float, float, float]
-    """Direction to the light (w = 0) or its position in metres (w = falloff radius)."""
+    """Direction to the light (w = 0) or its position in meters (w = falloff radius)."""
     projection: np.ndarray
     """[4, 4] world to the light's clip space."""
     sun: tuple[float, float, float]
@@ -187,7 +187,7 @@ class Rasterizer:
     def draw(
         self, models: list[np.ndarray], c2w: np.ndarray, tan_x: float, lighting: Lighting, sky_turn: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One frame: rgb uint8 [H, W, 3] and planar depth float32 [H, W] in metres, inf where the sky shows.
+        """One frame: rgb uint8 [H, W, 3] and planar depth float32 [H, W] in meters, inf where the sky shows.
 
         `models` are the object-to-world matrices [4, 4] in the order of `load`; `tan_x` is the tangent of half the
         horizontal field of view.

@@ -3,7 +3,7 @@
     python -m recapture.priors.render --data DIR --split train --clips 700 --second-view --part 0 --parts 2
 
 Each clip is three files under DIR/clips/SPLIT: `NNNN.rgb.npy` uint8 [T, H, W, 3], `NNNN.depth.npy` float16 [T, H, W]
-(planar, metres, inf = sky), `NNNN.json` (camera, kind, fps). With `--second-view` the same moments are also filmed from
+(planar, meters, inf = sky), `NNNN.json` (camera, kind, fps). With `--second-view` the same moments are also filmed from
 a path relative to the clip's own camera (`NNNN.view.rgb.npy`, its camera in the JSON): what an anchor of the clip should
 have looked like. Existing clips are kept, so a rerun continues.
 """
@@ -67,7 +67,7 @@ def random_path(rng: np.random.Generator) -> str:
 
 
 def path_from_clip(text: str, depth: np.ndarray, tan_x: float, fps: float) -> CameraPath:
-    """The camera expression for a clip with this depth [T, H, W] in metres."""
+    """The camera expression for a clip with this depth [T, H, W] in meters."""
     count, height, width = depth.shape
     finite, middle = (
         depth[np.isfinite(depth)],

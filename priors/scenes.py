@@ -54,7 +54,7 @@ class Assets:
         return cv2.imread(str(self.root / record["file"]))[..., ::-1]
 
     def mesh(self, record: dict, rng: np.random.Generator) -> list[Surface]:
-        """The surfaces of a model, recoloured a little so that one model does not always look the same."""
+        """The surfaces of a model, recolored a little so that one model does not always look the same."""
         data = np.load(self.root / record["file"])
         shift = 1 + 0.25 * rng.standard_normal(3) * (rng.random() < 0.5)
         gloss = float(rng.choice([0, 0, 0.1, 0.4]))
@@ -83,7 +83,7 @@ def rectangle(origin: np.ndarray, u: np.ndarray, v: np.ndarray, tile_m: float) -
 
 
 def box(size: np.ndarray, tile_m: float) -> np.ndarray:
-    """A box [36, 8] of `size` metres standing on y = 0."""
+    """A box [36, 8] of `size` meters standing on y = 0."""
     x, y, z = np.diag(size).astype(float)
     low = np.array([-size[0] / 2, 0, -size[2] / 2])
     faces = [(low, y, x), (low + z, x, y), (low, z, y), (low + x, y, z), (low, x, z), (low + y, z, x)]
@@ -161,7 +161,7 @@ def random_camera(rng: np.random.Generator, eye: np.ndarray, target: np.ndarray)
 
 
 def room_shell(rng: np.random.Generator, assets: Assets, size: np.ndarray) -> list[Surface]:
-    """Floor, ceiling, four walls and some pictures, of a room of `size` [3] metres centred on x and z."""
+    """Floor, ceiling, four walls and some pictures, of a room of `size` [3] meters centered on x and z."""
     w, h, d = size
     low = np.array([-w / 2, 0, -d / 2])
     x, y, z = np.array([w, 0, 0]), np.array([0, h, 0]), np.array([0, 0, d])

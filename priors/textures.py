@@ -20,7 +20,7 @@ def noise(rng: np.random.Generator, octaves: int = 5) -> np.ndarray:
 
 
 def procedural_texture(rng: np.random.Generator) -> np.ndarray:
-    """Clouded colour, stripes, checks, bricks or tiles with worn edges: [SIZE_PX, SIZE_PX, 3] uint8."""
+    """Clouded color, stripes, checks, bricks or tiles with worn edges: [SIZE_PX, SIZE_PX, 3] uint8."""
     row, column = np.mgrid[0:SIZE_PX, 0:SIZE_PX] / SIZE_PX
     count = int(rng.integers(1, 7)) * 2
     kind = rng.choice(["clouds", "stripes", "checks", "bricks", "tiles"])
@@ -38,7 +38,7 @@ def procedural_texture(rng: np.random.Generator) -> np.ndarray:
         pattern = noise(rng)
     pattern = np.clip(pattern + rng.uniform(0, 0.5) * (noise(rng) - 0.5), 0, 1)[..., None]
     a, b = rng.uniform(0.1, 1, 3), rng.uniform(0.05, 1, 3)
-    if rng.random() < 0.6:  # most real surfaces are close to grey
+    if rng.random() < 0.6:  # most real surfaces are close to gray
         a, b = a.mean() * 0.7 + a * 0.3, b.mean() * 0.7 + b * 0.3
     shade = 1 + rng.uniform(0.05, 0.4) * (noise(rng, 6) - 0.5)[..., None]
     return (np.clip((a * pattern + b * (1 - pattern)) * shade, 0, 1) * 255).astype(np.uint8)

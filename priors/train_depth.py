@@ -2,7 +2,7 @@
 
     python -m recapture.priors.train_depth --data DIR --run DIR/runs/depth
 
-Loss: scale-invariant error of log depth (a small weight on the mean keeps metres roughly right), its absolute error,
+Loss: scale-invariant error of log depth (a small weight on the mean keeps meters roughly right), its absolute error,
 heavier beside steps, gradients of that error at four scales for sharp edges, curvature of inverse depth where the truth
 is flat, so that walls and floors stay planes, and cross-entropy of the sky. All but the mean are blind to one scale per
 picture. A few rendered places are a poor sample of the world: the encoder learns slowly and its first blocks not at all,
@@ -73,7 +73,7 @@ def training_mode(net: DepthNet) -> DepthNet:
 
 
 def degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """What real footage has and renders lack: colour casts, blur, noise, compression; float32 0..1 in and out."""
+    """What real footage has and renders lack: color casts, blur, noise, compression; float32 0..1 in and out."""
     image = recolor(rng, image, 1.5)
     if rng.random() < 0.1:
         image = image.mean(-1, keepdims=True).repeat(3, -1)
@@ -118,7 +118,7 @@ class DepthSamples:
         self.shares = shares / shares.sum()
 
     def sample(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """image [H, W, 3] float32 0..1 and depth [H, W] float32 metres, inf = sky"""
+        """image [H, W, 3] float32 0..1 and depth [H, W] float32 meters, inf = sky"""
         rng = self.rng
         clips = self.folders[rng.choice(len(self.folders), p=self.shares)]
         name = clips.names[rng.integers(len(clips.names))]
@@ -140,7 +140,7 @@ class DepthSamples:
         return degrade(rng, image.astype(np.float32) / 255), depth
 
     def other_sky(self, size: tuple[int, int]) -> np.ndarray:
-        """Part of a panorama in colours of its own, sharp or out of focus, or a drawn sky; uint8 [h, w, 3]"""
+        """Part of a panorama in colors of its own, sharp or out of focus, or a drawn sky; uint8 [h, w, 3]"""
         rng = self.rng
         if not self.photographs or rng.random() < 0.35:
             return drawn_sky(rng, size)
@@ -206,7 +206,7 @@ def plane_error(log_depth: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
 
 def depth_loss(prediction: DepthPrediction, depth: Tensor) -> dict[str, Tensor]:
-    """`loss` and the parts that the curve shows; depth [B, H, W] in metres with inf for sky."""
+    """`loss` and the parts that the curve shows; depth [B, H, W] in meters with inf for sky."""
     valid = torch.isfinite(depth)
     target = depth.clamp(0.1, FARTHEST_M).log()
     count = valid.sum((1, 2)).clamp(min=1)

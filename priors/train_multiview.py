@@ -132,7 +132,7 @@ class HeldOut:
 def export(prior: MultiviewPrior, out: Path) -> None:
     """The directory that the engine loads, fp16."""
     prior.unet.half().save_pretrained(out / "unet")
-    about = {"encoder": "../tiny", "licence": "Apache-2.0", "noncommercial": False, "steps": 2, "guidance": 1.0}
+    about = {"encoder": "../tiny", "license": "Apache-2.0", "noncommercial": False, "steps": 2, "guidance": 1.0}
     (out / "multiview.json").write_text(json.dumps(about, indent=2) + "\n")
     for file in out.rglob("*.safetensors"):
         file.chmod(0o644)

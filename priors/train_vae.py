@@ -27,7 +27,7 @@ from .warm_start import start_as_linear_codec
 
 CONFIG = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
-    # The output layer normalises in 32 groups: with 32 channels it would erase each channel's mean, the image's colour.
+    # The output layer normalizes in 32 groups: with 32 channels it would erase each channel's mean, the image's color.
     "block_out_channels": (64, 64, 96, 128),
     "layers_per_block": 1,
     "latent_channels": 12,

@@ -58,7 +58,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> floa
 
 
 class Run:
-    """One training run: its modules, optimiser, average, step count, and where they rest on disk."""
+    """One training run: its modules, optimizer, average, step count, and where they rest on disk."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Run:
         return self.folder / "checkpoint.pt"
 
     def update(self, loss: Tensor) -> None:
-        """One optimiser step on `loss`, gradients clipped at norm 1; a non-finite gradient is skipped."""
+        """One optimizer step on `loss`, gradients clipped at norm 1; a non-finite gradient is skipped."""
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..engine.anchor.render import to_tensor
 from ..engine.cameras import CameraPath
-from ..engine.diffusion.conditioning import to_working, working_anchor
+from ..engine.diffusion.encoding import to_working, working_anchor
 from ..engine.models.multiview import ray_map
 from ..engine.models.video import VideoModel
 from ..kernels.latent_mask import latent_mask
@@ -31,12 +31,12 @@ from .latents import drawn_anchor, encode
 
 SIZE_PX = (192, 288)
 MOMENTS = slice(1, None, 2)
-"""Frames of a clip that are taken: neighbours differ little, and at the first the two cameras are mostly one."""
+"""Frames of a clip that are taken: neighbors differ little, and at the first the two cameras are mostly one."""
 
 
 @torch.no_grad()
 def encode_pair(model: VideoModel, clips: ClipFolder, name: str, size: tuple[int, int]) -> dict[str, Tensor]:
-    """The tensors of one clip; recoloured half the time, all pictures alike."""
+    """The tensors of one clip; recolored half the time, all pictures alike."""
     rng = np.random.default_rng([int(name), 3])
     info, rgb, depth = clips.info(name), clips.rgb(name)[MOMENTS], clips.depth(name).astype(np.float32)
     path = CameraPath.from_json(json.dumps(info["view"]))

@@ -1,7 +1,7 @@
 """Starts the VAE as a linear codec instead of from noise, which saves most of a short training.
 
-The encoder's latents begin as the mean colour of each 8x8 block plus principal components of the rest, the decoder's
-output as a smooth enlargement of the mean colours. Two facts make an exact linear path through the last normalise and
+The encoder's latents begin as the mean color of each 8x8 block plus principal components of the rest, the decoder's
+output as a smooth enlargement of the mean colors. Two facts make an exact linear path through the last normalize and
 SiLU layers: silu(x) - silu(-x) = x, and a group that holds (c, -c) has mean zero. The group's scale is pinned by
 constants in the encoder (four channels a group) and by a carrier of known variance in the decoder (two a group).
 """
@@ -22,7 +22,7 @@ LOG_VARIANCE = -5.0
 def block_components(images: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Analysis vectors [count, 3, 8, 8] and offsets [count] that give latents of unit variance.
 
-    `images` [N, 3, H, W] in -1..1. The first three are the block's mean colour.
+    `images` [N, 3, H, W] in -1..1. The first three are the block's mean color.
     """
     n, _, h, w = images.shape
     cells = images.reshape(n, 3, h // CELL, CELL, w // CELL, CELL).permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, CELL * CELL)
@@ -49,7 +49,7 @@ def set_row(conv: torch.nn.Conv2d, row: int, weights: dict[tuple[int, int, int],
 
 
 def smooth(channel: int, gain: float = 1.0) -> dict[tuple[int, int, int], float]:
-    """The 3x3 kernel that turns nearest-neighbour doubling into bilinear doubling."""
+    """The 3x3 kernel that turns nearest-neighbor doubling into bilinear doubling."""
     taps = (0.25, 0.5, 0.25)
     return {(channel, y, x): gain * taps[y] * taps[x] for y in range(3) for x in range(3)}
 

@@ -5,7 +5,7 @@
 
 Every mesh and texture is looked up in Debian's copyright file: what is not under one of `LICENSES` is left out, a
 texture on a licensed mesh is then replaced when a picture is drawn. One NPZ per track under DIR/assets/worlds holds the
-triangles of each material (metres, y up, right-handed), its texture, and points along the drive line; `index.json` names
+triangles of each material (meters, y up, right-handed), its texture, and points along the drive line; `index.json` names
 licenses and authors.
 """
 

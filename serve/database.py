@@ -234,7 +234,7 @@ class Database:
         with self.engine.connect() as connection:
             yield connection
 
-    def serialise(self, connection: Connection, name: str) -> None:
+    def serialize(self, connection: Connection, name: str) -> None:
         """Let no other transaction past this point under the same name until this one ends."""
         if not self.is_sqlite:  # there, writers are one at a time anyway
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(name))))

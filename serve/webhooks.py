@@ -176,7 +176,7 @@ def webhook_secret(database: Database, tenant: str, *, rotate: bool = False) -> 
     """
     table, now = db.webhook_secrets.c, time.time()
     with database.writing() as connection:
-        database.serialise(connection, f"webhook secret {tenant}")
+        database.serialize(connection, f"webhook secret {tenant}")
         ensure_tenant(connection, tenant)
         query = sa.select(table.secret).where(table.tenant == tenant, table.ends_at.is_(None))
         standing = connection.execute(query).scalar()

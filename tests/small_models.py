@@ -88,7 +88,7 @@ def write_small_multiview(folder: Path, encoder: Path, **about: object) -> Path:
     """A multiview model in the embedded one's layout; `encoder` is a directory with VAE and image encoder."""
     torch.manual_seed(0)
     build_unet(small_unet(extra_channels=5).config).save_pretrained(folder / "unet")
-    usual = {"encoder": str(encoder), "licence": "CC0", "noncommercial": False, "steps": 2, "guidance": 1.5}
+    usual = {"encoder": str(encoder), "license": "CC0", "noncommercial": False, "steps": 2, "guidance": 1.5}
     (folder / "multiview.json").write_text(json.dumps(usual | about))
     return folder
 

@@ -21,7 +21,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ...engine.catalog import MODELS
-from ...engine.diffusion.tuner import AdamW, OptimiserOf, Share
+from ...engine.diffusion.tuner import AdamW, DataShard, OptimizerFactory
 from ...engine.errors import ClusterError, InputError
 from ...engine.graph.context import StageContext
 from ...engine.graph.device_memory import DeviceBudget
@@ -105,12 +105,12 @@ class Workers:
         return 1 if self._tuning is None else self._tuning.devices
 
     @property
-    def data_shard(self) -> Share:
+    def data_shard(self) -> DataShard:
         """See `StageServices`: stages that stay in this process tune nothing."""
         return 0, 1
 
     @property
-    def make_optimizer(self) -> OptimiserOf:
+    def make_optimizer(self) -> OptimizerFactory:
         """See `StageServices`."""
         return AdamW
 

@@ -31,7 +31,7 @@ Settings = dict[str, Any]
 """DeepSpeed's own JSON."""
 
 _OURS = {
-    "optimizer": "the optimiser is AdamW, its options are `tune.lr` and the configuration's",
+    "optimizer": "the optimizer is AdamW, its options are `tune.lr` and the configuration's",
     "scheduler": "the learning rate is constant",
     "fp16": "the model's precision decides",
     "bf16": "the model's precision decides",
@@ -67,7 +67,7 @@ def _whole(gathered: Tensor | None) -> Tensor:
 
 
 class Zero:
-    """See `Optimiser`. Made in each process of an initialized `torch.distributed` group, at the same time."""
+    """See `Optimizer`. Made in each process of an initialized `torch.distributed` group, at the same time."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Zero:
         *,
         settings: Settings,
     ) -> None:
-        self.leads = dist.get_rank() == 0
+        self.is_main_process = dist.get_rank() == 0
         self._model, self._whole = model, model.unet
         self._stage = int(settings["zero_optimization"].get("stage", 0))
         if self._stage == 3:

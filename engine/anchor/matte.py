@@ -64,14 +64,14 @@ class Layers:
     alpha: np.ndarray
 
 
-def split_layers(frame: np.ndarray, depth: np.ndarray, *, band: float) -> Layers:
+def split_layers(frame: np.ndarray, depth: np.ndarray, *, depth_tolerance: float) -> Layers:
     """Take a frame apart along its depth steps.
 
     Args:
         frame: uint8 [H, W, 3].
         depth: float32 [H, W], z at the frame's resolution, its steps about where the picture's edges are; inf is sky,
             NaN and non-positive are unknown.
-        band: relative depth within which neighbors are one surface.
+        depth_tolerance: relative depth within which neighbors are one surface.
     """
     q, image = inverse_depth(depth), frame.astype(f32) / f32(255)
     layers = Layers(
@@ -83,7 +83,7 @@ def split_layers(frame: np.ndarray, depth: np.ndarray, *, band: float) -> Layers
         alpha=np.zeros_like(q),
     )
     padded = bordered(q)
-    near_rim, far_rim = step_rims(padded, f32(band))
+    near_rim, far_rim = step_rims(padded, f32(depth_tolerance))
     if not near_rim.any():
         return layers
     reach = max(_LEAST_BAND_PX, round(frame.shape[1] * _BAND_OF_WIDTH))
@@ -103,7 +103,7 @@ def split_layers(frame: np.ndarray, depth: np.ndarray, *, band: float) -> Layers
         soft,
         near_q,
         far_q,
-        f32(band),
+        f32(depth_tolerance),
         fore,
         back,
         image,
@@ -300,9 +300,11 @@ def _connect(pixels, soft, is_near):
 
 
 @jit
-def _compose(pixels, soft, near_q, far_q, band, fore, back, image, color, depth, mixed, near_color, near_depth, alpha):
+def _compose(
+    pixels, soft, near_q, far_q, depth_tolerance, fore, back, image, color, depth, mixed, near_color, near_depth, alpha
+):
     height, width = soft.shape
-    apart = (1 + band) * f32(1.001)
+    apart = (1 + depth_tolerance) * f32(1.001)
     for i in range(len(pixels)):
         y, x = pixels[i] // width, pixels[i] % width
         if near_q[i] <= apart * far_q[i]:  # one surface to whoever draws them: nothing would lie before the other

@@ -35,18 +35,18 @@ def draw_anchor(
     path: CameraPath,
     *,
     plate: Plate | None,
-    band: float,
+    depth_tolerance: float,
     valid: Callable[[int], np.ndarray] | None,
     device: torch.device,
 ) -> FrameBatch:
     """The anchor of a few frames, each drawn as two layers (`matte.py`): the near things' soft edges over the rest.
 
     Returns:
-        `color` uint8 [T, h, w, 3]; `mask` bool [T, h, w], where it can be believed; `alpha` uint8 [T, h, w], 255 where it
+        `color` uint8 [T, h, w, 3]; `validity_mask` bool [T, h, w]; `alpha` uint8 [T, h, w], 255 where it
         is covered, else how much of the pixel the soft edge of a near thing covers, whose color it then has: a hole
-        beside a near thing begins outside its soft edge, and what fills the hole goes behind that edge; `evidence`
+        beside a near thing begins outside its soft edge, and what fills the hole goes behind that edge; `provenance`
         uint8 [T, h, w], where a pixel comes from: 255 is the frame of the same moment, 1 to 254 other frames of a
-        locked-off clip (the confidence in them), 0 a hole. `covered` and `borrowed`, float64 [T]: the share of each
+        locked-off clip (the confidence in them), 0 a hole. `covered` and `from_other_frames`, float64 [T]: the share of each
         picture that is covered, and that other frames gave.
 
     Args:
@@ -65,33 +65,38 @@ def draw_anchor(
 
     def draw(pictures: Tensor, depths: Tensor) -> Splat:
         size = (path.height, path.width)
-        return splat(pictures, depths, source_K, w2c, target_K, size, valid=allowed, band=band)
+        return splat(pictures, depths, source_K, w2c, target_K, size, valid=allowed, depth_tolerance=depth_tolerance)
 
-    layers = _split(frames[part], upsample(np.array(depth[part]), frames[part], band=band), band, device)
+    layers = _split(
+        frames[part],
+        upsample(np.array(depth[part]), frames[part], depth_tolerance=depth_tolerance),
+        depth_tolerance,
+        device,
+    )
     far, near = draw(layers.color, layers.depth), draw(layers.near, layers.near_depth)
-    seen = _laid_over(far, near, layers.mixed, band)
+    seen = _laid_over(far, near, layers.mixed, depth_tolerance)
     covered, behind = seen.covered, seen.behind
     source = covered.to(torch.uint8) * 255
     if plate is not None and not bool(covered.all()):
-        unseen = np.stack([hidden(plate, frames[t], depth[t], band=band) for t in chosen])
+        unseen = np.stack([hidden(plate, frames[t], depth[t], depth_tolerance=depth_tolerance) for t in chosen])
         unseen |= (layers.mixed.cpu().numpy() > 0) & (plate.confidence >= TRUSTED)  # what a soft edge lies over
-        other, confidence = _draw_plate(plate, unseen, source_K, w2c, target_K, path, band, device)
+        other, confidence = _draw_plate(plate, unseen, source_K, w2c, target_K, path, depth_tolerance, device)
         filled = other.mask & ~covered
         behind = torch.where(filled[:, None], other.color, behind)
         source = torch.where(filled, confidence, source)
         covered = covered | filled
     whole = seen.edge + (1 - seen.alpha)[:, None] * behind
     picture = to_uint8(torch.where(covered[:, None], whole, seen.alone))
-    mask, evidence = covered.cpu().numpy(), source.cpu().numpy()
+    mask, provenance = covered.cpu().numpy(), source.cpu().numpy()
     for t in range(len(mask)):
-        _remove_specks(picture[t], mask[t], evidence[t])
+        _remove_specks(picture[t], mask[t], provenance[t])
     return {
         "color": picture,
-        "mask": mask,
+        "validity_mask": mask,
         "alpha": np.where(mask, np.uint8(255), to_uint8(seen.alpha[:, None])[..., 0]),
-        "evidence": evidence,
+        "provenance": provenance,
         "covered": mask.mean((1, 2)),
-        "borrowed": ((evidence > 0) & (evidence < 255)).mean((1, 2)),
+        "from_other_frames": ((provenance > 0) & (provenance < 255)).mean((1, 2)),
     }
 
 
@@ -113,10 +118,10 @@ class _Seen:
     covered: Tensor
 
 
-def _laid_over(far: Splat, near: Splat, mixed: Tensor, band: float) -> _Seen:
+def _laid_over(far: Splat, near: Splat, mixed: Tensor, depth_tolerance: float) -> _Seen:
     """The near layer over the far one; `mixed` [T, H, W] of the source says how uncertain the far one's colors are."""
     # An edge lies before what is farther. Before its own thing, which is whole there, it adds nothing.
-    in_front = near.mask & ~(far.depth <= near.depth * (1 + band))  # the depth of what is open is NaN
+    in_front = near.mask & ~(far.depth <= near.depth * (1 + depth_tolerance))  # the depth of what is open is NaN
     alpha = torch.where(in_front, near.color[:, 3], 0.0)
     edge = torch.where(in_front[:, None], near.color[:, :3], 0.0)
     alone = edge / alpha.clamp(min=1e-3)[:, None]
@@ -176,10 +181,10 @@ class _Drawables:
     near_depth: Tensor
 
 
-def _split(frames: np.ndarray, depth: np.ndarray, band: float, device: torch.device) -> _Drawables:
+def _split(frames: np.ndarray, depth: np.ndarray, depth_tolerance: float, device: torch.device) -> _Drawables:
     """Frames uint8 [T, H, W, 3] with depth float32 [T, H, W], taken apart side by side."""
     with ThreadPoolExecutor(max(1, min(len(frames), torch.get_num_threads()))) as pool:
-        parts = list(pool.map(partial(split_layers, band=band), frames, depth))
+        parts = list(pool.map(partial(split_layers, depth_tolerance=depth_tolerance), frames, depth))
 
     def stacked(name: str) -> Tensor:
         return torch.from_numpy(np.stack([getattr(part, name) for part in parts])).to(device)
@@ -201,7 +206,7 @@ def _draw_plate(
     w2c: Tensor,
     target_K_px: Tensor,
     path: CameraPath,
-    band: float,
+    depth_tolerance: float,
     device: torch.device,
 ) -> tuple[Splat, Tensor]:
     """The background's pixels of `behind` [T, H, W] from the new camera, and their evidence uint8 [T, h, w]."""
@@ -211,7 +216,7 @@ def _draw_plate(
     depth = torch.from_numpy(plate.depth.copy())[None].expand(count, -1, -1).to(device)
     valid = torch.from_numpy(behind).to(device)
     size = (path.height, path.width)
-    drawn = splat(pictures, depth, source_K_px, w2c, target_K_px, size, valid=valid, band=band)
+    drawn = splat(pictures, depth, source_K_px, w2c, target_K_px, size, valid=valid, depth_tolerance=depth_tolerance)
     confidence = (drawn.color[:, 3] * 254).round().clamp(1, 254).to(torch.uint8)
     return replace(drawn, color=drawn.color[:, :3]), confidence
 

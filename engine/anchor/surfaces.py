@@ -25,7 +25,7 @@ def draw_surfaces(
     path: CameraPath,
     *,
     plate: Plate | None,
-    band: float,
+    depth_tolerance: float,
     valid: Callable[[int], np.ndarray] | None,
     device: torch.device,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -39,15 +39,15 @@ def draw_surfaces(
     source_K, size = torch.from_numpy(source_K_px[None].copy()), (path.height, path.width)
     image = to_tensor(frames[t : t + 1]).to(device)
     one = slice(t, t + 1)
-    lifted = torch.from_numpy(upsample(np.array(depth[one]), frames[one], band=band)).to(device)
+    lifted = torch.from_numpy(upsample(np.array(depth[one]), frames[one], depth_tolerance=depth_tolerance)).to(device)
     allowed = None if valid is None else torch.from_numpy(valid(t)[None].copy()).to(device)
-    drawn = splat(image, lifted, source_K, w2c, target_K, size, valid=allowed, band=band)
+    drawn = splat(image, lifted, source_K, w2c, target_K, size, valid=allowed, depth_tolerance=depth_tolerance)
     log = lifted.log().clamp(max=60.0).nan_to_num(-60.0)[:, None]  # sky as a large finite logarithm
     front = warp(F.max_pool2d(log, 2 * _BESIDE_PX + 1, 1, _BESIDE_PX) - log > _BEFORE, drawn.winner)[0, 0]
     z = drawn.depth[0]
     if plate is not None and not bool(drawn.mask.all()):
-        behind = torch.from_numpy(hidden(plate, frames[t], depth[t], band=band)[None]).to(device)
+        behind = torch.from_numpy(hidden(plate, frames[t], depth[t], depth_tolerance=depth_tolerance)[None]).to(device)
         far = torch.from_numpy(plate.depth[None].copy()).to(device)
-        other = splat(image, far, source_K, w2c, target_K, size, valid=behind, band=band)
+        other = splat(image, far, source_K, w2c, target_K, size, valid=behind, depth_tolerance=depth_tolerance)
         z = torch.where(drawn.mask[0], z, other.depth[0])
     return z.cpu().numpy(), front.cpu().numpy()

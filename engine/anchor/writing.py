@@ -14,7 +14,7 @@ _LEAST_COVER = 0.02
 def write_anchor(
     batches: Iterator[dict[str, np.ndarray]], size: tuple[int, int], out: Writer, on_frame: Callable[[int], None]
 ) -> dict[str, list[float]]:
-    """Write color (uint8 [N, h, w, 3]), mask (bool [N, h, w]), alpha and evidence (uint8 [N, h, w]).
+    """Write color (uint8 [N, h, w, 3]), validity_mask (bool [N, h, w]), alpha and evidence (uint8 [N, h, w]).
 
     Args:
         batches: of `draw_anchor`, in the order of the frames.
@@ -22,22 +22,22 @@ def write_anchor(
         on_frame: called with the number of frames written.
 
     Returns:
-        Shares of each frame's pixels: `holes`, of `other_frames`, and `imagined` by a multiview model.
+        Shares of each frame's pixels: `holes`, of `other_frames`, and `synthesized` by a multiview model.
     """
     height, width = size
-    shares: dict[str, list[float]] = {"holes": [], "other_frames": [], "imagined": []}
+    shares: dict[str, list[float]] = {"holes": [], "other_frames": [], "synthesized": []}
     with (
         out.array("color", shape_per_row=(height, width, 3), dtype=np.uint8) as color,
-        out.array("mask", shape_per_row=(height, width), dtype=bool) as mask,
+        out.array("validity_mask", shape_per_row=(height, width), dtype=bool) as mask,
         out.array("alpha", shape_per_row=(height, width), dtype=np.uint8) as alpha,
-        out.array("evidence", shape_per_row=(height, width), dtype=np.uint8) as evidence,
+        out.array("provenance", shape_per_row=(height, width), dtype=np.uint8) as provenance,
     ):
         for batch in batches:
-            for rows, name in ((color, "color"), (mask, "mask"), (alpha, "alpha"), (evidence, "evidence")):
+            for rows, name in ((color, "color"), (mask, "validity_mask"), (alpha, "alpha"), (provenance, "provenance")):
                 rows.append(batch[name])
             shares["holes"] += [1 - share for share in batch["covered"].tolist()]
-            shares["other_frames"] += batch["borrowed"].tolist()
-            shares["imagined"] += (batch["mask"] & (batch["evidence"] == 0)).mean((1, 2)).tolist()
+            shares["other_frames"] += batch["from_other_frames"].tolist()
+            shares["synthesized"] += (batch["validity_mask"] & (batch["provenance"] == 0)).mean((1, 2)).tolist()
             on_frame(len(shares["holes"]))
     return shares
 

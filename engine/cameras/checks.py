@@ -9,7 +9,7 @@ from .rigid import rotation_angle_deg
 
 # A step is a jump when it is this many times the steps around it ...
 _JUMP_RATIO = 6.0
-_JUMP_NEIGHBOURS = 4
+_JUMP_NEIGHBORS = 4
 # ... and large enough to be seen: degrees, and a share of the path's whole length.
 _JUMP_DEG = 2.0
 _JUMP_SHARE = 0.05
@@ -42,7 +42,7 @@ def _jumps(path: CameraPath) -> list[str]:
     moved = np.linalg.norm(np.diff(position, axis=0), axis=-1)
     found = []
     for i in range(len(dt)):
-        around = np.r_[max(i - _JUMP_NEIGHBOURS, 0) : i, i + 1 : min(i + 1 + _JUMP_NEIGHBOURS, len(dt))]
+        around = np.r_[max(i - _JUMP_NEIGHBORS, 0) : i, i + 1 : min(i + 1 + _JUMP_NEIGHBORS, len(dt))]
         what = []
         for step, floor, words in (
             (turned, _JUMP_DEG, f"turns {turned[i]:.1f} degrees"),
@@ -90,13 +90,13 @@ def through_geometry(path: CameraPath, depth: np.ndarray, source_K_px: np.ndarra
     if n != len(path):
         raise ValueError(f"{len(path)} poses, but depth of {n} frames")
     K = np.broadcast_to(scaled_intrinsics(source_K_px, w / path.width, h / path.height), (n, 3, 3))
-    centre = path.c2w[:, :3, 3]
-    ahead = centre[:, 2] > 0
-    z = np.where(ahead, centre[:, 2], 1.0)
-    # Clipped before the cast, because a centre close beside the source projects beyond any integer.
-    u = np.clip(np.floor(K[:, 0, 0] * centre[:, 0] / z + K[:, 0, 2]), -1, w).astype(int)
-    v = np.clip(np.floor(K[:, 1, 1] * centre[:, 1] / z + K[:, 1, 2]), -1, h).astype(int)
+    center = path.c2w[:, :3, 3]
+    ahead = center[:, 2] > 0
+    z = np.where(ahead, center[:, 2], 1.0)
+    # Clipped before the cast, because a center close beside the source projects beyond any integer.
+    u = np.clip(np.floor(K[:, 0, 0] * center[:, 0] / z + K[:, 0, 2]), -1, w).astype(int)
+    v = np.clip(np.floor(K[:, 1, 1] * center[:, 1] / z + K[:, 1, 2]), -1, h).astype(int)
     seen = ahead & (u >= 0) & (u < w) & (v >= 0) & (v < h)
     surface = depth[np.arange(n), np.clip(v, 0, h - 1), np.clip(u, 0, w - 1)]
-    frames = np.flatnonzero(seen & np.isfinite(surface) & (surface > 0) & (centre[:, 2] >= surface))
+    frames = np.flatnonzero(seen & np.isfinite(surface) & (surface > 0) & (center[:, 2] >= surface))
     return [f"the path passes through geometry at {frame_list(frames)}"] if len(frames) else []

@@ -1,6 +1,6 @@
 """The two ends of every camera: what the clip offers (`SourceView`) and what the renderer needs (`CameraPath`).
 
-OpenCV axes (x right, y down, z forward), c2w 4x4 float64, pixel centres at +0.5, K in pixels of (width, height).
+OpenCV axes (x right, y down, z forward), c2w 4x4 float64, pixel centers at +0.5, K in pixels of (width, height).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .rigid import checked_poses, inverse
 
 
 def scaled_intrinsics(K_px: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:
-    """K [..., 3, 3] for a picture stretched by (scale_x, scale_y); exact because pixel centres lie at +0.5."""
+    """K [..., 3, 3] for a picture stretched by (scale_x, scale_y); exact because pixel centers lie at +0.5."""
     return K_px * np.array([scale_x, scale_y, 1.0])[:, None]
 
 

@@ -20,7 +20,7 @@ _MAX_FOCAL_PX = 1e9
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PoseTrack:
-    """A camera file's content in one convention: OpenCV axes, c2w, pixel centres at +0.5."""
+    """A camera file's content in one convention: OpenCV axes, c2w, pixel centers at +0.5."""
 
     c2w: np.ndarray
     """float64 [P, 4, 4], camera to the file's world, or to the source camera of the same moment."""

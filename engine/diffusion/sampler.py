@@ -4,7 +4,6 @@ Our own loop, because the stock pipeline fails at one frame with guidance and kn
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
@@ -12,25 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models.video import VideoModel
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Condition:
-    """What the model is told about the whole anchor (N frames).
-
-    Attributes:
-        latents: scaled anchor latents [N, C, h, w].
-        mask: latent mask [N, h, w].
-        prompts: noise-augmented image-prompt latents, unscaled [N, C, h, w]: any frame may begin a window.
-        tokens: [N, 1, D].
-        ids: [3]: fps - 1, motion bucket, noise augmentation.
-    """
-
-    latents: Tensor
-    mask: Tensor
-    prompts: Tensor
-    tokens: Tensor
-    ids: Tensor
+from .conditioning import AnchorConditioning
 
 
 class Sampler(Protocol):
@@ -87,11 +68,11 @@ def denoise(
     model: VideoModel,
     latents: Tensor,
     sigmas: list[float],
-    condition: Condition,
+    condition: AnchorConditioning,
     window: range,
     *,
-    prompt: Tensor,
-    token: Tensor,
+    image_latents: Tensor,
+    image_embeds: Tensor,
     guidance: tuple[float, float] = (1.0, 1.0),
     known: Tensor | None = None,
     noise: Tensor | None = None,
@@ -102,8 +83,8 @@ def denoise(
 
     Args:
         latents: [T, C, h, w], already at noise level sigmas[0].
-        prompt: image prompt of the window [C, h, w], unscaled.
-        token: image token of the prompt [1, D].
+        image_latents: image prompt of the window [C, h, w], unscaled.
+        image_embeds: image token of the prompt [1, D].
         guidance: scale at the first and last frame of the window; (1, 1) runs the network once per step.
         known: clean latents [K, C, h, w] of the window's first frames, held at each step (the window before made them).
         noise: [T, C, h, w], the noise that `known` is held with.
@@ -114,15 +95,23 @@ def denoise(
     guide = guidance != (1.0, 1.0)
     batch = 2 if guide else 1
     anchor = condition.latents[frames][None].expand(batch, -1, -1, -1, -1)
-    mask = condition.mask[frames][None].expand(batch, -1, -1, -1)
-    prompts = torch.stack([prompt, torch.zeros_like(prompt)][:batch])
-    tokens = torch.stack([token, torch.zeros_like(token)][:batch])
-    ids = condition.ids.expand(batch, -1)
+    mask = condition.latent_mask[frames][None].expand(batch, -1, -1, -1)
+    image_latents = torch.stack([image_latents, torch.zeros_like(image_latents)][:batch])
+    image_embeds = torch.stack([image_embeds, torch.zeros_like(image_embeds)][:batch])
+    added_time_ids = condition.added_time_ids.expand(batch, -1)
     for step, (sigma, below) in enumerate(pairwise(sigmas)):
         if known is not None and noise is not None:
             latents = torch.cat([known + sigma * noise[: len(known)], latents[len(known) :]])
         level = latents.new_full((batch,), sigma)
-        output = model.predict(latents[None].expand(batch, -1, -1, -1, -1), level, prompts, tokens, ids, anchor, mask)
+        output = model.predict(
+            latents[None].expand(batch, -1, -1, -1, -1),
+            level,
+            image_latents,
+            image_embeds,
+            added_time_ids,
+            anchor,
+            mask,
+        )
         predicted = output[0] if not guide else output[1] + scales * (output[0] - output[1])
         clean = latents / (sigma**2 + 1) - sigma / (sigma**2 + 1) ** 0.5 * predicted
         latents = sampler.step(latents, clean, sigma, below)
@@ -140,12 +129,12 @@ def seeded_noise(shape: tuple[int, ...], seed: int, *, device: torch.device) -> 
 def sample(
     model: VideoModel,
     base: Tensor,
-    condition: Condition,
+    condition: AnchorConditioning,
     windows: list[range],
     sigmas: list[float],
     *,
-    prompt_of: Callable[[Tensor], tuple[Tensor, Tensor]],
-    first_prompt: tuple[Tensor, Tensor],
+    encode_image: Callable[[Tensor], tuple[Tensor, Tensor]],
+    first_image: tuple[Tensor, Tensor],
     guidance: tuple[float, float] = (1.0, 1.0),
     seed: int,
     sampler: Sampler = EULER,
@@ -159,8 +148,8 @@ def sample(
 
     Args:
         base: scaled latents [N, C, h, w].
-        prompt_of: image prompt and token of one clean latent frame [C, h, w] (decoded and encoded again).
-        first_prompt: those of the first window.
+        encode_image: image prompt and token of one clean latent frame [C, h, w] (decoded and encoded again).
+        first_image: those of the first window.
         on_step: called with window index, step and latents; may return replaced latents.
 
     Yields:
@@ -173,15 +162,15 @@ def sample(
         frames = slice(window.start, window.stop)
         shared = done - window.start
         known = previous[len(previous) - shared :] if shared > 0 else None
-        prompt, token = first_prompt if known is None else prompt_of(known[0])
+        image_latents, image_embeds = first_image if known is None else encode_image(known[0])
         previous = denoise(
             model,
             base[frames] + sigmas[0] * noise[frames],
             sigmas,
             condition,
             window,
-            prompt=prompt,
-            token=token,
+            image_latents=image_latents,
+            image_embeds=image_embeds,
             guidance=guidance,
             known=known,
             noise=noise[frames],

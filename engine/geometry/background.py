@@ -54,11 +54,11 @@ def stands_still(frames: np.ndarray) -> bool:
     """
     scale = min(1.0, 640 / max(frames.shape[1:3]))
 
-    def grey(t: int) -> np.ndarray:
+    def gray(t: int) -> np.ndarray:
         picture = cv2.cvtColor(np.ascontiguousarray(frames[t]), cv2.COLOR_RGB2GRAY)
         return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
-    first = grey(0)
+    first = gray(0)
     points = cv2.goodFeaturesToTrack(first, 400, 0.001, max(3, first.shape[1] / 80))
     if points is None or len(points) < _TRACKED:
         return False
@@ -66,7 +66,7 @@ def stands_still(frames: np.ndarray) -> bool:
     corners = np.array([[[0, 0]], [[width, 0]], [[width, height]], [[0, height]]], np.float32)
     follow: Any = cv2.calcOpticalFlowPyrLK  # its type has no optional points
     for t in sampled(len(frames))[1:]:
-        moved, found, _ = follow(first, grey(t), points, None)
+        moved, found, _ = follow(first, gray(t), points, None)
         kept = found[:, 0] > 0
         if kept.sum() < _TRACKED:
             return False
@@ -78,13 +78,15 @@ def stands_still(frames: np.ndarray) -> bool:
     return True
 
 
-def background_plate(frames: np.ndarray, depth: np.ndarray | Mapping[int, np.ndarray], *, band: float) -> Plate:
+def background_plate(
+    frames: np.ndarray, depth: np.ndarray | Mapping[int, np.ndarray], *, depth_tolerance: float
+) -> Plate:
     """What lies farthest along each pixel's ray, over the whole clip.
 
     Args:
         frames: uint8 [N, H, W, 3].
         depth: float32 [N, h, w], at the depth network's resolution; at least of the frames that are `sampled`.
-        band: relative depth within which two depths are one surface.
+        depth_tolerance: relative depth within which two depths are one surface.
     """
     times = sampled(len(frames))
     height, width = frames.shape[1:3]
@@ -97,7 +99,7 @@ def background_plate(frames: np.ndarray, depth: np.ndarray | Mapping[int, np.nda
         part = log[:, rows]
         known = np.isfinite(part)
         far[rows] = np.quantile(np.where(known, part, -np.inf), _FAR_QUANTILE, axis=0, method="higher")
-        shows = known & (part >= far[rows] - band)  # [S, r, W]
+        shows = known & (part >= far[rows] - depth_tolerance)  # [S, r, W]
         pictures = np.stack([frames[t][rows] for t in times]).astype(np.float32)
         seen = np.where(shows[..., None], pictures, np.nan)
         count = shows.sum(0)
@@ -135,7 +137,7 @@ def clean_plate(image: np.ndarray, found: Plate, predicted: np.ndarray) -> Plate
     return Plate(color=image, depth=np.where(alike, found.depth, scaled), confidence=confidence)
 
 
-def hidden(plate: Plate, frame: np.ndarray, depth: np.ndarray, *, band: float) -> np.ndarray:
+def hidden(plate: Plate, frame: np.ndarray, depth: np.ndarray, *, depth_tolerance: float) -> np.ndarray:
     """Where something else stands before a trusted background at one moment.
 
     It must be nearer and look different: depth alone flickers, and a thing that never moved is its own background.
@@ -151,7 +153,7 @@ def hidden(plate: Plate, frame: np.ndarray, depth: np.ndarray, *, band: float) -
     log = _log_depth(depth, (width, height))
     with np.errstate(invalid="ignore", divide="ignore"):
         far = np.where(np.isinf(plate.depth), _SKY_LOG, np.log(plate.depth))
-    return (plate.confidence >= TRUSTED) & (log < far - band) & _differs(frame, plate.color)
+    return (plate.confidence >= TRUSTED) & (log < far - depth_tolerance) & _differs(frame, plate.color)
 
 
 def _differs(a: np.ndarray, b: np.ndarray) -> np.ndarray:

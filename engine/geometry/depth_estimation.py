@@ -96,13 +96,13 @@ class EmptyScene:
         frames: uint8 [N, H, W, 3] at full size.
         given: the user's own picture of it, uint8 [H, W, 3].
         locked: whether the camera stands still; None looks.
-        band: relative depth within which two depths are one surface.
+        depth_tolerance: relative depth within which two depths are one surface.
     """
 
     frames: np.ndarray
     given: np.ndarray | None
     locked: bool | None
-    band: float
+    depth_tolerance: float
 
     def __call__(self, small: np.ndarray, log_depth: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """The picture (uint8 [h, w, 3]) and where it is known (bool), from frames and log depth [N, h, w] at one size;
@@ -112,7 +112,7 @@ class EmptyScene:
         if not (stands_still(self.frames) if self.locked is None else self.locked):
             return None
         depth = {t: steady.from_log(log_depth[t]) for t in sampled(len(small))}
-        plate = background_plate(small, depth, band=self.band)
+        plate = background_plate(small, depth, depth_tolerance=self.depth_tolerance)
         return plate.color, plate.confidence >= 0.5
 
 

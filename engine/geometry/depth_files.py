@@ -23,7 +23,7 @@ def read_depth(
     """Depth the user brings, used as it is, no filter, no scale, unless `refine` is given (`structure_of`).
 
     Accepted: one `.npy` or `.npz` with [N, h, w], or a file a frame in the order of their names: `.npy` float [h, w] in
-    scene units, or 16-bit `.png` in millimetres (0 is unknown). inf is sky, NaN and non-positive are unknown.
+    scene units, or 16-bit `.png` in millimeters (0 is unknown). inf is sky, NaN and non-positive are unknown.
 
     Raises:
         InputError: names the file and what is wrong.
@@ -97,7 +97,7 @@ def _array(path: Path) -> np.ndarray:
         if path.suffix == ".png":
             image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
             if image is None or image.dtype != np.uint16 or image.ndim != 2:
-                raise ValueError("not a 16-bit grey PNG")
+                raise ValueError("not a 16-bit gray PNG")
             return image
         loaded = np.load(path, allow_pickle=False)
         values = loaded[loaded.files[0]] if path.suffix == ".npz" else loaded

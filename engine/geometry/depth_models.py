@@ -25,7 +25,7 @@ class DepthSource:
     folder: Path
     kind: str
     """`embedded` or one of KINDS."""
-    licence: str
+    license: str
     digest: str
 
     @property
@@ -33,7 +33,7 @@ class DepthSource:
         """What a person reads where `auto` chose this model."""
         if self.kind == "embedded":
             return "Depth: embedded model (small). Better: recapture models pull depth"
-        return f"Depth: {self.name} ({self.licence})"
+        return f"Depth: {self.name} ({self.license})"
 
 
 class DepthModel(Protocol):
@@ -57,7 +57,7 @@ def find_depth_model(name: str) -> DepthSource:
     if entry is not None and entry.name == "embedded":
         digest = weights_digest(EMBEDDED, ("depth",))
         return DepthSource(
-            name=entry.name, folder=Path(entry.source), kind="embedded", licence=entry.licence, digest=digest
+            name=entry.name, folder=Path(entry.source), kind="embedded", license=entry.license, digest=digest
         )
     name = name if entry is None else entry.source
     folder = Path(name)
@@ -78,8 +78,8 @@ def find_depth_model(name: str) -> DepthSource:
     if kind not in KINDS:
         raise ModelError(f"{folder} holds a {kind!r} model; {', '.join(KINDS)} are understood", param="depth.model")
     digest = weights_digest(folder, tuple(p.name for p in sorted(folder.iterdir()) if p.is_file()))
-    licence = entry.licence if entry is not None else license_of(folder) or UNSTATED
-    return DepthSource(name=name, folder=folder, kind=kind, licence=licence, digest=digest)
+    license = entry.license if entry is not None else license_of(folder) or UNSTATED
+    return DepthSource(name=name, folder=folder, kind=kind, license=license, digest=digest)
 
 
 def load_depth_model(source: DepthSource, device: torch.device) -> DepthModel:
@@ -173,7 +173,7 @@ class TransformersDepth:
         predicted = outputs.predicted_depth.float()
         if self.kind != "depth_pro":
             return predicted.clamp(min=0), None
-        # Canonical inverse depth; metres need the focal length in units of the picture's width.
+        # Canonical inverse depth; meters need the focal length in units of the picture's width.
         fov = None if outputs.field_of_view is None else outputs.field_of_view.clamp(5, 160)
         focal = 0.5 / torch.tan(0.5 * torch.deg2rad(fov)) if fov is not None else predicted.new_ones(len(predicted))
         depth = 1 / (predicted / focal.view(-1, 1, 1)).clamp(1e-4, 1e4)

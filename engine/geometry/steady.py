@@ -78,7 +78,7 @@ def _gaussian(values: np.ndarray, sigma: float) -> np.ndarray:
 def temporal_mean(
     t: int, count: int, log_depth: Callable[[int], np.ndarray], image: Callable[[int], np.ndarray]
 ) -> np.ndarray:
-    """Log depth of frame t averaged with its neighbours along the flow, where colour and depth agree."""
+    """Log depth of frame t averaged with its neighbors along the flow, where color and depth agree."""
     center, center_image = log_depth(t), image(t).astype(np.float32)
     total = np.ones_like(center)
     mean = np.where(np.isfinite(center), center, 0.0)

@@ -27,7 +27,7 @@ def bordered(q: np.ndarray) -> np.ndarray:
 
 
 @jit
-def is_joined(q, v, u, dv, du, band):
+def is_joined(q, v, u, dv, du, depth_tolerance):
     """Whether pixel (v, u) and the next one by (dv, du) are one surface: close in depth, or in line with a neighbor.
 
     q is `bordered`; positions are those without the border. Two unknown pixels are joined.
@@ -35,7 +35,7 @@ def is_joined(q, v, u, dv, du, band):
     a, b = q[v + 1, u + 1], q[v + 1 + dv, u + 1 + du]
     if a < 0 or b < 0:
         return a < 0 and b < 0
-    if abs(a - b) <= band * min(a, b):
+    if abs(a - b) <= depth_tolerance * min(a, b):
         return True
     before, after = q[v + 1 - dv, u + 1 - du], np.float32(-1)
     if v + 1 + 2 * dv < q.shape[0] and u + 1 + 2 * du < q.shape[1]:
@@ -46,7 +46,7 @@ def is_joined(q, v, u, dv, du, band):
 
 
 @jit
-def step_rims(q, band):
+def step_rims(q, depth_tolerance):
     """uint8 [h, w] twice: 1 for pixels with a farther neighbor across a step, and 1 for those with a nearer one.
 
     q is `bordered`; sides are left, right, above and below.
@@ -59,7 +59,7 @@ def step_rims(q, band):
             for axis in range(2):
                 dv, du = (1, 0) if axis == 0 else (0, 1)
                 other = q[v + 1 + dv, u + 1 + du]
-                if here < 0 or other < 0 or is_joined(q, v, u, dv, du, band):
+                if here < 0 or other < 0 or is_joined(q, v, u, dv, du, depth_tolerance):
                     continue
                 if here > other:
                     near[v, u] = far[v + dv, u + du] = 1

@@ -22,13 +22,13 @@ _COLOR_SCALE = 0.08
 f32 = np.float32
 
 
-def upsample(depth: np.ndarray, frames: np.ndarray, *, band: float) -> np.ndarray:
+def upsample(depth: np.ndarray, frames: np.ndarray, *, depth_tolerance: float) -> np.ndarray:
     """Bring depth to the size of the frames.
 
     Args:
         depth: float32 [T, h, w], z; inf is sky, NaN and non-positive are unknown.
         frames: uint8 [T, H, W, 3].
-        band: relative depth within which neighbors are one surface.
+        depth_tolerance: relative depth within which neighbors are one surface.
 
     Returns:
         float32 [T, H, W], NaN where nothing is known; the input itself at equal size.
@@ -37,22 +37,27 @@ def upsample(depth: np.ndarray, frames: np.ndarray, *, band: float) -> np.ndarra
         return depth
     with ThreadPoolExecutor(max(1, min(len(depth), torch.get_num_threads()))) as pool:
         return np.stack(
-            list(pool.map(lambda pair: _upsample_frame(pair[0], pair[1], f32(band)), zip(depth, frames, strict=True)))
+            list(
+                pool.map(
+                    lambda pair: _upsample_frame(pair[0], pair[1], f32(depth_tolerance)),
+                    zip(depth, frames, strict=True),
+                )
+            )
         )
 
 
-def _upsample_frame(depth: np.ndarray, frame: np.ndarray, band: np.float32) -> np.ndarray:
+def _upsample_frame(depth: np.ndarray, frame: np.ndarray, depth_tolerance: np.float32) -> np.ndarray:
     h, w = depth.shape
     height, width = frame.shape[:2]
     q = inverse_depth(depth)
     mode = cv2.INTER_AREA if height > h else cv2.INTER_LINEAR
     coarse = cv2.resize(frame, (w, h), interpolation=mode).astype(f32) / f32(255)
     size = 2 * _REACH + 1
-    near_step = cv2.dilate(_beside_steps(bordered(q), band), np.ones((size, size), np.uint8))
+    near_step = cv2.dilate(_beside_steps(bordered(q), depth_tolerance), np.ones((size, size), np.uint8))
     out = np.empty((height, width), f32)
     near, far, score = (np.full((height, width), -1, f32) for _ in range(3))
     picture = frame.astype(f32) / f32(255)
-    _vote(out, near, far, score, q, _slopes(bordered(q), band), coarse, near_step, picture, band)
+    _vote(out, near, far, score, q, _slopes(bordered(q), depth_tolerance), coarse, near_step, picture, depth_tolerance)
     chosen = np.empty((height, width), np.uint8)
     _choose(chosen, near, score, picture, max(1, round(height / h)))
     _settle(out, near, far, chosen)
@@ -61,21 +66,21 @@ def _upsample_frame(depth: np.ndarray, frame: np.ndarray, band: np.float32) -> n
 
 
 @jit
-def _beside_steps(q, band):
+def _beside_steps(q, depth_tolerance):
     """1 for pixels that are not of one surface with a neighbor to the right, left, above or below; q has a border."""
     height, width = q.shape[0] - 2, q.shape[1] - 2
     out = np.zeros((height, width), np.uint8)
     for v in range(height):
         for u in range(width):
-            if u + 1 < width and not is_joined(q, v, u, 0, 1, band):
+            if u + 1 < width and not is_joined(q, v, u, 0, 1, depth_tolerance):
                 out[v, u] = out[v, u + 1] = 1
-            if v + 1 < height and not is_joined(q, v, u, 1, 0, band):
+            if v + 1 < height and not is_joined(q, v, u, 1, 0, depth_tolerance):
                 out[v, u] = out[v + 1, u] = 1
     return out
 
 
 @jit
-def _slopes(q, band):
+def _slopes(q, depth_tolerance):
     """Change of inverse depth a pixel down and a pixel to the right, on each pixel's own surface; q has a border."""
     height, width = q.shape[0] - 2, q.shape[1] - 2
     out = np.zeros((height, width, 2), f32)
@@ -86,7 +91,7 @@ def _slopes(q, band):
                 here, total, sides = q[v + 1, u + 1], f32(0), 0
                 for sign in (-1, 1):
                     other = q[v + 1 + sign * dv, u + 1 + sign * du]
-                    if other >= 0 and here >= 0 and is_joined(q, v, u, sign * dv, sign * du, band):
+                    if other >= 0 and here >= 0 and is_joined(q, v, u, sign * dv, sign * du, depth_tolerance):
                         total += sign * (other - here)
                         sides += 1
                 out[v, u, axis] = total / max(sides, 1)
@@ -94,7 +99,7 @@ def _slopes(q, band):
 
 
 @jit
-def _vote(out, near, far, score, q, slopes, coarse, near_step, picture, band):
+def _vote(out, near, far, score, q, slopes, coarse, near_step, picture, depth_tolerance):
     """Inverse depth away from steps; near one both candidates, and by how much the picture prefers the nearer."""
     h, w = q.shape
     height, width = out.shape
@@ -126,9 +131,9 @@ def _vote(out, near, far, score, q, slopes, coarse, near_step, picture, band):
             if count == 0:
                 out[y, x] = -1
                 continue
-            split = _widest_gap(ordered, values, count, band)
+            split = _widest_gap(ordered, values, count, depth_tolerance)
             if split < 0:  # one surface after all
-                out[y, x] = _surface_mean(values, there, weights, count, f32(-1), f32(np.inf), band)
+                out[y, x] = _surface_mean(values, there, weights, count, f32(-1), f32(np.inf), depth_tolerance)
                 continue
             vote_near, vote_far = f32(1e-12), f32(1e-12)
             for k in range(count):
@@ -136,8 +141,8 @@ def _vote(out, near, far, score, q, slopes, coarse, near_step, picture, band):
                     vote_near += weights[k] * colors[k]
                 else:
                     vote_far += weights[k] * colors[k]
-            near[y, x] = _surface_mean(values, there, weights, count, split, f32(np.inf), band)
-            far[y, x] = _surface_mean(values, there, weights, count, f32(-1), split, band)
+            near[y, x] = _surface_mean(values, there, weights, count, split, f32(np.inf), depth_tolerance)
+            far[y, x] = _surface_mean(values, there, weights, count, f32(-1), split, depth_tolerance)
             score[y, x] = np.log(vote_near / vote_far)
 
 
@@ -167,15 +172,15 @@ def _bilinear(q, cy, cx):
 
 
 @jit
-def _widest_gap(ordered, values, count, band):
-    """The middle of the widest relative gap between sorted values, -1 where none is wider than `band`."""
+def _widest_gap(ordered, values, count, depth_tolerance):
+    """The middle of the widest relative gap between sorted values, -1 where none is wider than `depth_tolerance`."""
     for k in range(count):
         value, i = values[k], k
         while i > 0 and ordered[i - 1] > value:
             ordered[i] = ordered[i - 1]
             i -= 1
         ordered[i] = value
-    widest, split = band, f32(-1)
+    widest, split = depth_tolerance, f32(-1)
     for k in range(1, count):
         gap = (ordered[k] - ordered[k - 1]) / ordered[k] if ordered[k] > 0 else f32(0)
         if gap > widest:
@@ -184,7 +189,7 @@ def _widest_gap(ordered, values, count, band):
 
 
 @jit
-def _surface_mean(values, there, weights, count, above, upto, band):
+def _surface_mean(values, there, weights, count, above, upto, depth_tolerance):
     """Mean of `there`, over the values in (above, upto] that are of one surface with the closest of them."""
     best, at = f32(-1), f32(0)
     for k in range(count):
@@ -192,7 +197,7 @@ def _surface_mean(values, there, weights, count, above, upto, band):
             best, at = weights[k], values[k]
     total, weight = f32(0), f32(0)
     for k in range(count):
-        if values[k] > above and values[k] <= upto and abs(values[k] - at) <= band * max(values[k], at):
+        if values[k] > above and values[k] <= upto and abs(values[k] - at) <= depth_tolerance * max(values[k], at):
             total += weights[k] * there[k]
             weight += weights[k]
     return total / weight

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..config import RunConfig
-from ..diffusion.conditioning import Encoder
+from ..diffusion.encoding import Encoder
 from ..diffusion.sampler import EULER, Sampler, plan_windows
-from ..diffusion.tuner import OptimiserOf, Share, Tuner
+from ..diffusion.tuner import DataShard, OptimizerFactory, Tuner
 from ..errors import InputError
 from ..models import adapters
 from ..models.multiview import MultiviewSource, multiview_source
@@ -51,12 +51,12 @@ class StageServices(Protocol):
     """The part of an executor that stages themselves call."""
 
     @property
-    def data_shard(self) -> Share:
+    def data_shard(self) -> DataShard:
         """The part of each tuning batch that is this process's."""
         ...
 
     @property
-    def make_optimizer(self) -> OptimiserOf:
+    def make_optimizer(self) -> OptimizerFactory:
         """Makes the optimizer of the tuning stages."""
         ...
 

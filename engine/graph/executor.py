@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ..diffusion.tuner import AdamW, OptimiserOf, Share
+from ..diffusion.tuner import AdamW, DataShard, OptimizerFactory
 from ..store import Entry, Store
 from .context import StageContext, StageServices
 from .device_memory import DeviceBudget
@@ -40,8 +40,8 @@ class LocalExecutor:
     """
 
     models: WarmModels
-    data_shard: Share = (0, 1)
-    make_optimizer: OptimiserOf = AdamW
+    data_shard: DataShard = (0, 1)
+    make_optimizer: OptimizerFactory = AdamW
     tune_devices: int = 1
 
     def budget(self) -> DeviceBudget:

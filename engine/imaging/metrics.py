@@ -85,7 +85,7 @@ _RIM_PX = 3
 
 
 def worst_boundaries(
-    generated: Callable[[int], np.ndarray], anchor: np.ndarray, evidence: np.ndarray, *, count: int = 3
+    generated: Callable[[int], np.ndarray], anchor: np.ndarray, provenance: np.ndarray, *, count: int = 3
 ) -> list[Boundary]:
     """The places with the largest step in tone between generated and real pixels, worst first, no two at one spot.
 
@@ -96,13 +96,13 @@ def worst_boundaries(
     Args:
         generated: a frame's generated picture at the anchor's size, uint8 [H, W, 3].
         anchor: uint8 [N, H, W, 3].
-        evidence: [N, H, W], above 0 where the anchor is real; what a model imagined is not.
+        provenance: [N, H, W], above 0 where the anchor is real; what a model synthesized is not.
     """
-    height = evidence.shape[1]
+    height = provenance.shape[1]
     patch = max(5, height // 10 | 1)
     found: list[Boundary] = []
-    for frame in range(len(evidence)):
-        real = evidence[frame] > 0
+    for frame in range(len(provenance)):
+        real = provenance[frame] > 0
         if real.all() or not real.any():
             continue
         holes = (~real).astype(np.uint8)

@@ -197,9 +197,9 @@ class TextureFill:
         """Find what the wanted pixels copy, coarse to fine, in place."""
         K_px, c2w, filled = self._K_px[t], self._c2w[t], copies.picture >= 0
         # A nearer thing at the rim says nothing of what lies behind it.
-        told = np.where(view.real, np.where(log >= behind - _WEIGHTS.slack, 1, -1), filled).astype(np.float32)
+        source_known = np.where(view.real, np.where(log >= behind - _WEIGHTS.slack, 1, -1), filled).astype(np.float32)
         seen = np.where(filled[..., None], picture + self._copied(copies, points), view.color).astype(np.float32)
-        targets = [Target(self._guide(view), seen, told, behind, points, wanted)]
+        targets = [Target(self._guide(view), seen, source_known, behind, points, wanted)]
         for level in range(1, _LEVELS):
             targets.append(_halved_target(targets[-1], K_px, c2w, level))
         state = np.array([(self._seed << 32) + t + 1 ^ 0x9E3779B97F4A7C15], np.uint64)

@@ -73,13 +73,13 @@ def inject(unet: nn.Module, rank: int, *, alpha: int | None = None, seed: int = 
 
 
 def reset(unet: nn.Module, adapters: Iterable[AdapterName] = ADAPTERS, *, seed: int = 0) -> None:
-    """Initialise adapters anew in place: the same seed gives the same weights on every device."""
+    """Initialize adapters anew in place: the same seed gives the same weights on every device."""
     generator = torch.Generator().manual_seed(seed)
     for adapter in adapters:
         for name, parameter in adapter_parameters(unet, adapter).items():
             value = torch.zeros(parameter.shape, device="cpu")
             if ".lora_A." in name:
-                bound = 1 / math.sqrt(parameter.shape[1])  # kaiming_uniform with a = sqrt(5), as peft initialises
+                bound = 1 / math.sqrt(parameter.shape[1])  # kaiming_uniform with a = sqrt(5), as peft initializes
                 value.uniform_(-bound, bound, generator=generator)
             parameter.data = value.to(parameter.device)  # adapters stay in fp32 whatever the base's dtype
 

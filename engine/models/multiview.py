@@ -27,7 +27,7 @@ from ..anchor.render import to_uint8
 from ..cameras import CameraPath
 from ..cameras.rigid import rotation_angle_deg
 from ..config import AnchorConfig
-from ..diffusion.conditioning import to_working, working_anchor
+from ..diffusion.encoding import to_working, working_anchor
 from ..diffusion.sampler import karras_sigmas, seeded_noise
 from ..errors import ModelError
 from ..hub import EMBEDDED, weights_digest
@@ -37,8 +37,8 @@ from .video import ENCODER_PARTS, Codec, load_network, loading
 
 RAY_CHANNELS = 6
 SIGMA_MAX, SIGMA_MIN = 80.0, 0.02
-DOUBT = 0.04
-"""Mean difference over the channels, of a range of 1, from which on a pixel is not believed."""
+UNCERTAIN = 0.04
+"""Mean difference over the channels, of a range of 1, from which on a pixel is not confident."""
 _DOUBT_PX = 9
 FEATHER_PX = 8.0
 WIDE_TURN_DEG, WIDE_HOLES = 45.0, 0.25
@@ -98,7 +98,7 @@ def predict(
     known: Tensor,
     mask: Tensor,
     rays: Tensor,
-    token: Tensor,
+    image_embeds: Tensor,
 ) -> Tensor:
     """The network's output F for the asked view, fp32 [B, C, h, w]; EDM scaling and noise label as in SVD.
 
@@ -109,16 +109,16 @@ def predict(
         known: scaled latents of the point anchor [B, C, h, w], zeros where there is none.
         mask: which of its cells are known [B, h, w].
         rays: [B, 2, 6, h, w], of the given and the asked view.
-        token: image token of the given view [B, 1, D].
+        image_embeds: image token of the given view [B, 1, D].
     """
     s = sigma.view(-1, 1, 1, 1).to(noisy)
     scaled = noisy / torch.sqrt(s * s + 1)
-    told = (source != 0).any(1, keepdim=True).to(noisy)  # a source that was dropped is not known either
-    given = torch.cat([torch.zeros_like(scaled), source, told, rays[:, 0]], 1)
+    source_known = (source != 0).any(1, keepdim=True).to(noisy)  # a source that was dropped is not known either
+    given = torch.cat([torch.zeros_like(scaled), source, source_known, rays[:, 0]], 1)
     asked = torch.cat([scaled, known, mask[:, None], rays[:, 1]], 1)
     inputs = torch.stack([given, asked], 1).flatten(0, 1)
     label = (0.25 * torch.log(sigma)).repeat_interleave(2)
-    output = unet(inputs.to(unet.dtype), label, token.repeat_interleave(2, 0).to(unet.dtype)).sample
+    output = unet(inputs.to(unet.dtype), label, image_embeds.repeat_interleave(2, 0).to(unet.dtype)).sample
     return output.float().unflatten(0, (-1, 2))[:, 1]
 
 
@@ -156,7 +156,7 @@ class MultiviewModel(Protocol):
 class MultiviewAdapter(MultiviewModel, Protocol):
     """Another model behind a class with these members."""
 
-    licence: str
+    license: str
     noncommercial: bool
     """True: used only where `allow_noncommercial` says that the user may."""
     version: str
@@ -170,7 +170,7 @@ class MultiviewSource:
     """A multiview model that was found, not yet loaded."""
 
     name: str
-    licence: str
+    license: str
     noncommercial: bool
     digest: str
     folder: Path | None
@@ -188,7 +188,7 @@ def find_multiview_model(name: str, *, allow_noncommercial: bool = False) -> Mul
         kind = _adapter(module, attribute, name)
         digest = hashlib.sha256(f"{name} {kind.version}".encode()).hexdigest()
         found = MultiviewSource(
-            name=name, licence=kind.licence, noncommercial=kind.noncommercial, digest=digest, folder=None
+            name=name, license=kind.license, noncommercial=kind.noncommercial, digest=digest, folder=None
         )
     else:
         folder = EMBEDDED / "multiview" if name == "embedded" else Path(name).absolute()
@@ -196,11 +196,11 @@ def find_multiview_model(name: str, *, allow_noncommercial: bool = False) -> Mul
         parts = weights_digest(folder, ("unet",)), weights_digest(_encoder(folder, about), ENCODER_PARTS)
         digest = hashlib.sha256(json.dumps([*parts, about["steps"], about["guidance"]]).encode()).hexdigest()
         found = MultiviewSource(
-            name=name, licence=about["licence"], noncommercial=about["noncommercial"], digest=digest, folder=folder
+            name=name, license=about["license"], noncommercial=about["noncommercial"], digest=digest, folder=folder
         )
     if found.noncommercial and not allow_noncommercial:
         raise ModelError(
-            f"{name} is licensed for non-commercial use only ({found.licence}); "
+            f"{name} is licensed for non-commercial use only ({found.license}); "
             "if that applies to you, set `anchor.allow_noncommercial`",
             param="anchor.multiview",
             code="model_noncommercial",
@@ -235,16 +235,18 @@ def _adapter(module: str, attribute: str, name: str) -> type[MultiviewAdapter]:
     except Exception as error:  # whatever stands in the user's module
         reason = f"{type(error).__name__}: {error}"
         raise ModelError(f"the adapter {name} cannot be imported ({reason})", param="anchor.multiview") from None
-    missing = [member for member in ("licence", "noncommercial", "version") if not hasattr(kind, member)]
+    missing = [member for member in ("license", "noncommercial", "version") if not hasattr(kind, member)]
     if missing or not callable(kind):
         raise ModelError(f"the adapter {name} does not say its {', '.join(missing)}", param="anchor.multiview")
     return cast("type[MultiviewAdapter]", kind)
 
 
 def _about(folder: Path, name: str) -> dict[str, Any]:
-    needed = {"encoder": str, "licence": str, "noncommercial": bool, "steps": int, "guidance": (int, float)}
+    needed = {"encoder": str, "license": str, "noncommercial": bool, "steps": int, "guidance": (int, float)}
     try:
         about = json.loads((folder / "multiview.json").read_text())
+        if "licence" in about:  # as the version before spelled it
+            about["license"] = about.pop("licence")
         _ = about["steps"], (folder / "unet" / "config.json").stat()
     except (OSError, ValueError, KeyError, TypeError):
         raise ModelError(
@@ -325,26 +327,28 @@ class DirectoryMultiview:
         )
         return to_clip_size(self.codec.decode(made), (h, w))[0]
 
-    def _denoise(self, source: Tensor, known: Tensor, mask: Tensor, rays: Tensor, token: Tensor, seed: int) -> Tensor:
+    def _denoise(
+        self, source: Tensor, known: Tensor, mask: Tensor, rays: Tensor, image_embeds: Tensor, seed: int
+    ) -> Tensor:
         """Scaled latents [1, C, h, w] after Euler steps of the EDM ODE; guidance hides the source from its second half."""
         sigmas = karras_sigmas(self.steps, SIGMA_MAX, SIGMA_MIN)
         latents = sigmas[0] * seeded_noise(tuple(source.shape), seed, device=source.device)
         guided = self.guidance != 1
-        told: list[Tensor] = [source, known, mask, rays, token]
+        unet_inputs: list[Tensor] = [source, known, mask, rays, image_embeds]
         if guided:
-            blind = [torch.zeros_like(source), known, mask, rays, torch.zeros_like(token)]
-            told = [torch.cat(pair) for pair in zip(told, blind, strict=True)]
+            blind = [torch.zeros_like(source), known, mask, rays, torch.zeros_like(image_embeds)]
+            unet_inputs = [torch.cat(pair) for pair in zip(unet_inputs, blind, strict=True)]
         for sigma, below in pairwise(sigmas):
-            noisy = torch.cat([latents] * len(told[0]))
-            output = predict(self.unet, noisy, noisy.new_full((len(noisy),), sigma), *told)
+            noisy = torch.cat([latents] * len(unet_inputs[0]))
+            output = predict(self.unet, noisy, noisy.new_full((len(noisy),), sigma), *unet_inputs)
             F_hat = output[1:] + self.guidance * (output[:1] - output[1:]) if guided else output
             clean = latents / (sigma**2 + 1) - sigma / (sigma**2 + 1) ** 0.5 * F_hat
             latents = latents + (latents - clean) / sigma * (below - sigma)
         return latents
 
 
-def imagine(model: MultiviewModel, view: NovelView, seed: int) -> tuple[Tensor, Tensor]:
-    """The asked view [3, h, w], and how much each pixel is to be doubted, [h, w] in levels of a range of 1.
+def synthesize(model: MultiviewModel, view: NovelView, seed: int) -> tuple[Tensor, Tensor]:
+    """The asked view [3, h, w], and how uncertain each pixel is, [h, w] in levels of a range of 1.
 
     Doubtful is what two seeds do not agree on, and what lies where the picture misses the real pixels around: how far it
     is from the splatted points is carried from the covered pixels into the holes.
@@ -355,18 +359,18 @@ def imagine(model: MultiviewModel, view: NovelView, seed: int) -> tuple[Tensor, 
     return first, F.avg_pool2d((apart + missed)[None], _DOUBT_PX, 1, _DOUBT_PX // 2, count_include_pad=False)[0]
 
 
-def imagined_anchor(model: MultiviewModel, view: NovelView, seed: int) -> dict[str, np.ndarray]:
-    """`color` uint8 [h, w, 3] and `mask` bool [h, w] of the anchor: the points, and around them what is imagined.
+def synthesized_anchor(model: MultiviewModel, view: NovelView, seed: int) -> dict[str, np.ndarray]:
+    """`color` uint8 [h, w, 3] and `mask` bool [h, w] of the anchor: the points, and around them what is synthesized.
 
-    Real pixels stay as they are, and with them the mask tells what is imagined and believed. What is not believed is still
+    Real pixels stay as they are, and with them the mask tells what is synthesized and confident. What is not confident is still
     the best guess at hand, so it is left in place of black. The same seed for all frames of a clip is the same noise.
     """
     mask = view.covered.numpy()
     if mask.all():
-        return {"color": to_uint8(view.points[None])[0], "mask": mask}
-    picture, doubt = imagine(model, view, seed)
+        return {"color": to_uint8(view.points[None])[0], "validity_mask": mask}
+    picture, uncertainty = synthesize(model, view, seed)
     whole = composite(picture[None], view.points[None], view.covered.numpy()[None], feather_px=FEATHER_PX)
-    return {"color": to_uint8(whole)[0], "mask": mask | (doubt < DOUBT).numpy()}
+    return {"color": to_uint8(whole)[0], "validity_mask": mask | (uncertainty < UNCERTAIN).numpy()}
 
 
 def chosen_route(path: CameraPath, hole_share: float) -> tuple[str, str]:

@@ -170,33 +170,35 @@ class VideoModel(Codec):
         self,
         noisy: Tensor,
         sigma: Tensor,
-        prompt: Tensor,
-        token: Tensor,
-        ids: Tensor,
+        image_latents: Tensor,
+        image_embeds: Tensor,
+        added_time_ids: Tensor,
         anchor: Tensor | None = None,
-        mask: Tensor | None = None,
+        latent_mask: Tensor | None = None,
     ) -> Tensor:
         """The network's output F in fp32, [B, T, C, h, w]; the EDM input scaling and noise label happen here.
 
         Args:
             noisy: scaled noisy latents [B, T, C, h, w].
             sigma: [B].
-            prompt: image-prompt latents, unscaled [B, C, h, w].
-            token: [B, 1, D].
-            ids: [B, 3]: fps - 1, motion bucket, noise augmentation.
+            image_latents: image-prompt latents, unscaled [B, C, h, w].
+            image_embeds: [B, 1, D].
+            added_time_ids: [B, 3]: fps - 1, motion bucket, noise augmentation.
             anchor: for guided models, scaled anchor latents [B, T, C, h, w]; zeros if absent.
-            mask: for guided models, latent mask [B, T, h, w]; zeros if absent.
+            latent_mask: for guided models, latent mask [B, T, h, w]; zeros if absent.
         """
         if self.offload:
             self._place_encoders(torch.device("cpu"))
         s = sigma.view(-1, 1, 1, 1, 1).to(noisy)
-        parts = [noisy / torch.sqrt(s * s + 1), prompt[:, None].expand_as(noisy)]
+        parts = [noisy / torch.sqrt(s * s + 1), image_latents[:, None].expand_as(noisy)]
         if self.shape.guided:
             parts.append(torch.zeros_like(noisy) if anchor is None else anchor)
-            parts.append(torch.zeros_like(noisy[:, :, :1]) if mask is None else mask[:, :, None].to(noisy))
+            parts.append(
+                torch.zeros_like(noisy[:, :, :1]) if latent_mask is None else latent_mask[:, :, None].to(noisy)
+            )
         inputs = torch.cat(parts, dim=2).to(self.dtype)
         label = 0.25 * torch.log(sigma)
-        return self.unet(inputs, label, token.to(self.dtype), ids.to(self.dtype)).sample.float()
+        return self.unet(inputs, label, image_embeds.to(self.dtype), added_time_ids.to(self.dtype)).sample.float()
 
 
 @contextmanager

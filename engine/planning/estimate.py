@@ -100,9 +100,9 @@ def _time_forward(context: StageContext, height: int, width: int, frames: int) -
     model = context.model
     cell = model.shape.vae_scale
     noisy = torch.zeros(1, frames, model.shape.latent_channels, height // cell, width // cell, device=context.device)
-    token = torch.zeros(1, 1, model.unet.config.cross_attention_dim, device=context.device)
-    sigma, ids = torch.ones(1, device=context.device), torch.zeros(1, 3, device=context.device)
-    return _timed(context, lambda: model.predict(noisy, sigma, noisy[:, 0], token, ids))
+    image_embeds = torch.zeros(1, 1, model.unet.config.cross_attention_dim, device=context.device)
+    sigma, added_time_ids = torch.ones(1, device=context.device), torch.zeros(1, 3, device=context.device)
+    return _timed(context, lambda: model.predict(noisy, sigma, noisy[:, 0], image_embeds, added_time_ids))
 
 
 def _timed(context: StageContext, work: Any) -> float:

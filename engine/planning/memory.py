@@ -53,7 +53,7 @@ class MemoryPlan:
     Attributes:
         choice: the options.
         held: what stays on the device, by what it is.
-        work: what each kind of work holds besides, with the weights that it brings along and its optimiser.
+        work: what each kind of work holds besides, with the weights that it brings along and its optimizer.
         limit: what it was chosen for; None for a plan without a limit.
     """
 

@@ -128,8 +128,8 @@ class Shapes:
         """Arguments of the UNet's call."""
         config, cell = self.unet.config, 2 ** (len(self.vae.config.block_out_channels) - 1)
         noisy = torch.empty(batch, frames, config.in_channels, size[0] // cell, size[1] // cell, dtype=self.dtype)
-        token = torch.empty(batch, 1, config.cross_attention_dim, dtype=self.dtype)
-        return noisy, torch.empty(batch), token, torch.empty(batch, 3, dtype=self.dtype)
+        image_embeds = torch.empty(batch, 1, config.cross_attention_dim, dtype=self.dtype)
+        return noisy, torch.empty(batch), image_embeds, torch.empty(batch, 3, dtype=self.dtype)
 
 
 def _in_fp32(norm: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

@@ -80,7 +80,7 @@ def write_bundle(
 
 
 def write_anchor_sheet(
-    source: np.ndarray, anchor: np.ndarray, mask: np.ndarray, evidence: np.ndarray, path: Path
+    source: np.ndarray, anchor: np.ndarray, mask: np.ndarray, provenance: np.ndarray, path: Path
 ) -> None:
     """Write a PNG of the source at several times and below it what the new camera sees, holes hatched.
 
@@ -88,7 +88,7 @@ def write_anchor_sheet(
         source: uint8 [N, H, W, 3].
         anchor: uint8 [N, h, w, 3].
         mask: bool [N, h, w], False in holes.
-        evidence: uint8 [N, h, w], 0 where the anchor is no footage.
+        provenance: uint8 [N, h, w], 0 where the anchor is no footage.
 
     Raises:
         OutputError: the file cannot be written.
@@ -96,7 +96,7 @@ def write_anchor_sheet(
     times = spread(len(source), _COLUMNS)
     seen = [tinted_holes(anchor[t], mask[t]) for t in times]
     rows = [("source", [source[t] for t in times]), ("from the new camera", seen)]
-    labels = [f"frame {t}, {100 * (1 - float((evidence[t] > 0).mean())):.1f} % not filmed" for t in times]
+    labels = [f"frame {t}, {100 * (1 - float((provenance[t] > 0).mean())):.1f} % not filmed" for t in times]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -148,11 +148,11 @@ def _write_videos(result: StageResults, folder: Path, add_sound: AddSound) -> No
         _write_sound(result, folder / "video.mp4", add_sound)
     generated = result.generated
     write("generated.mp4", generated, (generated.shape[2], generated.shape[1]))
-    pairs = zip(result.anchor, result.mask, strict=True)
+    pairs = zip(result.anchor, result.validity_mask, strict=True)
     write("anchor.mp4", (flat_holes(color, mask) for color, mask in pairs), (width, height))
     write(
         "mask.mp4",
-        (np.repeat(np.uint8(255) * (seen > 0)[..., None], 3, axis=2) for seen in result.evidence),
+        (np.repeat(np.uint8(255) * (seen > 0)[..., None], 3, axis=2) for seen in result.provenance),
         (width, height),
     )
     both = (np.hstack(pair) for pair in zip(result.source, result.frames, strict=True))
@@ -184,13 +184,13 @@ def _clip_is_lost(result: StageResults) -> str:
 
 def _contact(result: StageResults) -> np.ndarray:
     times = spread(len(result.source), _COLUMNS)
-    generated = 100 * result.matte.reshape(len(result.matte), -1).mean(1, dtype=np.float64) / 255
+    generated = 100 * result.generated_mask.reshape(len(result.generated_mask), -1).mean(1, dtype=np.float64) / 255
     return contact_sheet(
         [
             ("source", [result.source[t] for t in times]),
             (
                 "from the new camera, hatched where nothing is known",
-                [tinted_holes(result.anchor[t], result.mask[t]) for t in times],
+                [tinted_holes(result.anchor[t], result.validity_mask[t]) for t in times],
             ),
             ("generated", [result.generated[t] for t in times]),
             ("delivered", [result.frames[t] for t in times]),
@@ -230,7 +230,7 @@ def _write_passes(result: StageResults, folder: Path) -> None:
         "delivered": result.frames,
         "generated": result.generated,
         "anchor": result.anchor,
-        "matte": result.matte,
+        "matte": result.generated_mask,
         "texture": result.texture,
     }
     for name, frames in sequences.items():

@@ -15,13 +15,13 @@ import torch
 
 from ..anchor.render import to_tensor, to_uint8
 from ..cameras.rigid import rotation_angle_deg
-from ..diffusion.conditioning import working_anchor
+from ..diffusion.encoding import working_anchor
 from ..graph.context import StageContext
 from ..imaging.composite import to_clip_size
 from ..imaging.metrics import frame_changes, psnr_of_error, seam_ratios, worst_boundaries
 from ..models.multiview import chosen_route
 from ..models.video import weight_count
-from ..stage_results import StageResults
+from ..stage_results import StageResults, load_coverage
 from .command import command_of
 
 SCHEMA = "recapture.report"
@@ -40,6 +40,7 @@ def gather(result: StageResults) -> dict[str, Any]:
     Numbers that do not exist (a PSNR over no pixels) are null; infinite ones (identical pictures) are the text "inf".
     """
     context, request, entries = result.context, result.request, result.entries
+    coverage = load_coverage(entries)
     lens, depth = entries["intrinsics"].json("intrinsics"), entries["depth"].json("summary")
     spatial, temporal = entries["spatial"].json("tuning"), entries["temporal"].json("tuning")
     parameters = parameter_count(context.models.folder)
@@ -54,10 +55,10 @@ def gather(result: StageResults) -> dict[str, Any]:
             "footage": 1 - generated_share,
             "generated": generated_share,
             "textured": result.textured_share,
-            "other_frames": float(np.mean(entries["anchor"].json("coverage")["other_frames"])),
+            "other_frames": float(np.mean(coverage["other_frames"])),
             "holes": result.hole_share,
-            "imagined": float(np.mean(entries["anchor"].json("coverage")["imagined"])),
-            "holes_per_frame": entries["anchor"].json("coverage")["holes"],
+            "synthesized": float(np.mean(coverage["synthesized"])),
+            "holes_per_frame": coverage["holes"],
         },
         "clip": {
             **request.info.to_json(),
@@ -107,10 +108,10 @@ def measures(result: StageResults) -> dict[str, Any]:
     seams = [before.stop for before in windows[:-1]]  # where each window's own frames begin
 
     def at_clip_size(t: int) -> np.ndarray:
-        return to_uint8(to_clip_size(to_tensor(result.generated[t : t + 1]), result.evidence.shape[1:]))[0]
+        return to_uint8(to_clip_size(to_tensor(result.generated[t : t + 1]), result.provenance.shape[1:]))[0]
 
     joined = result.config.deliver.composite == "on"
-    worst = worst_boundaries(at_clip_size, result.anchor, result.evidence) if joined else []
+    worst = worst_boundaries(at_clip_size, result.anchor, result.provenance) if joined else []
     return {
         "generated_psnr_visible_db": visible_psnr(result),
         "frame_change": changes,
@@ -129,7 +130,7 @@ def visible_psnr(result: StageResults) -> float:
     size = result.generated.shape[1:3]
     total, count = 0.0, 0
     for t in range(len(result.generated)):
-        picture, valid = working_anchor(result.anchor[t : t + 1], result.evidence[t : t + 1] > 0, size)
+        picture, valid = working_anchor(result.anchor[t : t + 1], result.provenance[t : t + 1] > 0, size)
         error = result.generated[t].astype(np.float32) - to_uint8(picture)[0]
         error = error[valid[0].numpy()]
         total, count = total + float(np.square(error).sum(dtype=np.float64)), count + error.size
@@ -200,7 +201,7 @@ def _video_model(context: StageContext, parameters: int | None) -> dict[str, Any
         "role": "video",
         "name": model_name(context),
         "source": entry.source_name,
-        "licence": entry.licence,
+        "license": entry.license,
         "parameters": parameters,
         "digests": {"unet": context.models.unet_digest, "encoders": context.models.encoder_digest},
     }
@@ -209,7 +210,7 @@ def _video_model(context: StageContext, parameters: int | None) -> dict[str, Any
 def _depth_model(result: StageResults) -> dict[str, Any]:
     context, request = result.context, result.request
     if request.depth_dir is not None or "depth" in request.given:
-        own = {"name": "your own depth", "licence": "yours", "parameters": None}
+        own = {"name": "your own depth", "license": "yours", "parameters": None}
         if "depth" in request.given:
             return {"role": "depth", **own, "source": "Python", "digests": {"array": result.entries["depth"].digest}}
         return {"role": "depth", **own, "source": "--depth-dir", "digests": {"files": context.depth_digest}}
@@ -218,7 +219,7 @@ def _depth_model(result: StageResults) -> dict[str, Any]:
         "role": "depth",
         "name": source.name,
         "source": source.kind,
-        "licence": source.licence,
+        "license": source.license,
         "parameters": None,
         "digests": {"weights": source.digest},
     }
@@ -230,15 +231,15 @@ def _route(result: StageResults) -> dict[str, str]:
         return {"route": "given", "why": "your own anchor"}
     asked = result.config.anchor.route
     why = "asked for" if asked != "auto" else chosen_route(result.camera, result.hole_share)[1]
-    return {"route": result.entries["anchor"].json("coverage")["route"], "why": why}
+    return {"route": load_coverage(result.entries)["route"], "why": why}
 
 
 def _multiview_model(result: StageResults) -> list[dict[str, Any]]:
     source = result.context.multiview_source
-    if source is None or result.entries["anchor"].json("coverage")["route"] != "multiview":
+    if source is None or load_coverage(result.entries)["route"] != "multiview":
         return []
     count = None if source.folder is None else parameter_count(source.folder)
-    about = {"name": source.name, "source": "--multiview", "licence": source.licence, "parameters": count}
+    about = {"name": source.name, "source": "--multiview", "license": source.license, "parameters": count}
     return [{"role": "multiview", **about, "digests": {"weights": source.digest}}]
 
 

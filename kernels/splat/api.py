@@ -1,6 +1,6 @@
 """Point splat: every pixel of a frame is lifted by its depth and drawn by another camera.
 
-Shapes: T frames, C channels, source H x W, target h x w. Positions are pixels with the centre of the first pixel at 0.5.
+Shapes: T frames, C channels, source H x W, target h x w. Positions are pixels with the center of the first pixel at 0.5.
 
 Projection (no point cloud in memory). With K1, K2 the intrinsics, R, t the new camera's world-to-camera relative to
 the source, M = K2 R K1^-1 and b = K2 t, a source position u at inverse depth q = 1/z lands at
@@ -22,7 +22,7 @@ Footprints.
              (linear in 1/z, like every plane in space) over its cell: where the view magnifies, it is drawn by as
              many samples as keep a surface closed, an axis at a time. Cracks of one pixel are closed from both sides,
              whether they are empty or a farther surface shows that the source did not see between the two.
-    mesh     Pixel centres are the vertices of triangles, torn where neighbours are not one surface: no cracks at any
+    mesh     Pixel centers are the vertices of triangles, torn where neighbors are not one surface: no cracks at any
              magnification, and hard edges at disocclusions. What is torn on all sides is drawn as points.
 """
 
@@ -63,10 +63,10 @@ class Options:
     """What `splat` was asked for, as the backends take it: see its arguments."""
 
     size: tuple[int, int]
-    band: float
-    coverage: float
+    depth_tolerance: float
+    min_coverage: float
     max_density: int
-    flying: float
+    flying_pixel_threshold: float
 
 
 def splat(
@@ -80,10 +80,10 @@ def splat(
     valid: Tensor | None = None,
     footprint: Footprint = "soft",
     backend: Backend = "auto",
-    band: float = 0.05,
-    coverage: float = 0.6,
+    depth_tolerance: float = 0.05,
+    min_coverage: float = 0.6,
     max_density: int = 6,
-    flying: float = 0.1,
+    flying_pixel_threshold: float = 0.1,
 ) -> Splat:
     """Draw frames from new cameras. No gradient runs through it: `warp` has one.
 
@@ -98,11 +98,12 @@ def splat(
         valid: bool [T, H, W]; False pixels are not drawn.
         footprint: `soft`, `nearest` or `mesh`: see the module.
         backend: `auto` takes Triton on CUDA, numba on the CPU where it is installed, and torch otherwise.
-        band: Relative depth within which taps belong to one surface (soft, mesh).
-        coverage: Least summed weight of a pixel that counts as covered; 1 is a fully covered pixel (soft).
+        depth_tolerance: Relative depth within which taps belong to one surface (soft, mesh).
+        min_coverage: Least summed weight of a pixel that counts as covered; 1 is a fully covered pixel (soft).
         max_density: At most this many samples a source pixel and axis where the view magnifies (soft).
-        flying: A pixel between a nearer and a farther neighbour, both by more than this share of their depths, is taken
-            for a smeared border and not drawn, as soon as the new view parts those two by half a pixel. 0 keeps all.
+        flying_pixel_threshold: A pixel between a nearer and a farther neighbor, both by more than this share of their
+            depths, is taken for a smeared border and not drawn, as soon as the new view parts those two by half a pixel.
+            0 keeps all.
 
     Raises:
         ValueError: shapes that do not belong together, more source or target pixels than an index holds, an unknown
@@ -126,7 +127,13 @@ def splat(
     depth = depth.detach().float()
     if valid is not None:
         depth = depth.masked_fill(~valid, 0.0)
-    options = Options(size=size, band=band, coverage=coverage, max_density=max_density, flying=flying)
+    options = Options(
+        size=size,
+        depth_tolerance=depth_tolerance,
+        min_coverage=min_coverage,
+        max_density=max_density,
+        flying_pixel_threshold=flying_pixel_threshold,
+    )
     cameras = camera_rows(source_K_px, w2c, target_K_px).to(frames.device)
     return draw(frames.detach().float().contiguous(), depth.contiguous(), cameras, options)
 

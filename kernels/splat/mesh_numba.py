@@ -9,7 +9,15 @@ from .numba_backend import EMPTY, HALF, NEAREST, ZERO, Scratch, each_frame, f32,
 
 def mesh(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
     """`mesh_torch.mesh`, bit for bit."""
-    return each_frame(_draw, frames, depth, cameras, options.size, f32(options.flying), f32(1 + options.band))
+    return each_frame(
+        _draw,
+        frames,
+        depth,
+        cameras,
+        options.size,
+        f32(options.flying_pixel_threshold),
+        f32(1 + options.depth_tolerance),
+    )
 
 
 def _draw(color, z_bits, winner, frame, depth, camera, scratch: Scratch, flying, beyond):

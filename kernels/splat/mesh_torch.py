@@ -1,9 +1,9 @@
 """Footprint `mesh` in plain torch: what the fast backend must equal.
 
-Pixel centres are vertices; each square of four is two triangles, split where its inverse depths differ less. A triangle
+Pixel centers are vertices; each square of four is two triangles, split where its inverse depths differ less. A triangle
 is drawn if its two sides along the grid stay on one surface. With w_i the areas opposite its vertices (shared sides are
 tested by the same numbers from both triangles, so that no pixel falls between), weights w_i / D_i are linear in the
-source's pixels: so are colour and inverse depth there, and sky (all q = 0) needs no rule of its own. The winner is
+source's pixels: so are color and inverse depth there, and sky (all q = 0) needs no rule of its own. The winner is
 the vertex of greatest weight. Every pixel is drawn as a point too, behind the triangles of its surface: that is what is left
 of what is torn on all sides.
 """
@@ -19,7 +19,7 @@ _AT_ONCE = 1 << 22
 
 
 def mesh(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
-    """Triangles between neighbours of one surface."""
+    """Triangles between neighbors of one surface."""
     return each_frame(_mesh_frame, frames, depth, cameras, options)
 
 
@@ -43,7 +43,7 @@ def _draw_points(keys: Tensor, pixels: Pixels, options: Options) -> None:
     kept = pixels.drawn & (pixels.x >= 0) & (pixels.x < w) & (pixels.y >= 0) & (pixels.y < h)
     index = kept.flatten().nonzero()[:, 0]
     x, y, z = (part.flatten()[index] for part in (pixels.x, pixels.y, pixels.z))
-    key = point_keys(z * float32(1 + options.band), index + 2 * kept.numel())
+    key = point_keys(z * float32(1 + options.depth_tolerance), index + 2 * kept.numel())
     keys.scatter_reduce_(0, y.long() * w + x.long(), key, "amin")
 
 

@@ -43,15 +43,15 @@ LINE = 16
 
 def nearest(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
     """`torch_backend.nearest`, bit for bit."""
-    return each_frame(_draw_nearest, frames, depth, cameras, options.size, f32(options.flying))
+    return each_frame(_draw_nearest, frames, depth, cameras, options.size, f32(options.flying_pixel_threshold))
 
 
 def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
     """`torch_backend.soft`, bit for bit."""
     settings = (
-        f32(options.flying),
-        f32(1 + options.band),
-        i64(twin.least_weight(options.coverage)),
+        f32(options.flying_pixel_threshold),
+        f32(1 + options.depth_tolerance),
+        i64(twin.least_weight(options.min_coverage)),
         f32(options.max_density),
     )
     return each_frame(_draw_soft, frames, depth, cameras, options.size, *settings)
@@ -152,7 +152,7 @@ class Scratch:
 
     @cached_property
     def sums(self) -> np.ndarray:
-        """Sums of three colours, then of the weights, within the same border; zero from one frame to the next."""
+        """Sums of three colors, then of the weights, within the same border; zero from one frame to the next."""
         return np.zeros((self.bordered_keys.size, 4), i64)
 
     @cached_property
@@ -162,7 +162,7 @@ class Scratch:
 
     @cached_property
     def closings(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pixel, key and colour of what is closed; of this memory only what is used is ever touched."""
+        """Pixel, key and color of what is closed; of this memory only what is used is ever touched."""
         pixels = self.target[0] * self.target[1]
         return np.empty(pixels, i32), np.empty(pixels, i64), np.empty((self.channels, pixels), f32)
 
@@ -392,7 +392,7 @@ def _write_keys(z_bits, winner, keys):
 
 @jit
 def _gather(red, green, blue, from_red, from_green, from_blue, winner):
-    """Colours of the winners, three channels at once: whether a pixel was drawn can only be guessed, so it is asked once."""
+    """Colors of the winners, three channels at once: whether a pixel was drawn can only be guessed, so it is asked once."""
     h, w = winner.shape
     end, sum_ = 0, ZERO
     for py in range(h):
@@ -478,7 +478,7 @@ def _soft_cells(cell, right, down, x, y, z, across, along, h, w):
 
 @inlined
 def _key_taps(keys, first, stride, ax, ay, key):
-    # With branches: what is in front is in front of its neighbours too, mostly.
+    # With branches: what is in front is in front of its neighbors too, mostly.
     below = first + np.uint64(stride)
     if (ax < UNIT) & (ay < UNIT) & (key < keys[first]):
         keys[first] = key
@@ -501,7 +501,7 @@ def _soft_add(sums, keys, q, z, taps, red, green, blue, camera, beyond, h, w):
 
 @jit
 def _add_once(sums, keys, z, cell, right, down, red, green, blue, beyond, stride):
-    """Colours of a row's pixels that are drawn once."""
+    """Colors of a row's pixels that are drawn once."""
     for u in range(len(cell)):
         if cell[u] >= 0:
             r, g, b = i64(red[u] * COLOR_ONE), i64(green[u] * COLOR_ONE), i64(blue[u] * COLOR_ONE)
@@ -511,7 +511,7 @@ def _add_once(sums, keys, z, cell, right, down, red, green, blue, beyond, stride
 
 @jit
 def _add_several(sums, keys, q, cell, across, along, v, red, green, blue, camera, beyond, h, w):
-    """Colours of a row's pixels that are drawn by several samples."""
+    """Colors of a row's pixels that are drawn by several samples."""
     for u in range(len(cell)):
         if cell[u] == SEVERAL:
             plane = _plane(q, u, v)
@@ -655,7 +655,7 @@ def _close_cracks(colors, z_bits, winner, keys, rows, closings, beyond, width):
                     color += colors[c][py + 1, px] + colors[c][py - 1, px]
                 means[c, count] = color * share
             count += 1
-    # All at the end: what is closed lends no colour to its neighbours.
+    # All at the end: what is closed lends no color to its neighbors.
     for i in range(count):
         py, px = where[i] // w, where[i] % w
         winner[py, px], z_bits[py, px] = i32(closing[i] & 0xFFFFFFFF), i32(closing[i] >> 32)

@@ -20,9 +20,9 @@ def float32(value: float) -> float:
     return struct.unpack("f", struct.pack("f", value))[0]
 
 
-def least_weight(coverage: float) -> int:
+def least_weight(min_coverage: float) -> int:
     """The summed weight from which a pixel counts as covered, in integer units; at least one tap."""
-    return max(1, math.ceil(coverage * FULL_WEIGHT))
+    return max(1, math.ceil(min_coverage * FULL_WEIGHT))
 
 
 # The fast backends take these numbers over. numba keeps machine code by the file that a function stands in: after a change
@@ -32,7 +32,7 @@ EMPTY = 2**63 - 1
 NEAREST = float32(1e-6)
 """Points closer than this, or behind the camera, are never drawn."""
 JOINED = float32(0.02)
-"""Neighbours whose inverse depths differ by less than this share are one surface ..."""
+"""Neighbors whose inverse depths differ by less than this share are one surface ..."""
 STRAIGHT = float32(0.005)
 """... and so are three in a line whose middle departs by less than this share from the mean of the others (steep planes)."""
 SPACING = 1.1
@@ -45,7 +45,7 @@ FRACTION = 7
 """Bits of a position within its pixel: tap weights are integers that sum to 2^14."""
 FULL_WEIGHT = 1 << 2 * FRACTION
 COLOR_ONE = 2.0**31
-"""Fixed-point units of a colour: every 8-bit level over 255 is held exactly."""
+"""Fixed-point units of a color: every 8-bit level over 255 is held exactly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +106,13 @@ def project_pixels(depth: Tensor, camera: Tensor, options: Options) -> Pixels:
     x, y, D = project(camera, u, v, q)
     z = D * depth
     drawn = (q >= 0) & (z > NEAREST)
-    if options.flying > 0:
-        drawn &= ~_flying(q, x, y, 1 / D, camera, options.flying)
+    if options.flying_pixel_threshold > 0:
+        drawn &= ~_flying(q, x, y, 1 / D, camera, options.flying_pixel_threshold)
     return Pixels(u, v, q, x, y, z, D, drawn)
 
 
 def _flying(q: Tensor, x: Tensor, y: Tensor, s: Tensor, camera: Tensor, jump: float) -> Tensor:
-    """Pixels between a nearer and a farther neighbour, of the eight, that part in the new view."""
+    """Pixels between a nearer and a farther neighbor, of the eight, that part in the new view."""
     near = F.max_pool2d(q[None], 3, 1, 1)[0]
     far = -F.max_pool2d(-torch.where(q >= 0, q, torch.inf)[None], 3, 1, 1)[0]
     between = (near > q * float32(1 + jump)) & (q > far * float32(1 + jump))
@@ -171,7 +171,7 @@ def _nearest_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: Option
 
 @dataclass(frozen=True, slots=True)
 class _Samples:
-    """N samples of a frame: source pixel, its colour there [C, N], and the first of its four taps in a padded target."""
+    """N samples of a frame: source pixel, its color there [C, N], and the first of its four taps in a padded target."""
 
     index: Tensor
     color: Tensor
@@ -189,14 +189,14 @@ class _Samples:
 
 def _soft_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     h, w = options.size
-    beyond = float32(1 + options.band)
+    beyond = float32(1 + options.depth_tolerance)
     samples = _sample(frame, depth, camera, options)
     keys = torch.full(((h + 2) * (w + 2),), EMPTY, device=depth.device)
     for part in samples:
         key = point_keys(part.z, part.index)
         for cell, weight in part.taps(w):
             keys.scatter_reduce_(0, cell, torch.where(weight > 0, key, EMPTY), "amin")
-    sums = torch.zeros(len(frame) + 1, len(keys), dtype=torch.int64, device=depth.device)  # colours, then weight
+    sums = torch.zeros(len(frame) + 1, len(keys), dtype=torch.int64, device=depth.device)  # colors, then weight
     for part in samples:
         color = (part.color * COLOR_ONE).long()
         for cell, weight in part.taps(w):
@@ -204,7 +204,7 @@ def _soft_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: Options) 
             sums[:-1].index_add_(1, cell, color * weight)
             sums[-1].index_add_(0, cell, weight)
     keys, sums = (part.view(*part.shape[:-1], h + 2, w + 2)[..., 1:-1, 1:-1] for part in (keys, sums))
-    covered = sums[-1] >= least_weight(options.coverage)
+    covered = sums[-1] >= least_weight(options.min_coverage)
     scale = 1 / (torch.where(covered, sums[-1], 1).double() * COLOR_ONE)
     color = torch.where(covered, sums[:-1].double() * scale, 0.0).float()
     color, keys = _close_cracks(color, torch.where(covered, keys, EMPTY), beyond, frame.shape[-1])
@@ -213,7 +213,7 @@ def _soft_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: Options) 
 
 
 def _sample(frame: Tensor, depth: Tensor, camera: Tensor, options: Options) -> list[_Samples]:
-    """One sample at the centre of each pixel; where the view magnifies, a grid of them over the pixel's plane."""
+    """One sample at the center of each pixel; where the view magnifies, a grid of them over the pixel's plane."""
     h, w = options.size
     pixels = project_pixels(depth, camera, options)
     counts = [n.flatten() for n in _density(pixels, camera, options.max_density)]
@@ -253,7 +253,7 @@ def _density(pixels: Pixels, camera: Tensor, most: int) -> tuple[Tensor, Tensor]
 
 
 def _color_between(frame: Tensor, index: Tensor, du: Tensor, dv: Tensor, joins: list[Tensor]) -> Tensor:
-    """Bilinear colour within a surface: a neighbour beyond a border lends none. [C, N]"""
+    """Bilinear color within a surface: a neighbor beyond a border lends none. [C, N]"""
     _, height, width = frame.shape
     u, v = index % width, index // width
     near_u = torch.where(du < 0, u - 1, u + 1).clamp(0, width - 1)
@@ -266,7 +266,7 @@ def _color_between(frame: Tensor, index: Tensor, du: Tensor, dv: Tensor, joins: 
 
 
 def _taps_of(index: Tensor, color: Tensor, x: Tensor, y: Tensor, z: Tensor, h: int, w: int) -> _Samples:
-    x, y = x - 0.5, y - 0.5  # index coordinates: pixel i's centre at i
+    x, y = x - 0.5, y - 0.5  # index coordinates: pixel i's center at i
     kept = (z > NEAREST) & (x >= -1) & (x < w) & (y >= -1) & (y < h)
     index, color, x, y, z = index[kept], color[:, kept], x[kept], y[kept], z[kept]
     x0, y0 = x.floor(), y.floor()

@@ -2,7 +2,7 @@
 
 Operation for operation `torch_backend.py`: division and square root round to nearest, and nothing is contracted
 (`enable_fp_fusion=False` at each launch), so that a point falls into the same pixel on every machine. What many points
-write to is reduced in integers, whose order does not matter: minima of 64-bit keys, sums of fixed-point colours.
+write to is reduced in integers, whose order does not matter: minima of 64-bit keys, sums of fixed-point colors.
 """
 
 import torch
@@ -15,7 +15,7 @@ from . import torch_backend as twin
 from .api import Options, Splat
 
 BLOCK, WARPS = (4096 if interpreted() else 128), 4
-"""One point a thread: it needs many registers, and what it reads its neighbours read too. The interpreter counts calls."""
+"""One point a thread: it needs many registers, and what it reads its neighbors read too. The interpreter counts calls."""
 _GRID = 65535
 """Most frames of a launch: what a grid's second dimension holds."""
 _SCRATCH_BYTES = 1 << 30
@@ -67,7 +67,7 @@ def _project(camera, u, v, q):
 
 @triton.jit
 def _flying(camera, depth_ptr, v, u, height, width, mask, q, x, y, s, jump):
-    """Pixels between a nearer and a farther neighbour, of the eight, that part in the new view."""
+    """Pixels between a nearer and a farther neighbor, of the eight, that part in the new view."""
     near, far = q, tl.where(q >= 0.0, q, float("inf"))
     for k in tl.static_range(9):
         n = _inverse(depth_ptr, v + k // 3 - 1, u + k % 3 - 1, height, width, mask)
@@ -117,7 +117,7 @@ def _nearest_kernel(
     width,
     h,
     w,
-    jump,  # 1 + flying
+    jump,  # 1 + flying_pixel_threshold
     FLYING: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -151,7 +151,7 @@ def _nearest_resolve_kernel(
     channels,
     BLOCK: tl.constexpr,
 ):
-    """Take each winner's colour along."""
+    """Take each winner's color along."""
     t = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < target
@@ -176,7 +176,7 @@ def _in_band(key_ptr, weight, z, beyond, kept):
 @triton.jit(do_not_specialize=_SIZES)
 def _soft_kernel(
     keys_ptr,  # [T, (h + 2) (w + 2)] int64: a border of one cell takes what falls outside
-    sums_ptr,  # [T, C + 1, (h + 2) (w + 2)] int64: colours, then weight
+    sums_ptr,  # [T, C + 1, (h + 2) (w + 2)] int64: colors, then weight
     frames_ptr,  # [T, C, H, W]
     depth_ptr,  # [T, H, W]
     cameras_ptr,  # [T, 12]
@@ -186,8 +186,8 @@ def _soft_kernel(
     h,
     w,
     channels,
-    jump,  # 1 + flying
-    beyond,  # 1 + band
+    jump,  # 1 + flying_pixel_threshold
+    beyond,  # 1 + depth_tolerance
     most,  # samples a pixel and axis, as a float
     FLYING: tl.constexpr,
     ADDING: tl.constexpr,
@@ -236,7 +236,7 @@ def _soft_kernel(
     once = samples == 1
 
     for k in range(tl.max(samples)):
-        # The only sample of a pixel that is drawn once has offset 0: its place and colour are the pixel's, to the bit.
+        # The only sample of a pixel that is drawn once has offset 0: its place and color are the pixel's, to the bit.
         row = k // columns
         du = tl.div_rn((k - row * columns).to(tl.float32) + 0.5, columns.to(tl.float32)) - 0.5
         dv = tl.div_rn(row.to(tl.float32) + 0.5, rows.to(tl.float32)) - 0.5
@@ -262,7 +262,7 @@ def _soft_kernel(
             )
             value = tl.full([BLOCK], 1, tl.int64)
             if channel < channels:
-                # Bilinear colour within the surface: a neighbour beyond a border lends none.
+                # Bilinear color within the surface: a neighbor beyond a border lends none.
                 apart = kept & (once == 0)
                 au = tl.where(tl.where(du < 0.0, joins_left, joins_right), tl.abs(du), 0.0)
                 av = tl.where(tl.where(dv < 0.0, joins_up, joins_down), tl.abs(dv), 0.0)
@@ -323,7 +323,7 @@ def _soft_resolve_kernel(
     w,
     channels,
     least,  # weight that covers a pixel
-    beyond,  # 1 + band
+    beyond,  # 1 + depth_tolerance
     BLOCK: tl.constexpr,
 ):
     """Means of the covered pixels; a crack takes the mean of the pixels beside it (`torch_backend._close_cracks`)."""
@@ -384,8 +384,8 @@ def nearest(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) ->
                 width,
                 h,
                 w,
-                1 + options.flying,
-                FLYING=options.flying > 0,
+                1 + options.flying_pixel_threshold,
+                FLYING=options.flying_pixel_threshold > 0,
                 BLOCK=BLOCK,
                 num_warps=WARPS,
                 enable_fp_fusion=False,
@@ -410,7 +410,7 @@ def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Sp
     """`torch_backend.soft`, bit for bit."""
     (count, channels, height, width), (h, w) = frames.shape, options.size
     color, z, winner = _outputs(frames, options)
-    cells, beyond = (h + 2) * (w + 2), 1 + options.band
+    cells, beyond = (h + 2) * (w + 2), 1 + options.depth_tolerance
     at_once = min(_GRID, max(1, _SCRATCH_BYTES // (8 * cells * (channels + 2))))
     with on_device(frames.device):
         for start in range(0, count, at_once):
@@ -432,10 +432,10 @@ def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Sp
                     h,
                     w,
                     channels,
-                    1 + options.flying,
+                    1 + options.flying_pixel_threshold,
                     beyond,
                     float(options.max_density),
-                    FLYING=options.flying > 0 and not adding,
+                    FLYING=options.flying_pixel_threshold > 0 and not adding,
                     ADDING=adding,
                     BLOCK=BLOCK,
                     num_warps=WARPS,
@@ -451,7 +451,7 @@ def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Sp
                 h,
                 w,
                 channels,
-                twin.least_weight(options.coverage),
+                twin.least_weight(options.min_coverage),
                 beyond,
                 BLOCK=BLOCK,
                 num_warps=WARPS,

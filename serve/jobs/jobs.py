@@ -88,7 +88,7 @@ class Jobs:
         now = self.clock()
         with self.database.writing() as connection:
             # Counting and adding must be one thing, or a burst gets past the quota.
-            self.database.serialise(connection, f"submit {tenant}")
+            self.database.serialize(connection, f"submit {tenant}")
             if key is not None and (standing := by_key(connection, tenant, key)) is not None:
                 if standing.fingerprint != fingerprint:
                     raise IdempotencyConflict(

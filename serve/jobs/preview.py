@@ -53,7 +53,7 @@ class OpenClip:
             size = (width, height)
             pictures = np.stack([cv2.resize(source[t], size, interpolation=cv2.INTER_AREA) for t in times])
             coarse = _depth_at_most(depth[times], height, width)
-            fine = upsample(coarse, pictures, band=self.result.config.anchor.band)
+            fine = upsample(coarse, pictures, depth_tolerance=self.result.config.anchor.depth_tolerance)
             self._moments = key, pictures, fine
         return self._moments[1:]
 
@@ -100,11 +100,11 @@ class Previewer:
             scaled_intrinsics(K_px, width / view.width, height / view.height),
             path,
             plate=_small(load_background_plate(clip.entries), width, height),
-            band=clip.config.anchor.band,
+            depth_tolerance=clip.config.anchor.depth_tolerance,
             valid=None,
             device=clip.context.drawing_device,
         )
-        color, mask = drawn["color"], drawn["mask"]
+        color, mask = drawn["color"], drawn["validity_mask"]
         holes = [1 - float(seen.mean()) for seen in mask]
         shown = [tinted_holes(c, m) if asked["tint"] else c for c, m in zip(color, mask, strict=True)]
         frames: list[dict[str, Any]] = [
@@ -141,7 +141,7 @@ class Previewer:
         height, width = _fit(view.height, view.width, asked["max_side"])
         picture = cv2.resize(clip.source[t], (width, height), interpolation=cv2.INTER_AREA)
         depth = _depth_at_most(clip.depth[t : t + 1], height, width)
-        lifted = upsample(depth, picture[None], band=clip.config.anchor.band)
+        lifted = upsample(depth, picture[None], depth_tolerance=clip.config.anchor.depth_tolerance)
         with np.errstate(over="ignore"):  # what is too far for float16 is as good as infinitely far
             halves = (lifted[0] / view.median_depth).astype("<f2")
         K_px = scaled_intrinsics(view.frame_intrinsics_px[t], width / view.width, height / view.height)

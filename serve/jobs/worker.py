@@ -100,11 +100,11 @@ class Worker:
         entry, depth = self.models.entry, self.models.depth_source(RunConfig().depth.model)
         model = {
             "id": entry.name,
-            "licence": entry.licence,
+            "license": entry.license,
             "about": entry.about,
             "frames": self.models.shape.frames,
             "depth": depth.name,
-            "depth_license": depth.licence,
+            "depth_license": depth.license,
         }
         self.workers.register(self.name, self.kinds, model, self.models.device.type)
         if "render" in self.kinds:

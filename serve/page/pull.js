@@ -31,7 +31,7 @@ export function pull(motions, end, off, presets, subjectDepth, grip = GRIP) {
 }
 
 /** The motions with what they look at, or move about, at this depth. */
-export function pullCentre(motions, depth, subjectDepth) {
+export function pullCenter(motions, depth, subjectDepth) {
   const look = Math.abs(depth - subjectDepth) < 0.03 * subjectDepth ? "subject" : Math.min(100, Math.max(0.05, depth));
   return motions.map((each) => {
     if (depthLookedAt(each, subjectDepth) === null) return each;

@@ -2,7 +2,7 @@
 
 import { format, motion, parse, pose } from "./camera.js";
 import { Cards } from "./cards.js";
-import { GRIP, pull, pullCentre } from "./pull.js";
+import { GRIP, pull, pullCenter } from "./pull.js";
 import { sentence } from "./service.js";
 import { Space } from "./space.js";
 
@@ -109,8 +109,8 @@ export class Shot {
     if (!depth) return;
     // What an earlier moment of this pull has added is asked for again: it goes when the hand comes back.
     const own = this.motions.slice(0, this.held ?? undefined);
-    const motions = handle === "centre"
-      ? pullCentre(this.motions, hand, depth)
+    const motions = handle === "center"
+      ? pullCenter(this.motions, hand, depth)
       : pull(own.length === 1 && own[0].preset.name === "static" ? [] : own, handle, hand, this.presets, depth, grip);
     if (motions.length) this.set(motions);
   }

@@ -10,19 +10,19 @@ import { depthLookedAt, pose } from "./camera.js";
 const SOURCE = 0x7fb4e8;
 const NEW = 0xff8a50;
 const FRUSTUM = 0.2; // length of a camera's drawn frustum
-const BAND = 0.05; // relative depth within which neighbours are one surface
+const BAND = 0.05; // relative depth within which neighbors are one surface
 const FAR = 60;
 const SAMPLES = 128;
 const GHOSTS = 9;
 const NUDGE = { ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowUp: [0, -1, 0], ArrowDown: [0, 1, 0], PageUp: [0, 0, 1], PageDown: [0, 0, -1] };
 
-THREE.ColorManagement.enabled = false; // footage and page colours go through as they are
+THREE.ColorManagement.enabled = false; // footage and page colors go through as they are
 
 export class Space {
   /**
-   * @param frame element that is filled; it holds a canvas and the handles, buttons with data-handle start, end, centre.
+   * @param frame element that is filled; it holds a canvas and the handles, buttons with data-handle start, end, center.
    * @param onPull called with a handle's name, a function that says how far a place is from the hand (both Vector3,
-   *   source camera's axes), and for keys how near the camera must come; for "centre" with the depth instead.
+   *   source camera's axes), and for keys how near the camera must come; for "center" with the depth instead.
    * @param onGrab called with true when a pull begins and with false when it is over.
    * @throws where the browser has no WebGL.
    */
@@ -41,7 +41,7 @@ export class Space {
     this.root.scale.set(1, -1, -1);
     this.world.add(this.root);
     this.handles = Object.fromEntries([...frame.querySelectorAll("[data-handle]")].map((each) => [each.dataset.handle, each]));
-    this.places = { start: new THREE.Vector3(), end: new THREE.Vector3(), centre: new THREE.Vector3() };
+    this.places = { start: new THREE.Vector3(), end: new THREE.Vector3(), center: new THREE.Vector3() };
     for (const name of Object.keys(this.handles)) this._listen(name);
     this._build();
     new ResizeObserver(() => this._resize()).observe(frame);
@@ -144,8 +144,8 @@ export class Space {
     this.places.start.copy(spots[0]);
     this.places.end.copy(spots.at(-1));
     const depths = motions.map((each) => depthLookedAt(each, subject)).filter((depth) => depth !== null);
-    this.handles.centre.hidden = !depths.length;
-    this.places.centre.set(0, 0, depths[0] ?? subject);
+    this.handles.center.hidden = !depths.length;
+    this.places.center.set(0, 0, depths[0] ?? subject);
     this.setMoment(this.fraction ?? 1);
   }
 
@@ -259,7 +259,7 @@ export class Space {
       hand.setFromCamera(new THREE.Vector2(at.x, at.y), this.eye);
       const sight = hand.ray.applyMatrix4(this.root.matrixWorld.clone().invert());
       sight.direction.normalize();
-      if (name === "centre") {
+      if (name === "center") {
         const depth = new THREE.Vector3();
         sight.distanceSqToSegment(new THREE.Vector3(), new THREE.Vector3(0, 0, 100), null, depth);
         this.onPull(name, depth.z);
@@ -280,7 +280,7 @@ export class Space {
       const step = event.shiftKey ? 0.1 : 0.02;
       const to = new THREE.Vector3(...way).multiplyScalar(step).add(this.places[name]);
       this.onGrab(true);
-      if (name === "centre") this.onPull(name, to.z);
+      if (name === "center") this.onPull(name, to.z);
       else this.onPull(name, (place) => place.sub(to), 0.7 * step);
       this.onGrab(false);
     });

@@ -70,7 +70,7 @@ class Uploads:
             raise TooLarge(f"at most {self.settings.max_upload_bytes} bytes are accepted", param="bytes")
         fingerprint = digest_of({"upload": asked.sha256, "bytes": asked.bytes})
         with self.database.writing() as connection:
-            self.database.serialise(connection, f"upload {tenant}")
+            self.database.serialize(connection, f"upload {tenant}")
             if key is not None and (standing := by_key(connection, tenant, key)) is not None:
                 if standing.fingerprint != fingerprint:
                     raise IdempotencyConflict("this key was used for another request", param="Idempotency-Key")

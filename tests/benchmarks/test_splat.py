@@ -20,14 +20,14 @@ def small(monkeypatch) -> bench.Scene:
 def test_rivals_draw_the_same_view(small):
     cameras = bench._cameras(small)
     arguments = (small.frames, small.depth, small.K_px, small.w2c, small.K_px, small.frames.shape[2:])
-    ours = splat(*arguments, footprint="nearest", flying=0.0)
+    ours = splat(*arguments, footprint="nearest", flying_pixel_threshold=0.0)
     color, mask = bench.packed_amin(small.frames, small.depth, cameras)
     # They divide where we multiply by the inverse: a point in a thousand falls into the next pixel.
     assert (color == ours.color).float().mean() > 0.995
     assert (mask == ours.mask).float().mean() > 0.995
     sorted_color = torch.from_numpy(bench.lexsort(small.frames, small.depth, cameras))
     assert (sorted_color.mT.view_as(ours.color) == ours.color).float().mean() > 0.995
-    soft = splat(*arguments, flying=0.0)
+    soft = splat(*arguments, flying_pixel_threshold=0.0)
     color, mask = bench.shared_warper(small.frames, small.depth, small.K_px, small.w2c)
     both = (mask & soft.mask)[:, None]
     assert both.float().mean() > 0.6

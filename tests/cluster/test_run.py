@@ -88,7 +88,7 @@ def test_any_number_of_workers_gives_the_bits_of_one_process(crew_of, clip, alon
 
 
 @pytest.mark.ci
-def test_imagined_anchors_have_the_bits_of_one_process_too(crew_of, small_svd, clip, tmp_path):
+def test_synthesized_anchors_have_the_bits_of_one_process_too(crew_of, small_svd, clip, tmp_path):
     folder = write_small_multiview(tmp_path / "multiview", small_svd)
     options = {"route": "auto", "multiview": str(folder)}
     alone = Recapture.from_pretrained(small_svd, device="cpu", store=tmp_path / "alone")

@@ -167,7 +167,7 @@ def test_deepspeeds_own_json(tmp_path):
     assert read_settings(path)["gradient_clipping"] == 1.0
     assert read_settings(None)["zero_optimization"] == {"stage": 0}
     path.write_text('{"optimizer": {"type": "Adam"}}')
-    with pytest.raises(InputError, match=r"deepspeed: .* sets 'optimizer': the optimiser is AdamW"):
+    with pytest.raises(InputError, match=r"deepspeed: .* sets 'optimizer': the optimizer is AdamW"):
         read_settings(path)
     path.write_text("[]")
     with pytest.raises(InputError, match="not a JSON object"):

@@ -50,7 +50,7 @@ def test_noise_is_no_motion() -> None:
 
 def test_the_plate_is_the_wall_and_what_never_moved() -> None:
     frames, depth = scene()
-    plate = background_plate(frames, depth, band=0.05)
+    plate = background_plate(frames, depth, depth_tolerance=0.05)
     walked = np.s_[40:80, 8:98]
     assert np.array_equal(plate.color[walked], wall()[walked])
     assert (plate.depth[walked] == WALL_DEPTH).all()
@@ -62,24 +62,24 @@ def test_what_flickers_is_not_trusted() -> None:
     frames, depth = scene()
     rng = np.random.default_rng(1)
     frames[:, :20] = rng.integers(0, 256, (COUNT, 20, WIDTH, 3))
-    assert background_plate(frames, depth, band=0.05).confidence[:20].mean() < 0.2
+    assert background_plate(frames, depth, depth_tolerance=0.05).confidence[:20].mean() < 0.2
 
 
 def test_only_what_stands_before_the_background_hides_it() -> None:
     frames, depth = scene()
-    plate = background_plate(frames, depth, band=0.05)
-    behind = hidden(plate, frames[3], depth[3], band=0.05)
+    plate = background_plate(frames, depth, depth_tolerance=0.05)
+    behind = hidden(plate, frames[3], depth[3], depth_tolerance=0.05)
     box = np.zeros((HEIGHT, WIDTH), bool)
     box[40:80, 29:49] = True
     assert behind[box].all()
     assert not behind[~cv2.dilate(box.astype(np.uint8), np.ones((5, 5))).astype(bool)].any()
     nearer = depth[3] * 0.8  # the estimate jumps, but the picture says that this is the background
-    assert not hidden(plate, plate.color, nearer, band=0.05).any()
+    assert not hidden(plate, plate.color, nearer, depth_tolerance=0.05).any()
 
 
 def test_a_clean_plate_gets_the_clips_own_scale() -> None:
     frames, depth = scene()
-    found = background_plate(frames, depth, band=0.05)
+    found = background_plate(frames, depth, depth_tolerance=0.05)
     predicted = np.full((HEIGHT // 2, WIDTH // 2), 2.0, np.float32)  # the wall, in units of the network's own
     plate = clean_plate(wall(), found, predicted)
     assert np.allclose(plate.depth, WALL_DEPTH, rtol=1e-5)
@@ -113,11 +113,13 @@ def anchor_of(engine: Recapture, shot: Path, locked: bool | None, **options):
 def test_holes_behind_what_walks_become_footage(engine, shot) -> None:
     found, without = anchor_of(engine, shot, None), anchor_of(engine, shot, False)
     assert found.hole_share < without.hole_share
-    other = (found.evidence > 0) & (found.evidence < 255)
-    own = found.evidence == 255
-    assert (own != without.mask).mean() < 1e-3  # a pinhole between own footage and other is closed
-    assert np.array_equal(found.evidence > 0, found.mask)
-    assert np.array_equal(np.array(found.anchor)[own & without.mask], np.array(without.anchor)[own & without.mask])
+    other = (found.provenance > 0) & (found.provenance < 255)
+    own = found.provenance == 255
+    assert (own != without.validity_mask).mean() < 1e-3  # a pinhole between own footage and other is closed
+    assert np.array_equal(found.provenance > 0, found.validity_mask)
+    assert np.array_equal(
+        np.array(found.anchor)[own & without.validity_mask], np.array(without.anchor)[own & without.validity_mask]
+    )
     # The truck moves every surface by f t / z pixels: what the wall shows at the end is known exactly.
     t = COUNT - 1
     shift = found.camera.K_px[t, 0, 0] * found.camera.c2w[t, 0, 3] / WALL_DEPTH
@@ -132,7 +134,7 @@ def test_a_clean_plate_shows_what_no_frame_did(engine, shot, tmp_path) -> None:
     write_png(tmp_path / "plate.png", wall())
     with_plate = anchor_of(engine, shot, None, clean_plate=tmp_path / "plate.png")
     found = anchor_of(engine, shot, None)
-    gained = with_plate.mask & ~found.mask  # behind the box that stood all the time
+    gained = with_plate.validity_mask & ~found.validity_mask  # behind the box that stood all the time
     assert gained.sum() > 50
 
 

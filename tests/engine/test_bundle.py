@@ -88,8 +88,10 @@ def test_sound_starts_where_the_frames_do(bundle: Path, result: Result) -> None:
     assert all(abs(heard[data] - shift - at) < Fraction(1, 1000) for data, at in copied)
 
 
-def test_holes_are_grey_in_the_anchor_video(bundle: Path, result: Result) -> None:
-    inner = cv2.erode((~result.mask[-1]).astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=1).astype(bool)
+def test_holes_are_gray_in_the_anchor_video(bundle: Path, result: Result) -> None:
+    inner = cv2.erode((~result.validity_mask[-1]).astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=1).astype(
+        bool
+    )
     assert inner.any()
     *_, last = decode(bundle / "anchor.mp4", probe(bundle / "anchor.mp4"))
     assert np.abs(last.rgb[inner].astype(int) - 124).mean() < 12
@@ -98,7 +100,12 @@ def test_holes_are_grey_in_the_anchor_video(bundle: Path, result: Result) -> Non
 def test_passes_are_lossless(bundle: Path, result: Result) -> None:
     passes = bundle / "passes"
     depth = result.entries["depth"].array("depth")
-    arrays = {"delivered": result.frames, "generated": result.generated, "anchor": result.anchor, "matte": result.matte}
+    arrays = {
+        "delivered": result.frames,
+        "generated": result.generated,
+        "anchor": result.anchor,
+        "matte": result.generated_mask,
+    }
     for name, frames in arrays.items():
         assert len(list((passes / name).iterdir())) == FRAMES
         for t, frame in enumerate(frames):
@@ -111,11 +118,11 @@ def test_passes_are_lossless(bundle: Path, result: Result) -> None:
 
 def test_the_numbers_are_those_of_the_arrays(bundle: Path, result: Result) -> None:
     facts = json.loads((bundle / "report.json").read_text())
-    generated = result.matte.mean() / 255
+    generated = result.generated_mask.mean() / 255
     assert 0.01 < generated < 0.9
     assert facts["shares"]["generated"] == pytest.approx(generated, abs=1e-6)
     assert facts["shares"]["generated"] + facts["shares"]["footage"] == pytest.approx(1)
-    assert facts["shares"]["holes"] == pytest.approx(1 - result.mask.mean(), abs=1e-6)
+    assert facts["shares"]["holes"] == pytest.approx(1 - result.validity_mask.mean(), abs=1e-6)
     assert facts["sentence"].startswith(f"{100 - round(100 * generated, 1):.1f} % of these pixels are your footage; ")
     assert facts["windows"] == [[0, 3], [2, 5]]
     assert facts["measures"]["seams"] == [4]
@@ -152,14 +159,14 @@ class _Page(HTMLParser):
         super().__init__()
         self.addresses: list[str] = []
         self.tags: list[str] = []
-        self.unlabelled: list[str] = []
+        self.unlabeled: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         values = dict(attrs)
         self.addresses += [values[name] or "" for name in ("src", "href", "poster", "srcset") if name in values]
         if tag == "img" and not values.get("alt"):
-            self.unlabelled.append(str(attrs)[:80])
+            self.unlabeled.append(str(attrs)[:80])
 
 
 def test_the_page_stands_alone(bundle: Path) -> None:
@@ -169,7 +176,7 @@ def test_the_page_stands_alone(bundle: Path) -> None:
     assert all(a.startswith("data:") or (bundle / a).is_file() for a in page.addresses)
     assert not re.search(r"https?://|@import|url\(|fetch\(", re.sub(r'"data:[^"]*"', "", html))
     assert page.tags.count("video") == 2
-    assert not page.unlabelled
+    assert not page.unlabeled
     assert page.tags.count("script") == 1, "the clip's name made an element"
     assert "<b>&" not in html
     assert "a&#34;b&#39;&lt;script&gt;alert(1)&lt;b&gt;&amp;${x}.mp4" in html
@@ -240,10 +247,10 @@ def test_full_disk_leaves_what_was_there(result: Result, bundle: Path, tmp_path:
 
 def test_anchor_sheet(result: Result, tmp_path: Path) -> None:
     path = tmp_path / "new" / "anchor_sheet.png"
-    write_anchor_sheet(result.source, result.anchor, result.mask, result.evidence, path)
+    write_anchor_sheet(result.source, result.anchor, result.validity_mask, result.provenance, path)
     assert cv2.imread(str(path)).shape[0] > 200
     with pytest.raises(OutputError):
-        write_anchor_sheet(result.source, result.anchor, result.mask, result.evidence, path / "below.png")
+        write_anchor_sheet(result.source, result.anchor, result.validity_mask, result.provenance, path / "below.png")
 
 
 def test_the_worst_boundary_is_the_planted_one() -> None:

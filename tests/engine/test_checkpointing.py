@@ -21,14 +21,14 @@ def gradients(unet, passed: str, how: str) -> list[torch.Tensor]:
     adapters.train_only(unet, [passed])
     draw = torch.Generator().manual_seed(3)
     frames = 1 if passed == "spatial" else 4
-    inputs, token = torch.randn(1, frames, 8, 8, 8, generator=draw), torch.randn(1, 1, 16, generator=draw)
+    inputs, image_embeds = torch.randn(1, frames, 8, 8, 8, generator=draw), torch.randn(1, 1, 16, generator=draw)
     with checkpointed(unet, how):
         with adapters.enabled(unet, [passed]):
             if passed == "spatial":
                 with temporal_bypass(unet):
-                    output = unet(inputs, torch.ones(1), token, torch.ones(1, 3)).sample
+                    output = unet(inputs, torch.ones(1), image_embeds, torch.ones(1, 3)).sample
             else:
-                output = unet(inputs, torch.ones(1), token, torch.ones(1, 3)).sample
+                output = unet(inputs, torch.ones(1), image_embeds, torch.ones(1, 3)).sample
         output.square().mean().backward()
     return [parameter.grad.clone() for parameter in adapters.adapter_parameters(unet, passed).values()]
 
@@ -55,16 +55,16 @@ def test_costs_at_full_size(svd_configs):
         unet = UNetSpatioTemporalConditionModel().to("meta")  # diffusers' defaults are its config
         adapters.inject(unet, 16)
         adapters.train_only(unet, ["temporal"])
-        inputs, token = torch.empty(1, 14, 8, 72, 128), torch.empty(1, 1, 1024)
+        inputs, image_embeds = torch.empty(1, 14, 8, 72, 128), torch.empty(1, 1, 1024)
         flops = {}
         for how in HOW:
             with checkpointed(unet, how):
-                flops[how] = flops_of(unet, inputs, token, backward=True)
-        forward = flops_of(unet, inputs, token, backward=False)
+                flops[how] = flops_of(unet, inputs, image_embeds, backward=True)
+        forward = flops_of(unet, inputs, image_embeds, backward=False)
         adapters.train_only(unet, ["spatial"])
-        single = flops_of(unet, inputs[:, :1], token, backward=True)
+        single = flops_of(unet, inputs[:, :1], image_embeds, backward=True)
         with temporal_bypass(unet):
-            bypassed = flops_of(unet, inputs[:, :1], token, backward=True)
+            bypassed = flops_of(unet, inputs[:, :1], image_embeds, backward=True)
     shapes = shapes_of(svd_configs, torch.float32, 16, cuda=False)
     kept = {how: step_bytes(shapes, "temporal", 1, 14, (576, 1024), how).kept for how in HOW}
     assert flops["none"] <= 2.30 * forward
@@ -75,9 +75,9 @@ def test_costs_at_full_size(svd_configs):
     assert bypassed <= 0.72 * single
 
 
-def flops_of(unet, inputs: torch.Tensor, token: torch.Tensor, *, backward: bool) -> int:
+def flops_of(unet, inputs: torch.Tensor, image_embeds: torch.Tensor, *, backward: bool) -> int:
     with FlopCounterMode(display=False) as counter:
-        output = unet(inputs, torch.empty(1), token, torch.empty(1, 3)).sample
+        output = unet(inputs, torch.empty(1), image_embeds, torch.empty(1, 3)).sample
         if backward:
             output.sum().backward()
     return counter.get_total_flops()

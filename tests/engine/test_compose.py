@@ -98,16 +98,16 @@ def test_frames_are_a_clip(film, tmp_path):
 
 def test_an_anchor_of_ones_own_is_what_is_learned_and_delivered(film):
     drawn = film(until="anchor")
-    color, mask = drawn.anchor.copy(), drawn.mask.copy()
+    color, mask = drawn.anchor.copy(), drawn.validity_mask.copy()
     mask[:, :, :12] = False
     color[~mask] = 0
     result = film(anchor=(color, mask))
-    assert np.array_equal(result.mask, mask)
+    assert np.array_equal(result.validity_mask, mask)
     assert np.array_equal(result.frames[mask], color[mask])
     assert result.generated_share == pytest.approx((~mask).mean())
     again = film(anchor=(color.copy(), mask.copy()))
     assert reused(again) == {record.name for record in again.records}
-    assert not reused(film(anchor=(color, drawn.mask.copy()), until="condition")) & {"anchor", "condition"}
+    assert not reused(film(anchor=(color, drawn.validity_mask.copy()), until="condition")) & {"anchor", "condition"}
     with pytest.raises(InputError, match="bool"):
         film(anchor=(color, mask.astype(np.uint8)))
     with pytest.raises(InputError, match="6 frames of 64x48"):

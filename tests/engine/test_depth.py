@@ -148,16 +148,16 @@ def test_upsampled_steps_lie_on_the_edges_of_the_picture():
     frames[:, :, 45:] = 255  # not on the coarse grid
     depth = np.full((1, 16, 24), 2.0, np.float32)
     depth[..., 11:] = 8.0
-    fine = upsample(depth, frames, band=0.05)
+    fine = upsample(depth, frames, depth_tolerance=0.05)
     assert np.allclose(fine[..., :45], 2.0)
     assert np.allclose(fine[..., 45:], 8.0)
     off = depth.copy()
     off[..., 11] = 2.0  # the map's step lies 3 pixels beside the picture's edge
-    assert np.array_equal(upsample(off, frames, band=0.05), fine)
+    assert np.array_equal(upsample(off, frames, depth_tolerance=0.05), fine)
     depth[..., :4, :] = np.inf
-    assert np.isinf(upsample(depth, frames, band=0.05)[..., :12, :]).all()
+    assert np.isinf(upsample(depth, frames, depth_tolerance=0.05)[..., :12, :]).all()
     same = np.zeros((1, 16, 24, 3), np.uint8)
-    assert upsample(depth, same, band=0.05) is depth
+    assert upsample(depth, same, depth_tolerance=0.05) is depth
 
 
 def test_upsampling_keeps_planes_and_makes_no_depth_between_two():
@@ -170,7 +170,7 @@ def test_upsampling_keeps_planes_and_makes_no_depth_between_two():
     true, rng = board(96, 144), np.random.default_rng(0)
     frame = np.where(true[..., None] == 3, (200, 60, 40), (60, 110, 180)) + rng.normal(0, 12, (96, 144, 3))
     for h, w in ((32, 48), (48, 72), (120, 180)):  # coarser than the picture, and finer
-        fine = upsample(board(h, w)[None], frame.clip(0, 255).astype(np.uint8)[None], band=0.05)[0]
+        fine = upsample(board(h, w)[None], frame.clip(0, 255).astype(np.uint8)[None], depth_tolerance=0.05)[0]
         off = np.abs(np.log(fine / true))[2:]  # above the map's first row nothing says how the floor goes on
         assert (off > 0.02).mean() < 0.002
         assert not ((fine > 3.2) & (fine < 0.9 * true))[2:].any()
@@ -180,7 +180,7 @@ def test_upsampling_keeps_planes_and_makes_no_depth_between_two():
 def test_unknown_depth_stays_unknown_where_nothing_is_near():
     depth = np.full((1, 16, 24), 2.0, np.float32)
     depth[:, :, :12] = np.nan
-    fine = upsample(depth, np.zeros((1, 64, 96, 3), np.uint8), band=0.05)
+    fine = upsample(depth, np.zeros((1, 64, 96, 3), np.uint8), depth_tolerance=0.05)
     assert np.isnan(fine[..., :32]).all()
     assert np.allclose(fine[..., 60:], 2.0)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from recapture.engine.config import override
-from recapture.engine.diffusion.conditioning import working_anchor
+from recapture.engine.diffusion.encoding import working_anchor
 from recapture.engine.imaging.metrics import frame_changes, psnr, seam_ratios
 from recapture.engine.pipeline import Recapture
 from recapture.engine.result import Result
@@ -70,7 +70,7 @@ def test_the_demo_path_leaves_three_to_ten_percent_holes(footage):
 def test_static_camera_gives_the_clip_back(footage, tmp_path):
     result = footage.film("static")
     assert np.array_equal(result.anchor, result.source)
-    assert result.mask.all()
+    assert result.validity_mask.all()
     delivered = frames_of(result.save(tmp_path / "out"))
     with VideoWriter(tmp_path / "plain.mp4", width=640, height=272, rate=result.request.info.rate) as video:
         for frame in result.source:
@@ -79,7 +79,7 @@ def test_static_camera_gives_the_clip_back(footage, tmp_path):
     assert psnr(delivered, result.source) >= psnr(plain, result.source) - 1
     # The model's own picture beside what its autoencoder alone loses.
     size = result.context.size
-    source = working_anchor(result.source, result.mask, size)[0]
+    source = working_anchor(result.source, result.validity_mask, size)[0]
     model = result.context.model
     coded = model.decode(model.encode(source[:4]) * model.scaling)
     target = (source[:4] * 255).round().byte().permute(0, 2, 3, 1).numpy()

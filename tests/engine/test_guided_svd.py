@@ -107,8 +107,8 @@ def call_inputs() -> tuple[Tensor, ...]:
     """noisy, sigma, prompt, token, fps, guide of two clips of four frames."""
     draw = torch.Generator().manual_seed(1)
     noisy, guide = (torch.randn(2, 4, channels, 8, 8, generator=draw) for channels in (4, 5))
-    prompt, token = torch.randn(2, 4, 8, 8, generator=draw), torch.randn(2, 1, 16, generator=draw)
-    return noisy, torch.tensor([0.5, 3.0]), prompt, token, torch.tensor([12.0, 7.0]), guide
+    image_latents, image_embeds = torch.randn(2, 4, 8, 8, generator=draw), torch.randn(2, 1, 16, generator=draw)
+    return noisy, torch.tensor([0.5, 3.0]), image_latents, image_embeds, torch.tensor([12.0, 7.0]), guide
 
 
 def fixed_loss(guided: GuidedSVD, batch: Batch, bypass: bool = False) -> Tensor:
@@ -131,12 +131,12 @@ def same(one: object, other: object) -> bool:
 @torch.no_grad()
 def test_it_begins_as_the_plain_model_whatever_the_anchor(small_svd: Path) -> None:
     plain, guided = VideoModel(small_svd, device=CPU, dtype=torch.float32), guided_svd(small_svd)
-    noisy, sigma, prompt, token, fps, guide = call_inputs()
-    ids = torch.stack([fps - 1, torch.full((2,), 127.0), torch.full((2,), 0.02)], 1)
-    expected = plain.predict(noisy, sigma, prompt, token, ids)
-    assert torch.equal(guided(noisy, sigma, prompt, token, fps, guide), expected)
+    noisy, sigma, image_latents, image_embeds, fps, guide = call_inputs()
+    added_time_ids = torch.stack([fps - 1, torch.full((2,), 127.0), torch.full((2,), 0.02)], 1)
+    expected = plain.predict(noisy, sigma, image_latents, image_embeds, added_time_ids)
+    assert torch.equal(guided(noisy, sigma, image_latents, image_embeds, fps, guide), expected)
     guided.unet.conv_in.weight[:, 8:] = 0.1
-    assert not torch.allclose(guided(noisy, sigma, prompt, token, fps, guide), expected, atol=1e-3)
+    assert not torch.allclose(guided(noisy, sigma, image_latents, image_embeds, fps, guide), expected, atol=1e-3)
 
 
 def test_adapters_sit_on_every_attention_and_feed_forward_layer_that_can_matter(small_svd: Path) -> None:
@@ -210,10 +210,10 @@ def test_the_merged_export_is_the_unmerged_network(small_svd: Path, tmp_path: Pa
     _, folder = find_model(str(tmp_path / "guided"))
     model = VideoModel(folder, device=CPU, dtype=torch.float32)
     assert model.shape.guided
-    noisy, sigma, prompt, token, fps, guide = inputs
-    ids = torch.stack([fps - 1, torch.full((2,), 127.0), torch.full((2,), 0.02)], 1)
+    noisy, sigma, image_latents, image_embeds, fps, guide = inputs
+    added_time_ids = torch.stack([fps - 1, torch.full((2,), 127.0), torch.full((2,), 0.02)], 1)
     merged, unmerged = (
-        model.predict(noisy, sigma, prompt, token, ids, guide[:, :, :-1], guide[:, :, -1]),
+        model.predict(noisy, sigma, image_latents, image_embeds, added_time_ids, guide[:, :, :-1], guide[:, :, -1]),
         guided(*inputs),
     )
     scale = unmerged.std()
@@ -263,12 +263,14 @@ def test_from_clips_to_a_guided_model(small_svd: Path, encoded: Path, finished: 
     assert str(small_svd) not in (finished / "guided" / "unet" / "config.json").read_text()
     model = VideoModel(find_model(str(finished / "guided"))[1], device=CPU, dtype=torch.float32)
     plain = VideoModel(small_svd, device=CPU, dtype=torch.float32)
-    noisy, sigma, prompt, token, _, guide = call_inputs()
-    ids = torch.tensor([[11.0, 127.0, 0.02]]).repeat(2, 1)
+    noisy, sigma, image_latents, image_embeds, _, guide = call_inputs()
+    added_time_ids = torch.tensor([[11.0, 127.0, 0.02]]).repeat(2, 1)
     with torch.no_grad():
-        told = model.predict(noisy, sigma, prompt, token, ids, guide[:, :, :-1], guide[:, :, -1])
-        untold = model.predict(noisy, sigma, prompt, token, ids)
-        before = plain.predict(noisy, sigma, prompt, token, ids)
+        told = model.predict(
+            noisy, sigma, image_latents, image_embeds, added_time_ids, guide[:, :, :-1], guide[:, :, -1]
+        )
+        untold = model.predict(noisy, sigma, image_latents, image_embeds, added_time_ids)
+        before = plain.predict(noisy, sigma, image_latents, image_embeds, added_time_ids)
     assert (told - untold).std() > 1e-3
     assert (untold - before).std() > 1e-3
 

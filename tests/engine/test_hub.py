@@ -139,7 +139,7 @@ def test_svd_comes_in_half_precision_only(machine):
     assert sorted(names) == ["diffusion_pytorch_model.fp16.safetensors"] * 2 + ["model.fp16.safetensors"]
     entry, folder = find_model("svd")
     assert folder == hub.snapshot(SVD_NAME, VIDEO)
-    assert entry.licence == "Stability AI Community License"
+    assert entry.license == "Stability AI Community License"
     model = VideoModel(folder, device=torch.device("cpu"), dtype=torch.float32)
     assert model.parameters > 0
 
@@ -216,9 +216,9 @@ def test_any_repository_of_a_known_kind_is_listed(machine, depth_folder):
     machine.server.repositories["some/metric"] = Repository(folder=depth_folder)
     hub.download(hub.look("some/metric"))
     held = list(holdings())[-1]
-    assert (held.entry.name, held.kind, held.entry.licence) == ("some/metric", "depth", "apache-2.0")
+    assert (held.entry.name, held.kind, held.entry.license) == ("some/metric", "depth", "apache-2.0")
     source = find_depth_model("some/metric")
-    assert (source.folder, source.licence) == (held.folder, "apache-2.0")
+    assert (source.folder, source.license) == (held.folder, "apache-2.0")
 
 
 def test_pieces_that_an_index_names_must_all_be_there(tmp_path):

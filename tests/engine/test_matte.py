@@ -40,7 +40,15 @@ def drawn(frame: np.ndarray, depth: np.ndarray, move: float) -> dict[str, np.nda
     w2c[0, 0, 3] = -move
     path = SimpleNamespace(w2c=w2c, K_px=K_px, height=H, width=W)
     part = draw_anchor(
-        frame[None], depth[None], range(1), K_px, path, plate=None, band=0.05, valid=None, device=torch.device("cpu")
+        frame[None],
+        depth[None],
+        range(1),
+        K_px,
+        path,
+        plate=None,
+        depth_tolerance=0.05,
+        valid=None,
+        device=torch.device("cpu"),
     )
     return {name: values[0] for name, values in part.items()}
 
@@ -50,12 +58,12 @@ def test_the_layers_give_the_frame_back_and_a_still_camera_sees_it() -> None:
     depth = depth_of(disk(80.3))
     depth[:20] = np.inf
     depth[-5:] = np.nan
-    layers = split_layers(frame, depth, band=0.05)
+    layers = split_layers(frame, depth, depth_tolerance=0.05)
     share = layers.alpha[..., None]
     assert ((share > 0) & (share < 1)).mean() > 0.01
     assert np.abs(255 * (share * layers.near_color + (1 - share) * layers.color) - frame).max() < 0.01
     still = drawn(frame, depth, 0.0)
-    assert np.array_equal(still["mask"], ~np.isnan(depth))
+    assert np.array_equal(still["validity_mask"], ~np.isnan(depth))
     assert np.array_equal(still["color"][:-5], frame[:-5])
     assert (still["alpha"][:-5] == 255).all()
 
@@ -65,7 +73,7 @@ def test_shares_and_colors_are_those_of_the_mixture(blur: tuple[int, int], besid
     """Also where the depth's step lies some pixels beside the picture's edge."""
     alpha = disk(80.3, blur=blur)
     depth = depth_of(disk(80.3, radius=26.0 + beside))
-    layers = split_layers(scene(alpha, noise=0.008), depth, band=0.05)
+    layers = split_layers(scene(alpha, noise=0.008), depth, depth_tolerance=0.05)
     found = np.where(np.isnan(layers.near_depth), layers.depth < 1.5 * NEAR, layers.alpha)
     assert np.abs(found - alpha).max() < 0.35
     assert (
@@ -87,9 +95,9 @@ def test_no_rim_travels_with_an_edge_and_none_stays_behind(blur: tuple[int, int]
     moved = disk(60.3, blur=blur)
     truth = 255 * (moved[..., None] * INK + (1 - moved[..., None]) * WALL)
     off = np.abs(found["color"] - truth).max(-1)[:, : W - 5]
-    seen = found["mask"][:, : W - 5]
+    seen = found["validity_mask"][:, : W - 5]
     assert np.quantile(off[seen], 0.999) < 40  # a wrong rim is off by 80 to 150
-    hole = ~cv2.erode(found["mask"].astype(np.uint8), np.ones((5, 5))).astype(bool)[:, : W - 5]
+    hole = ~cv2.erode(found["validity_mask"].astype(np.uint8), np.ones((5, 5))).astype(bool)[:, : W - 5]
     beside = seen & hole & (np.arange(W - 5) > 93)  # the wall at the hole's far side
     assert beside.sum() > 40
     assert np.quantile(off[beside], 0.95) < 25
@@ -97,7 +105,7 @@ def test_no_rim_travels_with_an_edge_and_none_stays_behind(blur: tuple[int, int]
     # What opens is a hole, from the soft edge on.
     opened = (disk(75.3, blur=blur)[:, : W - 5] > 0.5) & (moved[:, : W - 5] < 0.1)
     assert seen[opened].mean() < 0.05
-    soft = ~found["mask"] & (found["alpha"] > 30)
+    soft = ~found["validity_mask"] & (found["alpha"] > 30)
     assert soft.sum() > 20
     assert np.abs(found["color"][soft] / 255 - INK).mean() < 0.08
     assert np.abs(found["alpha"][soft] / 255 - moved[soft]).mean() < 0.15
@@ -110,9 +118,9 @@ def test_islands_and_pinholes_go() -> None:
     depth[:, 100:] = np.nan
     depth[30, 120] = FAR
     found = drawn(frame, depth, 0.0)
-    assert found["mask"][38:43, 48:54].all()
+    assert found["validity_mask"][38:43, 48:54].all()
     assert np.abs(found["color"][40, 50:52] / 255 - WALL).max() < 0.01
-    assert not found["mask"][60:63, 30:34].any()
-    assert not found["mask"][:, 100:].any()
-    assert np.array_equal(found["evidence"] == 255, found["mask"])
-    assert found["covered"] == pytest.approx(found["mask"].mean())
+    assert not found["validity_mask"][60:63, 30:34].any()
+    assert not found["validity_mask"][:, 100:].any()
+    assert np.array_equal(found["provenance"] == 255, found["validity_mask"])
+    assert found["covered"] == pytest.approx(found["validity_mask"].mean())

@@ -268,14 +268,22 @@ def test_a_training_step_on_a_gpu(small_svd):
     shapes = shapes_of(small_svd, torch.float16, 4, cuda=True)
     size = (256, 384)
     latents = model.encode(torch.zeros(4, 3, *size))
-    prompt, token, ids = latents[:1], torch.zeros(1, 1, 16, device=device), torch.zeros(1, 3, device=device)
-    model.predict(latents[None], torch.ones(1, device=device), prompt, token, ids)
+    image_latents, image_embeds, added_time_ids = (
+        latents[:1],
+        torch.zeros(1, 1, 16, device=device),
+        torch.zeros(1, 3, device=device),
+    )
+    model.predict(latents[None], torch.ones(1, device=device), image_latents, image_embeds, added_time_ids)
     assert next(model.vae.parameters()).device.type == "cpu"
     adapters.train_only(model.unet, ["temporal"])
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     with torch.autocast("cuda", dtype=torch.float16):
-        loss = model.predict(latents[None], torch.ones(1, device=device), prompt, token, ids).square().mean()
+        loss = (
+            model.predict(latents[None], torch.ones(1, device=device), image_latents, image_embeds, added_time_ids)
+            .square()
+            .mean()
+        )
     loss.backward()
     measured = torch.cuda.max_memory_allocated() - before
     assert step_bytes(shapes, "temporal", 1, 4, size, "none").peak == pytest.approx(measured, rel=0.2)

@@ -21,16 +21,16 @@ from recapture.engine.config import override
 from recapture.engine.errors import ModelError
 from recapture.engine.hub import EMBEDDED
 from recapture.engine.models.multiview import (
-    DOUBT,
+    UNCERTAIN,
     DirectoryMultiview,
     NovelView,
     chosen_route,
     find_multiview_model,
-    imagined_anchor,
     input_channels,
     load_multiview_model,
     predict,
     ray_map,
+    synthesized_anchor,
 )
 from recapture.engine.models.temporal_bypass import temporal_bypass
 from recapture.engine.models.video import load_network
@@ -96,26 +96,28 @@ def test_it_begins_as_the_video_models_single_frames() -> None:
     unet = build_unet(video.config).eval()
     unet.load_state_dict(spatial_weights(video))
     unet.set_attn_processor(AttnProcessor2_0())  # without attention across the views each picture is alone
-    noisy, known, token = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.randn(2, 1, 16)
-    mask, ids = torch.ones(2, 1, 8, 8), torch.tensor([[6, 127, 0.02]] * 2)
+    noisy, known, image_embeds = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.randn(2, 1, 16)
+    mask, added_time_ids = torch.ones(2, 1, 8, 8), torch.tensor([[6, 127, 0.02]] * 2)
     level = torch.tensor([0.3, -0.5])
     with torch.no_grad(), temporal_bypass(video):
         told = torch.cat([noisy, torch.zeros_like(noisy), known, mask], 1)[:, None]
-        expected = video(told, level, token, added_time_ids=ids).sample[:, 0]
+        expected = video(told, level, image_embeds, added_time_ids=added_time_ids).sample[:, 0]
         inputs = torch.cat([noisy, known, mask, torch.randn(2, 6, 8, 8)], 1)
         assert inputs.shape[1] == input_channels(4)
-        assert torch.allclose(unet(inputs, level, token).sample, expected, atol=1e-3)  # another epsilon in the norms
+        assert torch.allclose(
+            unet(inputs, level, image_embeds).sample, expected, atol=1e-3
+        )  # another epsilon in the norms
 
 
 def test_the_asked_view_attends_to_the_given_one(small_multiview: Path) -> None:
     unet = DirectoryMultiview(small_multiview, CPU).unet
     draw = torch.Generator().manual_seed(0)
     noisy, source, known = (torch.randn(2, 4, 8, 8, generator=draw) for _ in range(3))
-    rays, token = torch.randn(2, 2, 6, 8, 8, generator=draw), torch.randn(2, 1, 16, generator=draw)
+    rays, image_embeds = torch.randn(2, 2, 6, 8, 8, generator=draw), torch.randn(2, 1, 16, generator=draw)
 
     def output(source: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            return predict(unet, noisy, torch.ones(2), source, known, torch.ones(2, 8, 8), rays, token)
+            return predict(unet, noisy, torch.ones(2), source, known, torch.ones(2, 8, 8), rays, image_embeds)
 
     other = source.clone()
     other[0] = torch.randn(4, 8, 8, generator=draw)
@@ -137,7 +139,7 @@ def test_a_seed_is_a_picture_of_the_asked_size(small_multiview: Path) -> None:
 class Flat:
     """An adapter that paints one tone, another one for odd seeds."""
 
-    licence, noncommercial, version = "CC0", False, "1"
+    license, noncommercial, version = "CC0", False, "1"
 
     def __init__(self, device: torch.device, tone: float = 0.5, apart: float = 0.0) -> None:
         self.tone, self.apart = tone, apart
@@ -147,21 +149,21 @@ class Flat:
 
 
 def test_only_what_two_seeds_agree_on_is_believed() -> None:
-    grey = view()
-    grey.points[:, :, : WIDTH // 2] = 0.5
-    sure = imagined_anchor(Flat(CPU), grey, seed=0)
-    assert sure["mask"].all()
+    gray = view()
+    gray.points[:, :, : WIDTH // 2] = 0.5
+    sure = synthesized_anchor(Flat(CPU), gray, seed=0)
+    assert sure["validity_mask"].all()
     assert (sure["color"] == 128).all()
-    torn = imagined_anchor(Flat(CPU, apart=2 * DOUBT), grey, seed=0)
-    assert np.array_equal(torn["mask"], grey.covered.numpy())
-    assert (torn["color"][:, WIDTH - 1] == 128).all()  # what is not believed is a hole, but better than black
+    torn = synthesized_anchor(Flat(CPU, apart=2 * UNCERTAIN), gray, seed=0)
+    assert np.array_equal(torn["validity_mask"], gray.covered.numpy())
+    assert (torn["color"][:, WIDTH - 1] == 128).all()  # what is not confident is a hole, but better than black
 
 
 def test_a_picture_that_misses_the_real_pixels_is_not_believed() -> None:
-    grey = view()
-    grey.points[:, :, : WIDTH // 2] = 0.5
-    wrong = imagined_anchor(Flat(CPU, tone=0.9), grey, seed=0)
-    assert np.array_equal(wrong["mask"], grey.covered.numpy())
+    gray = view()
+    gray.points[:, :, : WIDTH // 2] = 0.5
+    wrong = synthesized_anchor(Flat(CPU, tone=0.9), gray, seed=0)
+    assert np.array_equal(wrong["validity_mask"], gray.covered.numpy())
     assert (wrong["color"][:, : WIDTH // 2] == 128).all()
 
 
@@ -204,44 +206,48 @@ def film(engine: Recapture, clip: Path, camera: str, until: str = "anchor", **an
 @pytest.fixture
 def flat_adapter(tmp_path, monkeypatch) -> str:
     (tmp_path / "flat_model.py").write_text(
-        "import torch\n\n\nclass Grey:\n"
-        "    licence, noncommercial, version = 'research only', True, '1'\n\n"
+        "import torch\n\n\nclass Gray:\n"
+        "    license, noncommercial, version = 'research only', True, '1'\n\n"
         "    def __init__(self, device):\n        pass\n\n"
         "    def __call__(self, view, seed):\n        return torch.full_like(view.points, 0.5)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    return "flat_model:Grey"
+    return "flat_model:Gray"
 
 
-def test_real_pixels_stay_and_imagined_ones_are_never_footage(engine, clip, flat_adapter) -> None:
+def test_real_pixels_stay_and_synthesized_ones_are_never_footage(engine, clip, flat_adapter) -> None:
     wide = "arc(45deg)"
     points = film(engine, clip, wide, until="deliver")
-    imagined = film(
+    synthesized = film(
         engine, clip, wide, until="deliver", route="multiview", multiview=flat_adapter, allow_noncommercial=True
     )
-    assert np.array_equal(imagined.evidence, points.evidence)
-    assert np.array_equal(np.array(imagined.anchor)[points.mask], np.array(points.anchor)[points.mask])
-    gained = imagined.mask & ~points.mask
+    assert np.array_equal(synthesized.provenance, points.provenance)
+    assert np.array_equal(
+        np.array(synthesized.anchor)[points.validity_mask], np.array(points.anchor)[points.validity_mask]
+    )
+    gained = synthesized.validity_mask & ~points.validity_mask
     assert gained.sum() > 1000
-    shares = imagined.entries["anchor"].json("coverage")
-    assert shares["imagined"] == pytest.approx(gained.mean((1, 2)).tolist())
-    assert imagined.hole_share == points.hole_share  # holes are what nobody filmed
-    assert np.array_equal(np.array(imagined.matte) == 0, np.array(points.matte) == 0)
-    assert (np.array(imagined.matte)[gained] == 255).all()
-    report = imagined.save(clip / "out").parent
+    shares = synthesized.entries["anchor"].json("coverage")
+    assert shares["synthesized"] == pytest.approx(gained.mean((1, 2)).tolist())
+    assert synthesized.hole_share == points.hole_share  # holes are what nobody filmed
+    assert np.array_equal(np.array(synthesized.generated_mask) == 0, np.array(points.generated_mask) == 0)
+    assert (np.array(synthesized.generated_mask)[gained] == 255).all()
+    report = synthesized.save(clip / "out").parent
     facts = json.loads((report / "report.json").read_text())
     assert facts["anchor"]["route"] == "multiview"
     # What is measured against footage is measured against footage alone.
-    counted = SimpleNamespace(generated=imagined.generated, anchor=imagined.anchor, evidence=imagined.mask)
+    counted = SimpleNamespace(
+        generated=synthesized.generated, anchor=synthesized.anchor, provenance=synthesized.validity_mask
+    )
     found = facts["measures"]["generated_psnr_visible_db"]
-    assert found == pytest.approx(visible_psnr(imagined))
+    assert found == pytest.approx(visible_psnr(synthesized))
     assert found != pytest.approx(visible_psnr(counted), abs=1e-3)
     assert facts["measures"]["worst_boundaries"]
     for each in facts["measures"]["worst_boundaries"]:
         near = each["size"] // 2 + 4
         rows, columns = (slice(max(0, each[axis] - near), each[axis] + near + 1) for axis in ("y", "x"))
-        assert {False, True} == set((imagined.evidence[each["frame"]][rows, columns] > 0).flat)
-    assert [model["licence"] for model in facts["models"] if model["role"] == "multiview"] == ["research only"]
+        assert {False, True} == set((synthesized.provenance[each["frame"]][rows, columns] > 0).flat)
+    assert [model["license"] for model in facts["models"] if model["role"] == "multiview"] == ["research only"]
 
 
 def test_auto_takes_points_for_small_turns_and_imagines_behind_wide_ones(engine, clip, small_multiview) -> None:
@@ -255,11 +261,11 @@ def test_auto_takes_points_for_small_turns_and_imagines_behind_wide_ones(engine,
         assert asked.entries["anchor"].digest == result.entries["anchor"].digest  # what follows is not done again
 
 
-def test_a_forbidding_licence_is_asked_about(flat_adapter) -> None:
+def test_a_forbidding_license_is_asked_about(flat_adapter) -> None:
     with pytest.raises(ModelError, match=r"non-commercial use only \(research only\).*`anchor.allow_noncommercial`"):
         find_multiview_model(flat_adapter)
     found = find_multiview_model(flat_adapter, allow_noncommercial=True)
-    assert found.licence == "research only"
+    assert found.license == "research only"
     assert load_multiview_model(found, CPU)(view(), 0).shape == (3, HEIGHT, WIDTH)
 
 
@@ -268,7 +274,7 @@ def test_a_forbidding_licence_is_asked_about(flat_adapter) -> None:
     [
         ("nothing", "no multiview model 'nothing'; give embedded, a directory"),
         ("no_such_module:Model", "cannot be imported"),
-        ("json:JSONDecoder", "does not say its licence, noncommercial, version"),
+        ("json:JSONDecoder", "does not say its license, noncommercial, version"),
         ("./mine.py:Model", "cannot be imported"),
         (":Model", "cannot be imported"),
     ],
@@ -279,8 +285,8 @@ def test_what_is_no_multiview_model_is_refused(name: str, said: str) -> None:
 
 
 def test_a_directory_says_what_it_lacks(small_svd, tmp_path) -> None:
-    with pytest.raises(ModelError, match="does not give 'licence'"):
-        find_multiview_model(str(write_small_multiview(tmp_path / "a", small_svd, licence=None)))
+    with pytest.raises(ModelError, match="does not give 'license'"):
+        find_multiview_model(str(write_small_multiview(tmp_path / "a", small_svd, license=None)))
     with pytest.raises(ModelError, match="lacks vae, image_encoder"):
         find_multiview_model(str(write_small_multiview(tmp_path / "b", tmp_path)))
     whole = write_small_multiview(tmp_path / "whole", small_svd)
@@ -301,7 +307,7 @@ def test_a_directory_says_what_it_lacks(small_svd, tmp_path) -> None:
 def test_the_embedded_model_is_told_by_the_video_models_own_vae() -> None:
     found = find_multiview_model("embedded")
     assert not found.noncommercial
-    assert "Apache" in found.licence
+    assert "Apache" in found.license
     model = load_multiview_model(found, CPU)
     assert model(view(covered=0.7), 0).shape == (3, HEIGHT, WIDTH)
     video = load_network(UNetSpatioTemporalConditionModel, EMBEDDED / "tiny" / "unet", torch.float32)
@@ -319,7 +325,7 @@ def test_the_worked_example_is_an_adapter_that_works(clip, engine, monkeypatch) 
     shift = round(K_PX[0, 0] * 0.4 / 4.0)
     assert torch.allclose(model(replace(still, c2w=moved), 0)[..., :-shift], still.source[..., shift:], atol=1e-4)
     wide = film(engine, clip, "arc(25deg)", route="multiview", multiview="billboard:Billboard")
-    assert np.mean(wide.entries["anchor"].json("coverage")["imagined"]) > 0.01
+    assert np.mean(wide.entries["anchor"].json("coverage")["synthesized"]) > 0.01
 
 
 def test_the_docs_show_the_example_as_it_is() -> None:

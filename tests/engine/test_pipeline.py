@@ -163,7 +163,7 @@ def test_tuning_lowers_the_held_out_masked_loss(film):
 
 def test_static_camera_gives_the_source_back(film):
     result = film("static")
-    assert result.mask.all()
+    assert result.validity_mask.all()
     assert np.array_equal(result.anchor, result.source)
     assert np.array_equal(result.frames, result.source)
     assert result.generated_share == 0
@@ -177,19 +177,19 @@ def test_composite_off_delivers_the_pure_model_output(film):
 
 def test_every_real_pixel_is_delivered_as_it_is(film):
     result = film()
-    assert np.array_equal(result.matte == 0, result.mask)
-    assert np.array_equal(result.matte, 255 - result.alpha)
-    assert np.array_equal(result.alpha == 255, result.mask)
-    assert 0.4 < result.mask.mean() < 1
-    assert np.array_equal(result.frames[result.mask], result.anchor[result.mask])
+    assert np.array_equal(result.generated_mask == 0, result.validity_mask)
+    assert np.array_equal(result.generated_mask, 255 - result.alpha)
+    assert np.array_equal(result.alpha == 255, result.validity_mask)
+    assert 0.4 < result.validity_mask.mean() < 1
+    assert np.array_equal(result.frames[result.validity_mask], result.anchor[result.validity_mask])
 
 
 def test_texture_is_copied_into_generated_pixels_alone(film):
     plain, textured = film(), film(options={**OPTIONS, "deliver": {"fill": "texture"}})
     assert plain.textured_share == 0
     assert 0 < textured.textured_share <= 1
-    assert not textured.texture[textured.matte == 0].any()
-    same = textured.matte == 0
+    assert not textured.texture[textured.generated_mask == 0].any()
+    same = textured.generated_mask == 0
     assert np.array_equal(textured.frames[same], plain.frames[same])
     assert not np.array_equal(textured.frames, plain.frames)
 
@@ -319,8 +319,8 @@ def test_source_mask_leaves_pixels_out(film, tmp_path):
         picture[:, :20] = 0
         cv2.imwrite(str(tmp_path / f"{t:03}.png"), picture)
     result = film("static", mask_dir=tmp_path)
-    assert not result.mask[:, :, :20].any()
-    assert result.mask[:, :, 20:].all()
+    assert not result.validity_mask[:, :, :20].any()
+    assert result.validity_mask[:, :, 20:].all()
 
 
 def test_a_path_that_sees_nothing_is_refused_unless_forced(film):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 
-from recapture.engine.diffusion.sampler import Condition, denoise, karras_sigmas, plan_windows, sample
+from recapture.engine.diffusion.conditioning import AnchorConditioning
+from recapture.engine.diffusion.sampler import denoise, karras_sigmas, plan_windows, sample
 from recapture.engine.imaging.metrics import frame_changes, psnr, seam_ratios
 from recapture.engine.models.video import ModelShape, VideoModel
 
@@ -34,57 +35,67 @@ def model(small_svd) -> VideoModel:
     return VideoModel(small_svd, device=torch.device("cpu"), dtype=torch.float32)
 
 
-def known(model: VideoModel, clean: torch.Tensor, monkeypatch) -> Condition:
+def known(model: VideoModel, clean: torch.Tensor, monkeypatch) -> AnchorConditioning:
     """Let the network know the answer: F is the v that leads to `clean` from wherever it is asked."""
     asked = []
 
-    def predict(noisy, sigma, prompt, token, ids, anchor=None, mask=None):
+    def predict(noisy, sigma, image_latents, image_embeds, added_time_ids, anchor=None, mask=None):
         s = sigma.view(-1, 1, 1, 1, 1)
         asked.append(float(sigma[0]))
         return (noisy / (s**2 + 1) - clean[: noisy.shape[1]]) * (s**2 + 1) ** 0.5 / s
 
     monkeypatch.setattr(model, "predict", predict)
     count = len(clean)
-    return Condition(
-        latents=clean, mask=torch.ones(count, 4, 4), prompts=clean, tokens=torch.zeros(count, 1, 16), ids=torch.zeros(3)
+    return AnchorConditioning(
+        latents=clean,
+        latent_mask=torch.ones(count, 4, 4),
+        image_latents=clean,
+        image_embeds=torch.zeros(count, 1, 16),
+        added_time_ids=torch.zeros(3),
     )
 
 
 def test_euler_steps_reach_what_the_network_knows(model, monkeypatch):
     clean = torch.randn(4, 4, 4, 4)
-    told = known(model, clean, monkeypatch)
+    conditioning = known(model, clean, monkeypatch)
     sigmas = karras_sigmas(5, 700.0, 0.002)
     result = denoise(
-        model, 700 * torch.randn(4, 4, 4, 4), sigmas, told, range(4), prompt=clean[0], token=told.tokens[0]
+        model,
+        700 * torch.randn(4, 4, 4, 4),
+        sigmas,
+        conditioning,
+        range(4),
+        image_latents=clean[0],
+        image_embeds=conditioning.image_embeds[0],
     )
     assert torch.allclose(result, clean, atol=1e-3)
 
 
 def test_overlap_is_carried_into_the_next_window(model, monkeypatch):
     constant = torch.full((4, 4, 4, 4), 0.7)
-    told = known(model, constant.repeat(3, 1, 1, 1)[:10], monkeypatch)
-    prompts = []
+    conditioning = known(model, constant.repeat(3, 1, 1, 1)[:10], monkeypatch)
+    image_latents = []
 
-    def prompt_of(latent):
-        prompts.append(latent)
-        return latent, told.tokens[0]
+    def encode_image(latent):
+        image_latents.append(latent)
+        return latent, conditioning.image_embeds[0]
 
     parts = list(
         sample(
             model,
             torch.zeros(10, 4, 4, 4),
-            told,
+            conditioning,
             plan_windows(10, 4, 2),
             karras_sigmas(4, 10.0, 0.01),
-            prompt_of=prompt_of,
-            first_prompt=(told.prompts[0], told.tokens[0]),
+            encode_image=encode_image,
+            first_image=(conditioning.image_latents[0], conditioning.image_embeds[0]),
             seed=0,
             on_step=lambda window, step, latents: None,
         )
     )
     assert [len(part) for part in parts] == [4, 2, 2, 2]
     assert torch.allclose(torch.cat(parts), torch.full((10, 4, 4, 4), 0.7), atol=1e-3)
-    assert len(prompts) == 3
+    assert len(image_latents) == 3
 
 
 def test_vae_and_prompt_conventions_are_the_stock_pipelines(model, small_svd):
@@ -97,10 +108,10 @@ def test_vae_and_prompt_conventions_are_the_stock_pipelines(model, small_svd):
     latents = torch.randn(1, 3, 4, 8, 8)
     frames = stock.decode_latents(latents, 3, 3)[0].permute(1, 0, 2, 3)
     assert torch.allclose(model.decode(latents[0]), (frames / 2 + 0.5).clamp(0, 1), atol=1e-6)
-    token = stock._encode_image(
+    image_embeds = stock._encode_image(
         torch.nn.functional.interpolate(image, (224, 224), mode="bicubic", antialias=True), "cpu", 1, False
     )
-    assert torch.allclose(model.embed(image), token, atol=1e-5)
+    assert torch.allclose(model.embed(image), image_embeds, atol=1e-5)
 
 
 def test_working_sizes_follow_the_training_area():

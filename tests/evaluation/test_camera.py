@@ -40,7 +40,7 @@ def relief() -> np.ndarray:
 
 
 def filmed(source: np.ndarray, depth: np.ndarray, c2w: np.ndarray, target_K: np.ndarray = K) -> np.ndarray:
-    """Source [T, H, W, 3] from other cameras; holes grey."""
+    """Source [T, H, W, 3] from other cameras; holes gray."""
     cameras = [torch.from_numpy(np.repeat(x[None], len(c2w), 0)) for x in (K, target_K)]
     drawn = splat(
         torch.from_numpy(source).permute(0, 3, 1, 2),
@@ -79,7 +79,7 @@ def test_a_plane_warped_by_its_homography_agrees():
     frames = []
     for t in range(3):
         homography = K @ (w2c[t, :3, :3] + w2c[t, :3, 3:] * normal / distance) @ np.linalg.inv(K)
-        to_corner = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV counts from the centre of a pixel
+        to_corner = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV counts from the center of a pixel
         frames.append(cv2.warpPerspective(SOURCE[t], np.linalg.inv(to_corner) @ homography @ to_corner, (W, H)))
     errors = measured(output=np.stack(frames), depth=np.full((3, H, W), distance))
     assert errors.computed == 1

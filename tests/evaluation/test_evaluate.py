@@ -124,7 +124,7 @@ def test_scores_are_those_of_the_known_scene(finished) -> None:
     # A slide by whole pixels along a flat wall is drawn exactly wherever the wall was seen.
     assert by_row["anchor"]["psnr_visible_3"] == 100
     assert by_row["anchor"]["coverage"] == pytest.approx(1 - 12 * 1.5 / WIDTH)
-    assert by_row["anchor"]["psnr_occluded_3"] < by_row["anchor + mean colour"]["psnr_occluded_3"]
+    assert by_row["anchor"]["psnr_occluded_3"] < by_row["anchor + mean color"]["psnr_occluded_3"]
     assert by_row["delivered"]["psnr_visible_3"] > by_row["+++ SDEdit"]["psnr_visible_3"] + 5
     assert by_row["anchor"]["effnetlite0_distance_visible_3"] < by_row["prior"]["effnetlite0_distance_visible_3"]
     estimated = next(line for line in lines if line["depth"] == "estimated")
@@ -163,7 +163,7 @@ def test_the_edge_region_is_where_near_things_end(tmp_path) -> None:
 def test_reduced_depth_is_brought_back(engine, scorer, tmp_path) -> None:
     write_board(tmp_path / "set" / "scene_1")
     lines = small_evaluation(
-        engine, tmp_path / "set", tmp_path / "out", scorer, rows=["anchor + mean colour"], depths=["true", "reduced"]
+        engine, tmp_path / "set", tmp_path / "out", scorer, rows=["anchor + mean color"], depths=["true", "reduced"]
     ).run()
     true, reduced = lines
     assert (true["depth"], reduced["depth"]) == ("true", "reduced")
@@ -179,7 +179,7 @@ def test_reduced_depth_is_brought_back(engine, scorer, tmp_path) -> None:
 def test_frames_average_to_the_line(finished) -> None:
     out, lines = finished
     frames = pq.read_table(out / "frames.parquet").to_pylist()
-    line = next(line for line in lines if line["row"] == "floor mean colour")
+    line = next(line for line in lines if line["row"] == "floor mean color")
     own = [f for f in frames if all(f[k] == line[k] for k in ("scene", "path", "row", "depth"))]
     assert [f["frame"] for f in own] == list(range(FRAMES))
     assert np.mean([f["psnr_all"] for f in own]) == pytest.approx(line[f"psnr_all_{FRAMES}"])
@@ -353,10 +353,10 @@ def test_the_published_floors_are_reproduced() -> None:
     """The set's README: PSNR over all, visible and covered, and occluded pixels, frames 1 to 13."""
     published = {
         ("moderate", "floor none (black)"): (8.1, 22.3, 5.4),
-        ("moderate", "floor mean colour"): (16.1, 22.3, 13.8),
+        ("moderate", "floor mean color"): (16.1, 22.3, 13.8),
         ("moderate", "floor OpenCV Telea"): (16.6, 22.3, 14.3),
         ("large", "floor none (black)"): (6.9, 21.2, 4.8),
-        ("large", "floor mean colour"): (15.1, 21.2, 13.2),
+        ("large", "floor mean color"): (15.1, 21.2, 13.2),
         ("large", "floor OpenCV Telea"): (14.1, 21.2, 11.7),
     }
     from recapture.evaluation.frame_metrics import frame_metrics, mean_over_frames
@@ -364,7 +364,7 @@ def test_the_published_floors_are_reproduced() -> None:
     scores: dict[tuple[str, str], list[dict[str, float]]] = {}
     for entry in read_dataset(KUBRIC4D):
         shot = entry.load()
-        for name in ("floor none (black)", "floor mean colour", "floor OpenCV Telea"):
+        for name in ("floor none (black)", "floor mean color", "floor OpenCV Telea"):
             frames, mask = ROWS[name].picture(shot, None)
             scores.setdefault((entry.kind, name), []).extend(
                 frame_metrics(frames[t], shot.truth[t], shot.visible[t], shot.known[t], mask[t]) for t in range(1, 14)

@@ -49,7 +49,7 @@ def box(frame: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def trace(origin: np.ndarray, directions: np.ndarray, frame: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distance [...] along unit directions [..., 3] to the first surface, and its colour [..., 3]."""
+    """Distance [...] along unit directions [..., 3] to the first surface, and its color [..., 3]."""
     with np.errstate(divide="ignore", invalid="ignore"):
         floor = np.where(directions[..., 2] < 0, -origin[2] / directions[..., 2], np.inf)
         low, high = box(frame)
@@ -72,7 +72,7 @@ def trace(origin: np.ndarray, directions: np.ndarray, frame: int) -> tuple[np.nd
 
 
 def directions_of(axes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Unit directions [h, w, 3] through the pixel centres of a lens with the focal length of the sensor's width."""
+    """Unit directions [h, w, 3] through the pixel centers of a lens with the focal length of the sensor's width."""
     h, w = size
     v, u = np.mgrid[:h, :w] + 0.5
     rays = np.stack([u / w - 0.5, (v - h / 2) / w, np.ones((h, w))], -1) @ axes.T
@@ -148,7 +148,7 @@ def path_pose(row: str, t: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def traced(row: str, t: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Target frame t as it should be: uint8 colours, planar z, and world points [h, w, 3]."""
+    """Target frame t as it should be: uint8 colors, planar z, and world points [h, w, 3]."""
     axes, position = path_pose(row, t)
     directions = directions_of(axes, CLIP)
     distance, color = trace(position, directions, START + t * SKIP)

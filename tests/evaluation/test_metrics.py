@@ -286,13 +286,13 @@ def test_sharpness_is_the_laplacians_variance():
 def test_shapes_of_known_distributions_are_found():
     rng = np.random.default_rng(0)
     normal, laplace = rng.normal(0, 2, 200_000), rng.laplace(0, 1, 200_000)
-    shape, mean, left, right = clips.generalised_gaussian(normal)
+    shape, mean, left, right = clips.generalized_gaussian(normal)
     assert shape == pytest.approx(2, abs=0.05)
     assert mean == pytest.approx(0, abs=0.05)
     assert (left, right) == pytest.approx((2 * 2**0.5, 2 * 2**0.5), rel=0.02)  # exp(-(x / scale)^2)
-    assert clips.generalised_gaussian(laplace)[0] == pytest.approx(1, abs=0.03)
+    assert clips.generalized_gaussian(laplace)[0] == pytest.approx(1, abs=0.03)
     skewed = np.where(rng.random(200_000) < 0.25, -1, 3) * np.abs(rng.normal(0, 1, 200_000))
-    shape, mean, left, right = clips.generalised_gaussian(skewed)  # both halves of one shape, continuous at zero
+    shape, mean, left, right = clips.generalized_gaussian(skewed)  # both halves of one shape, continuous at zero
     assert shape == pytest.approx(2, abs=0.05)
     assert right / left == pytest.approx(3, rel=0.02)
     assert mean == pytest.approx(skewed.mean(), rel=0.03)
@@ -311,13 +311,13 @@ def test_niqe_tells_a_photograph_from_a_damaged_one():
 
 def test_niqe_leaves_out_what_has_no_texture():
     frames = skimage_data.chelsea()[None, :288, :384].copy()
-    grey = np.full_like(frames, 127)
-    grey[:, ::7, ::5] += 1  # rounding noise
+    gray = np.full_like(frames, 127)
+    gray[:, ::7, ::5] += 1  # rounding noise
     hole = frames.copy()
     hole[:, 96:192, 96:288] = 0
-    assert clips.niqe(np.concatenate([frames, grey])) == pytest.approx(clips.niqe(frames))
+    assert clips.niqe(np.concatenate([frames, gray])) == pytest.approx(clips.niqe(frames))
     assert clips.niqe(hole) == pytest.approx(clips.niqe(frames), abs=1.5)
-    assert np.isnan(clips.niqe(grey))
+    assert np.isnan(clips.niqe(gray))
 
 
 def test_clips_of_another_type_are_refused_by_name(features: Features):

@@ -119,7 +119,7 @@ def cases(engine: Recapture) -> dict[str, Case]:
         "masks": Case(config=standard, mask_dir=True, force=True),
         "clean plate": Case(config=override(standard, {"anchor": {"locked": True}}), clean_plate=True),
         "multiview": Case(config=override(standard, {"anchor": {"route": "multiview"}})),
-        "multiview by path": Case(config=override(standard, {"anchor": {"route": "auto", "band": 0.1}})),
+        "multiview by path": Case(config=override(standard, {"anchor": {"route": "auto", "depth_tolerance": 0.1}})),
         "warm start": Case(config=override(standard, {"tune": {"warm_start": True}}), warm=True),
         "xformers": Case(config=replace(plain, attention="xformers")),
         "lowered": Case(

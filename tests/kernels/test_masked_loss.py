@@ -13,7 +13,7 @@ from recapture.kernels.masked_loss import LEAST_SHARE, masked_loss
 from .backends import BACKENDS, FAST, NUMBA, TRITON, device_of, run_interpreted
 from .gradient_checks import assert_same_gradient, relative_error
 
-NORMALISATIONS = ["window", "frame", "none"]
+NORMALIZATIONS = ["window", "frame", "none"]
 
 
 def batch(
@@ -60,13 +60,13 @@ def test_equals_the_weighted_error_of_the_denoiser():
     assert torch.allclose(masked_loss(predicted, noisy, clean, sigma, mask), expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("normalisation", NORMALISATIONS)
-def test_gradient_is_right_and_exactly_zero_where_masked(normalisation):
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_gradient_is_right_and_exactly_zero_where_masked(normalization):
     predicted, noisy, clean, sigma, mask = batch()
     predicted.requires_grad_()
 
     def loss(p):
-        return masked_loss(p, noisy, clean, sigma, mask, normalisation=normalisation)
+        return masked_loss(p, noisy, clean, sigma, mask, normalization=normalization)
 
     assert torch.autograd.gradcheck(loss, predicted)
     (gradient,) = torch.autograd.grad(loss(predicted), predicted)
@@ -80,12 +80,12 @@ SHAPES = [(1, 1, 1, 1, 1), (2, 3, 5, 7, 11), (3, 2, 16, 33, 31), (1, 5, 4, 40, 7
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_fast_paths_equal_the_oracle(backend, normalisation, shape):
+def test_fast_paths_equal_the_oracle(backend, normalization, shape):
     values = batch(dtype=torch.float32, shape=shape, share=1.0 if shape[-1] == 1 else 0.6, device=device_of(backend))
-    assert_as_the_oracle(values, normalisation=normalisation, backend=backend)
-    assert_as_the_oracle((*values[:4], None), normalisation=normalisation, backend=backend)
+    assert_as_the_oracle(values, normalization=normalization, backend=backend)
+    assert_as_the_oracle((*values[:4], None), normalization=normalization, backend=backend)
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -101,8 +101,8 @@ def test_windows_counted_in_a_launch_before(backend, monkeypatch):
 
     monkeypatch.setattr(module, "_COUNTED_IN_PLACE", 100)
     values = batch(dtype=torch.float32, shape=(2, 3, 2, 40, 72), device=device_of(backend))
-    for normalisation in NORMALISATIONS:
-        assert_as_the_oracle(values, normalisation=normalisation, backend=backend)
+    for normalization in NORMALIZATIONS:
+        assert_as_the_oracle(values, normalization=normalization, backend=backend)
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -164,10 +164,10 @@ def test_garbage_that_counts_is_not_hidden(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("normalisation", NORMALISATIONS)
-def test_an_empty_mask_teaches_nothing(backend, normalisation):
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_an_empty_mask_teaches_nothing(backend, normalization):
     predicted, noisy, clean, sigma, mask = batch(dtype=torch.float32, device=device_of(backend))
-    options = {"normalisation": normalisation, "backend": backend}
+    options = {"normalization": normalization, "backend": backend}
     loss, gradient = loss_and_gradient(predicted, noisy, clean, sigma, torch.zeros_like(mask), **options)
     assert loss == 0
     assert not gradient.any()
@@ -180,7 +180,7 @@ def test_few_cells_do_not_outweigh_the_rest(backend):
     predicted, noisy, clean, sigma, mask = batch(dtype=torch.float32, device=device_of(backend))
     one = torch.zeros_like(mask)
     one[:, 0, 0, 0] = 1
-    strict = masked_loss(predicted, noisy, clean, sigma, one, normalisation="none", backend=backend)
+    strict = masked_loss(predicted, noisy, clean, sigma, one, normalization="none", backend=backend)
     assert torch.allclose(masked_loss(predicted, noisy, clean, sigma, one, backend=backend), strict / LEAST_SHARE)
 
 
@@ -263,7 +263,7 @@ def test_refusals_name_what_is_wrong(monkeypatch):
         with pytest.raises(ValueError, match=said):
             masked_loss(*arguments)
     with pytest.raises(ValueError, match="window, frame, none"):
-        masked_loss(predicted, noisy, clean, sigma, mask, normalisation="batch")  # pyright: ignore[reportArgumentType]
+        masked_loss(predicted, noisy, clean, sigma, mask, normalization="batch")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="auto, triton, numba, torch"):
         masked_loss(predicted, noisy, clean, sigma, mask, backend="cupy")  # pyright: ignore[reportArgumentType]
     monkeypatch.setattr("recapture.kernels.backends.find_spec", lambda name: None)

@@ -139,8 +139,8 @@ def test_a_floor_seen_from_above_stays_closed(footprint):
     assert torch.equal(column, torch.arange(int(column[0]), int(column[-1]) + 1))
 
 
-def test_a_pixel_is_a_plane_with_the_colours_of_its_surface():
-    """A slanted wall with a linear picture, magnified: places, depths and colours are those of the plane."""
+def test_a_pixel_is_a_plane_with_the_colors_of_its_surface():
+    """A slanted wall with a linear picture, magnified: places, depths and colors are those of the plane."""
     u = (torch.arange(W, dtype=torch.float64) + 0.5 - W / 2) / 60
     inverse = (0.25 + 0.2 * u).expand(1, H, W)  # a plane: linear in 1/z
     ramp = torch.linspace(0, 1, W).expand(1, 3, H, W).contiguous()
@@ -180,7 +180,7 @@ def test_flying_pixels_are_dropped_where_their_surfaces_part(footprint):
     for moved, expected in ((pose(x=0.4), False), (pose(), True), (pose(yaw_deg=5), True)):
         result = draw(frames, depth, moved, footprint=footprint)
         assert bool((result.color >= parted).any()) == expected
-        kept = draw(frames, depth, moved, footprint=footprint, flying=0.0)
+        kept = draw(frames, depth, moved, footprint=footprint, flying_pixel_threshold=0.0)
         assert (kept.color >= parted).any()
 
 
@@ -246,7 +246,7 @@ def test_smaller_target_averages_and_keeps_a_ramp():
     width=st.integers(1, 40),
     seed=st.integers(0, 9),
 )
-def test_any_pose_gives_finite_colours_of_the_source(x, y, z, yaw, height, width, seed):
+def test_any_pose_gives_finite_colors_of_the_source(x, y, z, yaw, height, width, seed):
     frames, depth = picture(seed), torch.rand(1, H, W, generator=torch.Generator().manual_seed(seed)) * 4 + 0.2
     result = draw(frames, depth, pose(x, y, z, yaw), K2=intrinsics(width, height, 40.0), size=(height, width))
     assert torch.isfinite(result.color).all()
@@ -266,7 +266,7 @@ def test_ties_go_to_the_lowest_index():
 
 def test_the_winner_takes_any_field_along():
     frames, depth = picture(), torch.rand(1, H, W) * 3 + 1
-    result = draw(frames, depth, pose(x=0.3, yaw_deg=8), footprint="nearest", flying=0.0)
+    result = draw(frames, depth, pose(x=0.3, yaw_deg=8), footprint="nearest", flying_pixel_threshold=0.0)
     assert torch.equal(warp(frames, result.winner), result.color)
     assert torch.equal(result.mask, result.winner >= 0)
     whole = torch.arange(H * W).view(1, 1, H, W)
@@ -285,7 +285,7 @@ def test_warp_has_the_gradient_of_a_gather():
     assert torch.equal(field.grad, counts.expand(1, 2, 2, 3))
 
 
-def test_huge_and_tiny_depths_and_colours_between():
+def test_huge_and_tiny_depths_and_colors_between():
     frames = picture()
     for scale in (1e-4, 1e6, 1e20):
         result = draw(frames, torch.full((1, H, W), 3.0 * scale), pose(x=0.5 * scale))

@@ -71,21 +71,35 @@ def assert_same_bits(a: Splat, b: Splat) -> None:
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("footprint", ["nearest", "soft"])
 @settings(deadline=None, max_examples=EXAMPLES)
-@given(flying=st.sampled_from([0.0, 0.1]), band=st.sampled_from([0.01, 0.05]), **SCENES)
-def test_backends_agree_to_the_last_bit(backend, footprint, flying, band, **options):
+@given(flying_pixel_threshold=st.sampled_from([0.0, 0.1]), depth_tolerance=st.sampled_from([0.01, 0.05]), **SCENES)
+def test_backends_agree_to_the_last_bit(backend, footprint, flying_pixel_threshold, depth_tolerance, **options):
     arguments = scene(**options)
-    expected = splat(*arguments, footprint=footprint, backend="torch", flying=flying, band=band)
-    found = splat(*on(device_of(backend), arguments), footprint=footprint, backend=backend, flying=flying, band=band)
+    expected = splat(
+        *arguments,
+        footprint=footprint,
+        backend="torch",
+        flying_pixel_threshold=flying_pixel_threshold,
+        depth_tolerance=depth_tolerance,
+    )
+    found = splat(
+        *on(device_of(backend), arguments),
+        footprint=footprint,
+        backend=backend,
+        flying_pixel_threshold=flying_pixel_threshold,
+        depth_tolerance=depth_tolerance,
+    )
     assert_same_bits(found, expected)
 
 
 @pytest.mark.parametrize("backend", [NUMBA])
 @settings(deadline=None, max_examples=EXAMPLES)
-@given(flying=st.sampled_from([0.0, 0.1]), **SCENES)
-def test_backends_agree_on_the_mesh(backend, flying, **options):
+@given(flying_pixel_threshold=st.sampled_from([0.0, 0.1]), **SCENES)
+def test_backends_agree_on_the_mesh(backend, flying_pixel_threshold, **options):
     arguments = scene(**options)
-    expected = splat(*arguments, footprint="mesh", backend="torch", flying=flying)
-    assert_same_bits(splat(*arguments, footprint="mesh", backend=backend, flying=flying), expected)
+    expected = splat(*arguments, footprint="mesh", backend="torch", flying_pixel_threshold=flying_pixel_threshold)
+    assert_same_bits(
+        splat(*arguments, footprint="mesh", backend=backend, flying_pixel_threshold=flying_pixel_threshold), expected
+    )
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -168,7 +182,10 @@ def points(depth, cameras):
 def test_nearest_is_a_z_buffer(backend, **options):
     frames, depth, *cameras, (h, w) = scene(**options)
     found = splat(
-        *on(device_of(backend), (frames, depth, *cameras, (h, w))), footprint="nearest", backend=backend, flying=0.0
+        *on(device_of(backend), (frames, depth, *cameras, (h, w))),
+        footprint="nearest",
+        backend=backend,
+        flying_pixel_threshold=0.0,
     )
     nearest = np.full((h, w), np.nan, f32)
     winner = np.full((h, w), -1)
@@ -190,7 +207,10 @@ def test_soft_is_the_mean_within_a_band_of_a_z_buffer(backend, **options):
     """One sample a pixel; sums in Python's integers, so in no order."""
     frames, depth, *cameras, (h, w) = scene(**options)
     found = splat(
-        *on(device_of(backend), (frames, depth, *cameras, (h, w))), backend=backend, flying=0.0, max_density=1
+        *on(device_of(backend), (frames, depth, *cameras, (h, w))),
+        backend=backend,
+        flying_pixel_threshold=0.0,
+        max_density=1,
     )
     taps: dict[tuple[int, int], list[tuple[float, int, int]]] = {}
     for v, u, x, y, z in points(depth[0].numpy(), camera_rows(*cameras)[0].numpy()):

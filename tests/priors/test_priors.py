@@ -30,7 +30,7 @@ MAX_BYTES = 44_000_000
 
 
 def room(seed: int, height: int = 192, width: int = 288) -> tuple[np.ndarray, np.ndarray]:
-    """A textured empty room seen from inside: rgb [H, W, 3] uint8 and planar depth [H, W] in metres."""
+    """A textured empty room seen from inside: rgb [H, W, 3] uint8 and planar depth [H, W] in meters."""
     rng = np.random.default_rng(seed)
     half, floor, ceiling, back = rng.uniform(1.5, 3.5), rng.uniform(1.2, 1.7), rng.uniform(1.5, 3), rng.uniform(8, 16)
     focal = width * rng.uniform(0.6, 0.9)
@@ -156,7 +156,7 @@ def test_a_guided_unet_begins_as_the_plain_one_and_learns_from_pairs(
     assert steps_of(tmp_path / "multiview") == 2
     shutil.copytree(WEIGHTS / "tiny", tmp_path / "tiny")
     call(monkeypatch, "train_multiview", *learn, "--export", tmp_path / "exported")
-    assert find_multiview_model(str(tmp_path / "exported")).licence == "Apache-2.0"
+    assert find_multiview_model(str(tmp_path / "exported")).license == "Apache-2.0"
 
     run = tmp_path / "guided"
     options = ["--latents", tmp_path, "--scaling", 0.5, "--run", run, "--guided", "--frames", 2, "--images-until", 1]

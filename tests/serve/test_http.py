@@ -126,7 +126,7 @@ def refused(answer: httpx2.Response, status: int, param: str | None = None) -> d
 def test_requests_that_are_refused_by_name(http, upload):
     good = {"input": {"upload": upload}, "camera": "static"}
     for change, param in [
-        ({"colour": 1}, "colour"),
+        ({"color": 1}, "color"),
         ({"options": {"stepz": 1}}, "options.stepz"),
         ({"options": {"temporal_steps": 10**9}}, "options.temporal_steps"),
         ({"options": {"height": 33, "width": None}}, "options.height"),

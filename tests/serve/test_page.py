@@ -233,7 +233,7 @@ def test_where_a_handle_is_pulled_the_camera_goes(page, tmp_path):
             reached = path.resolve(view_of([0.0, 1.0])).c2w[fraction, :3, 3]
             assert math.dist(reached, target) < 0.07, (text, by, after)
             assert math.dist(reached, target) < 0.5 * math.dist(before, target), (text, by, after)
-        look = "return camera.format(pull.pullCentre(camera.parse(a0, presets), a1, a2));"
+        look = "return camera.format(pull.pullCenter(camera.parse(a0, presets), a1, a2));"
         assert page.modules(look, "arc(20deg) + pan(3deg)", 0.9, 1.3) == "arc(20deg, look_at=0.9) + pan(3deg)"
         assert page.modules(look, "crane(0.2, look_at=0.9)", 1.31, 1.3) == "crane(0.2)"
 

@@ -261,7 +261,7 @@ def test_manifests_that_are_refused_before_anything_is_sent(client, tmp_path):
         ([good, {**good, "output_uri": "p.mp4"}], "row 2 .*clip_id"),
         ([good, {**good, "clip_id": "b"}], "row 2 .*output_uri"),
         ([{**good, "seed": -1}], "row 1 .*seed"),
-        ([{**good, "colour": 1}], "row 1 .*colour"),
+        ([{**good, "color": 1}], "row 1 .*color"),
     ]:
         path = tmp_path / "rows.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)))

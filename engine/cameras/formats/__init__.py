@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """How to recognise, read and write one kind of file."""
+    """How to recognize, read and write one kind of file."""
 
     name: str
     summary: str
@@ -47,7 +47,7 @@ FORMATS: dict[str, Format] = {
             read=colmap.read_binary,
             write=colmap.write_binary,
         ),
-        # Last of the JSON formats: it takes every JSON file that no other one recognises.
+        # Last of the JSON formats: it takes every JSON file that no other one recognizes.
         Format(
             name="nerfstudio",
             summary="nerfstudio transforms.json",

@@ -1,6 +1,6 @@
 """COLMAP's sparse model, text or binary: a folder with `cameras` and `images`.
 
-images: w2c as a quaternion w x y z and a translation, OpenCV axes; pixel centres lie at +0.5. Image ids say nothing
+images: w2c as a quaternion w x y z and a translation, OpenCV axes; pixel centers lie at +0.5. Image ids say nothing
 about order: the images are taken in the order of their names. Points are skipped.
 """
 

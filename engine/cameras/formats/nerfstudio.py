@@ -2,7 +2,7 @@
 
 `transform_matrix` is c2w of an OpenGL camera (x right, y up, z backward). The world is usually the reconstruction's
 moved by `applied_transform` and then `applied_scale`; both are undone, so that poses of several files of one
-reconstruction meet. Intrinsics `fl_x fl_y cx cy w h` are in the head or in each frame; pixel centres lie at +0.5.
+reconstruction meet. Intrinsics `fl_x fl_y cx cy w h` are in the head or in each frame; pixel centers lie at +0.5.
 Frames have no times; like nerfstudio we order them by `file_path`.
 """
 

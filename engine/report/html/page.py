@@ -96,9 +96,9 @@ def _moments(result: StageResults) -> list[dict[str, Any]]:
     return [
         {
             "frame": t,
-            "missing_percent": 100 * (1 - float((result.evidence[t] > 0).mean())),
+            "missing_percent": 100 * (1 - float((result.provenance[t] > 0).mean())),
             "source": jpeg_address(result.source[t]),
-            "anchor": jpeg_address(tinted_holes(result.anchor[t], result.mask[t])),
+            "anchor": jpeg_address(tinted_holes(result.anchor[t], result.validity_mask[t])),
             "generated": jpeg_address(result.generated[t]),
             "delivered": jpeg_address(result.frames[t]),
         }
@@ -111,7 +111,9 @@ def _boundaries(result: StageResults, facts: dict[str, Any]) -> list[dict[str, A
     for place in facts["measures"]["worst_boundaries"]:
         t, x, y = place["frame"], place["x"], place["y"]
         frame = crop_at(result.frames[t], x, y, *_CROP)
-        tinted = crop_at(marked(shared_tint(result.frames[t], result.matte[t]), x, y, place["size"]), x, y, *_CROP)
+        tinted = crop_at(
+            marked(shared_tint(result.frames[t], result.generated_mask[t]), x, y, place["size"]), x, y, *_CROP
+        )
         crops = {"crop": png_address(frame), "tinted": png_address(tinted), "width": frame.shape[1]}
         found.append({**place, **crops})
     return found

@@ -53,7 +53,7 @@ def spread(count: int, columns: int) -> list[int]:
 def contact_sheet(
     rows: Sequence[tuple[str, Sequence[np.ndarray]]], columns: Sequence[str], *, cell_width: int = 320
 ) -> np.ndarray:
-    """Labelled rows of pictures, uint8 [H, W, 3].
+    """Labeled rows of pictures, uint8 [H, W, 3].
 
     Args:
         rows: label and one picture a column, uint8 [h, w, 3] of any size; the first row's shape is everyone's.

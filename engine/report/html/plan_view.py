@@ -15,7 +15,7 @@ _WIDTH, _HEIGHT, _MARGIN = 520, 400, 26
 _POINTS = (84, 48)
 """Columns and rows of the frame that are drawn as points."""
 _TONES = 6
-"""Steps a colour channel of a point: equal colours share one path."""
+"""Steps a color channel of a point: equal colors share one path."""
 MOST_POSES = 300
 """Positions that the moving marker takes at most; a page need not know more."""
 
@@ -40,7 +40,7 @@ VIEWS = (
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What is drawn: points [P, 3] with colours uint8 [P, 3], the poses, and the distances worth marking."""
+    """What is drawn: points [P, 3] with colors uint8 [P, 3], the poses, and the distances worth marking."""
 
     points: np.ndarray
     colors: np.ndarray
@@ -95,7 +95,7 @@ class Sheet:
         low, high = known.min(0), known.max(0)
         room = np.array([_WIDTH - 2 * _MARGIN, _HEIGHT - 2 * _MARGIN])
         self.scale = float((room / np.maximum(high - low, 1e-9)).min())
-        self.centre = (low + high) / 2
+        self.center = (low + high) / 2
 
     def _flat(self, points: np.ndarray) -> np.ndarray:
         """[P, 2] in scene units, the second one growing downwards as in the picture."""
@@ -104,7 +104,7 @@ class Sheet:
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """Picture positions [P, 2] of points [P, 3]."""
-        return (self._flat(np.atleast_2d(points)) - self.centre) * self.scale + [_WIDTH / 2, _HEIGHT / 2]
+        return (self._flat(np.atleast_2d(points)) - self.center) * self.scale + [_WIDTH / 2, _HEIGHT / 2]
 
     def frustum(self, c2w: np.ndarray, half: np.ndarray, length: float) -> str:
         """The `points` of the triangle that a camera sees up to a distance."""

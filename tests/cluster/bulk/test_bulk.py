@@ -146,7 +146,7 @@ def test_every_bad_row_is_named_with_line_and_column(tmp_path):
     ("name", "text", "said"),
     [
         ("m.csv", "clip_id,input_uri,camera\na,x.mp4\n", "line 2, row: it has not 3 fields"),
-        ("m.csv", "clip_id,input_uri,camera,colour\na,x.mp4,static,red\n", "line 2, colour: unknown column"),
+        ("m.csv", "clip_id,input_uri,camera,color\na,x.mp4,static,red\n", "line 2, color: unknown column"),
         ("m.csv", "clip_id,camera\na,static\n", "line 2, input_uri: it is missing"),
         ("m.jsonl", '{"clip_id": "a"\n', "line 1, row: it is not a JSON object"),
         ("m.jsonl", "[1]\n", "line 1, row: it is not a JSON object"),

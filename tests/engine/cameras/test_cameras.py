@@ -99,8 +99,8 @@ def test_signs(spec: str, shift: tuple[int, int], travel: tuple[int, int, int]) 
 
 
 def test_roll_clockwise_turns_the_picture_the_other_way() -> None:
-    right_of_centre = project(resolve("roll(10deg)"), np.array([0.5, 0, 3.0]))
-    assert right_of_centre[-1, 1] < right_of_centre[0, 1]
+    right_of_center = project(resolve("roll(10deg)"), np.array([0.5, 0, 3.0]))
+    assert right_of_center[-1, 1] < right_of_center[0, 1]
 
 
 def test_pan_turns_by_its_angle() -> None:
@@ -116,10 +116,10 @@ def test_zoom_scales_about_the_principal_point() -> None:
 
 def test_lengths_are_median_depths_and_arcs_keep_the_distance() -> None:
     assert resolve("dolly(0.3)").c2w[-1, 2, 3] == pytest.approx(0.3 * 4.0)
-    centres = resolve("arc(40deg, elevation=30deg)").c2w[:, :3, 3]
-    np.testing.assert_allclose(np.linalg.norm(centres - SUBJECT, axis=-1), 3.0)
-    centres = resolve("arc(40deg, look_at=2)").c2w[:, :3, 3]
-    np.testing.assert_allclose(np.linalg.norm(centres - [0, 0, 8], axis=-1), 8.0)
+    centers = resolve("arc(40deg, elevation=30deg)").c2w[:, :3, 3]
+    np.testing.assert_allclose(np.linalg.norm(centers - SUBJECT, axis=-1), 3.0)
+    centers = resolve("arc(40deg, look_at=2)").c2w[:, :3, 3]
+    np.testing.assert_allclose(np.linalg.norm(centers - [0, 0, 8], axis=-1), 8.0)
 
 
 def test_orbit_goes_all_the_way_round() -> None:

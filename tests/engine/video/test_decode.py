@@ -1,4 +1,4 @@
-"""What comes out of `decode`: every frame once, in order, upright, square, in the right colours."""
+"""What comes out of `decode`: every frame once, in order, upright, square, in the right colors."""
 
 import json
 from fractions import Fraction
@@ -133,7 +133,7 @@ def test_pixels_become_square_without_a_crop(
 @pytest.mark.parametrize(
     ("height", "tag", "matrix"), [(48, 5, 5), (48, 1, 1), (48, 2, 5), (720, 2, 1), (720, 6, 5), (48, 9, 9)]
 )
-def test_colours_follow_the_tags_or_else_the_height(
+def test_colors_follow_the_tags_or_else_the_height(
     tmp_path: Path, height: int, tag: int, matrix: int, full_range: bool
 ) -> None:
     path = write_clip(

@@ -1,4 +1,4 @@
-"""What `VideoWriter` and `write_png` leave on disk: the whole file with its colours and sound, or nothing."""
+"""What `VideoWriter` and `write_png` leave on disk: the whole file with its colors and sound, or nothing."""
 
 import resource
 from fractions import Fraction
@@ -54,7 +54,7 @@ def test_the_index_comes_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "tags", [(6, 6, 6), (1, 1, 1), (5, 6, 5), (12, 13, 1), (9, 14, 9)], ids=["601-525", "709", "601-625", "p3", "2020"]
 )
-def test_colours_and_tags_survive(tmp_path: Path, tags: tuple[int, int, int], full_range: bool) -> None:
+def test_colors_and_tags_survive(tmp_path: Path, tags: tuple[int, int, int], full_range: bool) -> None:
     primaries, transfer, matrix = tags
     color = ColorTags(primaries=primaries, transfer=transfer, matrix=matrix, full_range=full_range)
     path = tmp_path / "out.mp4"
@@ -215,7 +215,7 @@ def test_an_unreadable_sound_source_leaves_the_video_as_it_was(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
 
 
-def test_pictures_and_their_colours_are_untouched_by_the_sound(tmp_path: Path) -> None:
+def test_pictures_and_their_colors_are_untouched_by_the_sound(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "source.mkv", 31, audio="libopus")
     color = ColorTags(primaries=12, transfer=13, matrix=1, full_range=True)
     out = tmp_path / "out.mp4"

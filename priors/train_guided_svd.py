@@ -170,7 +170,7 @@ def train(args: argparse.Namespace, folder: Path, device: torch.device, dtype: t
         if run.step % args.log_every == 0 or run.step == args.steps:
             row = {kind: np.mean(losses[kind]) if losses[kind] else np.nan for kind in ("image", "video")}
             if held_out is not None:
-                with run.average.in_place_of(run.module):
+                with run.averaged():
                     row["held_out"] = held_out(guided)
             run.log(**row)
             losses.clear()

@@ -151,7 +151,7 @@ def main() -> None:
     prior = MultiviewPrior(args.model).train()
     run = Run(prior, args.run, lr=args.lr, steps=args.steps, decay=0.998)
     if args.export is not None:
-        with run.average.in_place_of(prior):
+        with run.averaged():
             export(prior, args.export)
         return
     torch.manual_seed(args.seed + run.step)
@@ -163,7 +163,7 @@ def main() -> None:
         run.update(loss)
         losses.append(loss.item())
         if run.step % args.log_every == 0 or run.step == args.steps:
-            with run.average.in_place_of(prior):
+            with run.averaged():
                 run.log(train=float(np.mean(losses)), **held_out(prior.unet))
             losses = []
         if run.step % args.save_every == 0 or run.step == args.steps:

@@ -276,7 +276,7 @@ def main() -> None:
         if run.step % args.log_every == 0 or run.step == args.steps:
             row = {kind: np.mean(values) if values else np.nan for kind, values in losses.items()}
             if held_out is not None:
-                with run.average.in_place_of(prior):
+                with run.averaged():
                     row["held_out"] = held_out(prior)
             run.log(**row)
             losses = {"image": [], "video": []}

@@ -12,34 +12,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-
-
-class AveragedWeights:
-    """Exponential moving average of a module's parameters; short at first, so that early weights are usable."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay, self.updates = decay, 0
-        self.values = {name: p.detach().clone() for name, p in module.named_parameters()}
-
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, p in module.named_parameters():
-            self.values[name].lerp_(p.detach(), 1 - decay)
-
-    @contextmanager
-    def in_place_of(self, module: nn.Module) -> Iterator[None]:
-        """Within the context the averages are what `module` computes with."""
-        own = {name: p.data for name, p in module.named_parameters()}
-        for name, p in module.named_parameters():
-            p.data = self.values[name]
-        try:
-            yield
-        finally:
-            for name, p in module.named_parameters():
-                p.data = own[name]
 
 
 def mixed_precision() -> AbstractContextManager:
@@ -80,15 +54,15 @@ class Run:
         self._paces = (1.0, 0.1)[: 1 + bool(careful)]
         groups = [{"params": part} for part in (rest, careful) if part]
         self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=1e-2)
-        self.average = AveragedWeights(module, decay)
+        self._average = EMAModel(module.parameters(), decay)
         self.step, self.started = 0, time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.exists():
             state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
             module.load_state_dict(state["module"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.average.values = {k: state["average"][k].to(v.device) for k, v in self.average.values.items()}
-            self.average.updates = state["step"]
+            own = [state["average"][name].to(p.device) for name, p in module.named_parameters()]
+            self._average.load_state_dict({"shadow_params": own, "optimization_step": state["step"]})
             if state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
             self.step = state["step"]
@@ -108,12 +82,24 @@ class Run:
         if torch.isfinite(norm):
             self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.average.update(self.module)
+        self._average.step(self.module.parameters())
         self.step += 1
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the context the module computes with the averages of its parameters."""
+        self._average.store(self.module.parameters())
+        self._average.copy_to(self.module.parameters())
+        try:
+            yield
+        finally:
+            self._average.restore(self.module.parameters())
+
     def save(self) -> None:
+        names = [name for name, _ in self.module.named_parameters()]
+        average = dict(zip(names, self._average.shadow_params, strict=True))
         state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
-        state |= {"average": self.average.values, "step": self.step, "scaler": self.scaler.state_dict()}
+        state |= {"average": average, "step": self.step, "scaler": self.scaler.state_dict()}
         aside = self.checkpoint.with_suffix(".partial")
         torch.save(state, aside)
         os.replace(aside, self.checkpoint)

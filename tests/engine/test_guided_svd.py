@@ -313,6 +313,32 @@ def test_a_scaler_changes_no_step_skips_overflows_and_is_resumed(tmp_path: Path)
     assert resumed.scaler.get_scale() == scale / 2
 
 
+def test_averages_follow_the_weights_and_are_resumed(tmp_path: Path) -> None:
+    def begin() -> tuple[Run, nn.Linear]:
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 2)
+        return Run(layer, tmp_path, lr=0.1, steps=10, decay=0.5), layer
+
+    run, layer = begin()
+    for _ in range(4):
+        before = layer.weight.detach().clone()
+        run.update(layer(torch.ones(1, 3)).square().mean())
+    run.save()
+    (resumed, other), now = begin(), layer.weight.detach().clone()
+    for one, module in ((run, layer), (resumed, other)):
+        assert torch.equal(module.weight, now)
+        with one.averaged():
+            between = module.weight.detach().clone()
+            assert ((between - before) * (now - between) > 0).all()  # of the last weights the newest counts most
+        assert torch.equal(module.weight, now)
+        one.update(module(torch.ones(1, 3)).square().mean())
+    run.save()
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    resumed.save()
+    again = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert torch.equal(state["average"]["weight"], again["average"]["weight"])
+
+
 def test_what_does_not_fit_is_refused_by_name(small_svd: Path, encoded: Path, finished: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="exists; give a new directory"):
         train(small_svd, encoded, finished)

@@ -69,8 +69,6 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     lease_s: Seconds = 30.0
     """How long a worker may be silent before its render goes to another."""
-    heartbeat_s: Seconds = 10.0
-    """Between two signs of life on a stream of events."""
     interactive_wait_s: Seconds = 55.0
     """How long a preview or an estimate may take before the caller gets `busy`."""
     upload_silence_s: Seconds = 30.0

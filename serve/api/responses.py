@@ -22,6 +22,12 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
+def refusals_as_json() -> dict[int | str, dict[str, Any]]:
+    """The same for a route whose answers are no JSON: FastAPI would document its refusals as of the answer's kind."""
+    body = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}}}
+    return {status: {"description": about["description"], "content": body} for status, about in REFUSALS.items()}
+
+
 def render_of(job: Job) -> Render:
     """A render as its owner sees it."""
     request, result = job.request, job.result or {}

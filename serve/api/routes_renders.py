@@ -3,14 +3,14 @@
 import asyncio
 import re
 import shutil
-import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Depends, Header, Query
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, MalformedRangeHeader, RangeNotSatisfiable, Response, StreamingResponse
+from starlette.responses import FileResponse, MalformedRangeHeader, RangeNotSatisfiable, Response
 
 from ...client.schema import ErrorBody, Input, Render, RenderCreate, RenderPage, Resample, Status, Variant
 from ...engine.config import RunConfig
@@ -21,7 +21,7 @@ from ..jobs.records import Job
 from ..webhooks import has_secret
 from .dependencies import Key, Service, State, Tenant
 from .error_handlers import Missing, NotNow
-from .responses import REFUSALS, render_of
+from .responses import REFUSALS, refusals_as_json, render_of
 from .routes_uploads import find_upload
 
 router = APIRouter(prefix="/v1/renders", tags=["renders"], responses=REFUSALS)
@@ -149,36 +149,32 @@ class _File(FileResponse):
             raise HTTPException(416, f"the file ends before this part; it has {file_size} bytes", whole) from None
 
 
+def _watched(render: str, service: Service, tenant: Tenant) -> str:
+    find_render(service, tenant, render)  # before the stream begins, while a refusal can still have its status
+    return render
+
+
 @router.get(
     "/{render}/events",
-    response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}, "description": "A render an event, each time it changes."}},
+    response_class=EventSourceResponse,
+    responses={**refusals_as_json(), 200: {"description": "A render an event, each time it changes."}},
 )
 async def render_events(
-    render: str,
+    render: Annotated[str, Depends(_watched)],
     service: Service,
     tenant: Tenant,
     last: Annotated[int, Header(alias="Last-Event-ID", ge=0, le=2**31 - 1)] = 0,
-) -> StreamingResponse:
+) -> AsyncIterator[ServerSentEvent]:
     """Follow it to its end. An event's id is the render's revision: `Last-Event-ID` goes on behind what was seen."""
-    await run_in_threadpool(find_render, service, tenant, render)
-    return StreamingResponse(_events(service, tenant, render, last), media_type="text/event-stream")
-
-
-async def _events(service: State, tenant: str, render: str, last: int) -> AsyncIterator[str]:
-    said_at = time.monotonic()
     while True:
         job = await run_in_threadpool(service.jobs.get, tenant, render, "render")
         if job is None:  # deleted while somebody watched
             return
         if job.revision > last:
-            last, said_at = job.revision, time.monotonic()
-            yield f"id: {last}\nevent: render\ndata: {render_of(job).model_dump_json()}\n\n"
+            last = job.revision
+            yield ServerSentEvent(data=render_of(job), event="render", id=str(last))
         if job.final:
             return
-        if time.monotonic() - said_at >= service.settings.heartbeat_s:
-            said_at = time.monotonic()
-            yield ": still there\n\n"  # so that nothing between takes the silence for an end
         await asyncio.sleep(_LOOK_EVERY_S)
 
 

@@ -188,6 +188,23 @@ def test_the_queue_says_when_to_come_back(server, http, upload):
         assert http.delete(answer.headers["location"]).status_code == 204
 
 
+def test_events_tell_each_revision_and_go_on_behind_what_was_seen(http, server, upload):
+    render = http.post("/v1/renders", json={"input": {"upload": upload}, "camera": "pan(3deg)"}).json()["id"]
+    http.post(f"/v1/renders/{render}/cancel")
+    answer = http.get(f"/v1/renders/{render}/events")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["x-accel-buffering"] == "no"  # nginx would keep the events until the stream ends
+    with server.client() as client:
+        (seen,) = client.renders.events(render)
+    lines = answer.text.split("\n")
+    assert lines[0] == "event: render"
+    assert f"id: {seen.revision}" in lines
+    assert json.loads(lines[1].removeprefix("data: "))["status"] == seen.status == "cancelled"
+    behind = http.get(f"/v1/renders/{render}/events", headers={"Last-Event-ID": str(seen.revision)})
+    assert behind.text == ""
+    refused(http.get("/v1/renders/rnd_0/events"), 404)
+
+
 def test_without_workers_nothing_is_ready_and_interactive_requests_end(http, upload):
     ready = http.get("/readyz")
     assert ready.status_code == 503

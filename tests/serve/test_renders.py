@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
 @pytest.fixture(scope="module")
 def server(small_svd, tmp_path_factory):
-    settings = Settings(data=tmp_path_factory.mktemp("data"), model=str(small_svd), device="cpu", heartbeat_s=0.2)
+    settings = Settings(data=tmp_path_factory.mktemp("data"), model=str(small_svd), device="cpu")
     with Server(settings) as server, worker_thread(settings):
         yield server
 

@@ -11,7 +11,7 @@ PYTHONS := Python 3.11 to 3.14
 DEMO := .venv/.demo
 READY := .venv/.ready
 
-.PHONY: demo test test-all ci check lint types layers docs options lock licenses setup clean
+.PHONY: demo test test-all ci check lint types layers docs manifests options lock licenses setup clean
 
 setup: $(READY)
 
@@ -64,6 +64,10 @@ types: $(READY)
 # Fails on a broken link, anchor or code block, and on a page that no other page leads to.
 docs: $(READY)
 	$(BIN)/mkdocs build --quiet
+
+# The manifests beside the chart, after a change of the chart.
+manifests: $(READY)
+	$(BIN)/python -m tests.cluster.chart
 
 # The options of requests, as the client has them, after a change of engine/config.py.
 options: $(READY)

@@ -60,7 +60,10 @@ class Settings(BaseSettings):
     )
 
     data: Annotated[Path, AfterValidator(Path.absolute)]
-    """Folder of uploads, results and the stage store; shared by all processes."""
+    """Folder of uploads, results and the stage store; shared by all processes, unless `objects` is given."""
+    objects: str | None = None
+    """`s3://bucket/prefix` or `gs://...`, where uploads, results and stages lie; `data` is then a folder of each machine for
+    what is being made, and for copies."""
     database: str | None = None
     """`postgresql://...`; None is a SQLite file in `data`, for one machine only."""
     model: str = Field(default="tiny", max_length=500)
@@ -94,7 +97,7 @@ class Settings(BaseSettings):
     ingresses: int = Field(default=1, ge=1, le=64)
     """Replicas on Ray Serve."""
     renderers: int = Field(default=1, ge=1, le=1024)
-    """Replicas on Ray Serve, a GPU each where `device` is cuda."""
+    """Replicas on Ray Serve, each on a GPU of its own where `device` is cuda, or auto and the cluster has GPUs."""
     child_memory_bytes: int = Field(default=4 << 30, ge=256 << 20)
     """Limits of the process that decodes an upload."""
     child_cpu_s: int = Field(default=600, ge=1)

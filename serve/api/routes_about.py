@@ -1,6 +1,5 @@
 """Routes about the service: models, presets, health, metrics."""
 
-import tempfile
 from typing import Any
 
 from fastapi import APIRouter
@@ -85,10 +84,10 @@ def _database(service: State) -> str:
 
 def _disk(service: State) -> str:
     try:
-        with tempfile.TemporaryFile(dir=service.settings.data):
-            return "ok"
+        service.uploads.files.check()
+        return "ok"
     except OSError:
-        return "not writable"
+        return "not writable" if service.settings.objects is None else "not usable"
 
 
 def _workers(service: State) -> str:

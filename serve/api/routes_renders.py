@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import shutil
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -97,7 +96,7 @@ def delete_render(render: str, service: Service, tenant: Tenant) -> None:
     """Stop it and remove its files."""
     job = service.jobs.cancel(find_render(service, tenant, render).id)
     service.jobs.delete(job.id)
-    shutil.rmtree(service.settings.render_path(job.id), ignore_errors=True)
+    service.uploads.files.remove_render(job.id)
 
 
 @router.get(
@@ -128,8 +127,8 @@ def render_content(
         return Response(status_code=304, headers=headers)
     if variant == "page":
         headers["Content-Security-Policy"] = _SANDBOX
-    path = service.settings.render_path(job.id) / job.result["folder"] / name
     try:
+        path = service.uploads.files.content(job.id, int(job.result["folder"]), name)
         return _File(path, media_type=kind, headers=headers, stat_result=path.stat())
     except FileNotFoundError:  # deleted since its record was read
         raise Missing("this render does not exist", param="render") from None

@@ -11,7 +11,6 @@ import logging
 import os
 import platform
 import secrets
-import shutil
 import signal
 import sys
 import tempfile
@@ -39,7 +38,6 @@ from ...engine.stage_options import decode_options
 from ...engine.stage_results import StageRecord, tuned_adapters
 from ...engine.stages import STAGES
 from ...engine.store import Store, stage_key
-from ...engine.store.durable import sync
 from ...engine.store.scratch import Scratch
 from ...engine.video import ClipInfo, Limits
 from ..api.error_handlers import request_field
@@ -88,7 +86,8 @@ class Worker:
         self.name = f"{platform.node()[:60]}-{os.getpid()}-{secrets.token_hex(3)}"
         database = settings.open_database()
         self.jobs = Jobs(database, quota=settings.quota)
-        self.inputs = Inputs(settings, Uploads(database, settings))
+        uploads = Uploads(database, settings)
+        self.inputs, self.files = Inputs(settings, uploads), uploads.files
         with tempfile.TemporaryDirectory() as folder:  # the engine wants a store; each job brings its tenant's
             self.models = Recapture.from_pretrained(settings.model, device=settings.device, store=folder).models
         self.workers = Workers(database)
@@ -148,8 +147,8 @@ class Worker:
             job = load_job(connection, render)
         if job is None or job.result is None:
             return HeldAdapters(())
-        store = self.settings.store_path(job.tenant).absolute()
-        return HeldAdapters(store / where for where in job.result.get("adapters", ()))
+        local = self.settings.store_path(job.tenant)  # of an object store this machine's copy, where it has one
+        return HeldAdapters(local / where for where in job.result.get("adapters", ()))
 
     def _take(self) -> Job | None:
         lease_s = self.settings.lease_s
@@ -186,11 +185,13 @@ class Worker:
             self._fail(lease, RecaptureError(message, code="internal"))
 
     def _render(self, job: Job, lease: Lease) -> None:
-        folder = self.settings.render_path(job.id) / str(job.fence)
-        self._sweep(folder)
+        folder = self.files.attempt(job.id, job.fence)
+        # What earlier attempts left that were killed, or did not learn whether they had published. A later one's may be
+        # published: this attempt may be the dead one.
+        self.files.remove_attempts(job.id, job.fence)
         published = False
         try:
-            with Store(self.settings.store_path(job.tenant)) as store:
+            with self.files.store(job.tenant) as store:
                 result = self._film(job, lease, store, RunConfig.from_json(job.request["config"]))
                 lease.check()
                 write_bundle(result, folder, add_sound=partial(self._add_sound, check=lease.check))
@@ -208,6 +209,7 @@ class Worker:
                     "adapters": [str(path.relative_to(store.root)) for path in tuned_adapters(result.entries).values()],
                 }
                 warnings = list(result.warnings)
+            self.files.keep_attempt(job.id, job.fence)
             published = True  # from here on as far as anybody knows: a connection may be lost behind the commit
             try:
                 self.jobs.complete(lease.claim, answer, warnings=warnings, compute_s=lease.spent_s())
@@ -216,13 +218,7 @@ class Worker:
                 raise
         finally:
             if not published:
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def _sweep(self, folder: Path) -> None:
-        """Remove what earlier attempts left that were killed, or did not learn whether they had published."""
-        for left in folder.parent.glob("*"):
-            if int(left.name) <= int(folder.name):  # a later one's may be published: this attempt may be the dead one
-                shutil.rmtree(left, ignore_errors=True)
+                self.files.remove_attempts(job.id, job.fence)
 
     def _add_sound(self, video: Path, source: Path, *, start_s: float, limits: Limits, check: Check) -> list[str]:
         # The child has the same limits.
@@ -232,13 +228,13 @@ class Worker:
         request = job.request
 
         def prepare() -> OpenClip:
-            store = Store(self.settings.store_path(job.tenant))
+            store = self.files.store(job.tenant)
             config = override(RunConfig(model=self.settings.model), request["sections"])
             return OpenClip(self._film(job, lease, store, config, camera="static", until="intrinsics"), store)
 
         sha256 = request["sha256"]
         if sha256 is None:
-            with Store(self.settings.store_path(job.tenant)) as store:
+            with self.files.store(job.tenant) as store:
                 sha256 = self.inputs.clip(job, store, lease.check).sha256
         key = clip_key(job.tenant, sha256, request["sections"])
         clip = self.previewer.clip(key, prepare)
@@ -250,7 +246,7 @@ class Worker:
         self.jobs.complete(lease.claim, answer, warnings=[])
 
     def _estimate(self, job: Job, lease: Lease) -> None:
-        with Store(self.settings.store_path(job.tenant)) as store:
+        with self.files.store(job.tenant) as store:
             config = RunConfig.from_json(job.request["config"])
             preview = self._film(job, lease, store, config, until="anchor")
             lease.check()
@@ -363,15 +359,13 @@ def camera_of(kept: str | dict[str, Any], folder: Path) -> CameraSpec:
 
 
 def seal(folder: Path) -> dict[str, dict[str, Any]]:
-    """Make a bundle's files durable; their sizes and sha256 by the name that callers use."""
+    """Sync a bundle's files; their sizes and sha256 by the name that callers use."""
     content = {}
     for variant, (name, kind) in CONTENT.items():
         with (folder / name).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
             content[variant] = {"bytes": file.tell(), "sha256": digest, "content_type": kind}
-    for path in (folder, folder.parent, folder.parent.parent):
-        sync(path)
     return content
 
 

@@ -33,6 +33,9 @@ HELD_ADAPTERS = 8
 HEAD_START_S = 1.0
 """For so long a new resample is left to the renderer that it was offered to; then any may take it."""
 
+RENDERER_GPU = 0.75
+"""Share of a GPU that a renderer reserves: two never meet on one, and the previewer has room beside one of them."""
+
 log = get_logger("deployments")
 
 
@@ -141,19 +144,28 @@ def application(settings: Settings) -> Application:
         raise InputError(
             "SQLite is for one node; this cluster has more, so give database=postgresql://...", param="database"
         )
-    gpus = 1 if settings.device == "cuda" else 0
+    # Ray hides the GPUs from actors that reserve none.
     renderer = Renderer.options(
         name="Renderer",
         num_replicas=settings.renderers,
-        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
+        ray_actor_options={"num_cpus": 1, "num_gpus": RENDERER_GPU if on_gpus(settings) else 0},
         graceful_shutdown_timeout_s=30,
     )
     # All of it fits on a machine of two cores: what does not is waited for without an end.
-    previewer = Renderer.options(name="Previewer", ray_actor_options={"num_cpus": 0.5})
+    previewer = Renderer.options(
+        name="Previewer", ray_actor_options={"num_cpus": 0.5, "num_gpus": 1 - RENDERER_GPU if on_gpus(settings) else 0}
+    )
     keeper = Keeping.options(name="Keeper", ray_actor_options={"num_cpus": 0.1})
     return ingress(
         settings, renderer.bind(text, ["render"]), previewer.bind(text, ["preview", "estimate"]), keeper.bind(text)
     )
+
+
+def on_gpus(settings: Settings) -> bool:
+    """Whether renderers and previewer reserve GPUs: as the settings say, `auto` by what the cluster has now."""
+    if settings.device == "auto":
+        return ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
+    return settings.device.startswith("cuda")
 
 
 def _nodes() -> int:

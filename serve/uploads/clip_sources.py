@@ -88,7 +88,11 @@ class Inputs:
         upload = self._uploads.get(job.tenant, job.request["input"])
         if upload is None or upload.status != "ready" or upload.clip is None:
             raise InputError("the uploaded clip no longer exists", param="input", code="upload_gone")
-        return SourceClip(path=self._settings.upload_path(upload.id), sha256=upload.sha256, info=upload.clip)
+        try:
+            path = self._uploads.files.clip(upload.id)
+        except FileNotFoundError:  # deleted since its record was read
+            raise InputError("the uploaded clip no longer exists", param="input", code="upload_gone") from None
+        return SourceClip(path=path, sha256=upload.sha256, info=upload.clip)
 
     def _fetched(self, place: Place, store: Store, check: Check) -> SourceClip:
         try:

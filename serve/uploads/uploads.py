@@ -1,9 +1,7 @@
 """Uploads: bytes that arrive in parts, under names of our own, and are used once their sha256 and a probe agree."""
 
 import hashlib
-import os
 import secrets
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +12,9 @@ import sqlalchemy as sa
 
 from ...client.schema import Problem, UploadCreate
 from ...engine.errors import InputError, RecaptureError
-from ...engine.store.durable import sync, try_lock
 from .. import database as db
 from ..database import Database
+from ..files import Busy, open_files
 from ..jobs.jobs import IdempotencyConflict, QueueFull, by_key, remember
 from ..jobs.options import digest_of
 from ..settings import Settings
@@ -54,10 +52,10 @@ class UploadRecord:
 
 
 class Uploads:
-    """Records in the database, bytes in `settings.data`."""
+    """Records in the database, bytes where the settings say."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
-        self.database, self.settings = database, settings
+        self.database, self.settings, self.files = database, settings, open_files(settings)
 
     def create(self, tenant: str, asked: UploadCreate, *, key: str | None) -> UploadRecord:
         """Make room for a clip.
@@ -93,9 +91,7 @@ class Uploads:
                 error=None,
                 created_at=time.time(),
             )
-            path = self.settings.upload_path(record.id)
-            path.parent.mkdir(parents=True)
-            path.touch()
+            self.files.begin_upload(record.id)
             connection.execute(db.uploads.insert().values(_row(record)))
             if key is not None:
                 remember(connection, tenant, key, fingerprint, record.id, record.created_at)
@@ -110,11 +106,8 @@ class Uploads:
         return None if row is None else _record(row)
 
     def arrived(self, record: UploadRecord) -> int:
-        """Bytes on disk."""
-        if record.status == "ready":
-            return record.bytes
-        path = self.settings.upload_path(record.id)
-        return path.stat().st_size if path.exists() else 0
+        """Bytes that are there."""
+        return record.bytes if record.status == "ready" else self.files.arrived(record.id)
 
     @contextmanager
     def appending(self, record: UploadRecord, offset: int) -> Iterator[BinaryIO]:
@@ -123,36 +116,28 @@ class Uploads:
         Raises:
             UploadConflict: the upload is complete, does not end at `offset`, or another request is writing.
         """
-        path = self.settings.upload_path(record.id)
         if record.status != "pending":
             raise UploadConflict(f"the upload is {record.status}; it takes no more")
-        lock = try_lock(path)
-        if lock is None:
-            raise UploadConflict("another request is sending a part of it")
         try:
-            with path.open("ab") as file:
-                if file.tell() != offset:
-                    raise UploadConflict(f"it ends at {file.tell()}, not at {offset}", param="Upload-Offset")
-                try:
-                    yield file
-                finally:
-                    file.flush()
-                    os.fsync(file.fileno())
-        finally:
-            os.close(lock)
+            with self.files.appending(record.id) as (file, at):
+                if at != offset:
+                    raise UploadConflict(f"it ends at {at}, not at {offset}", param="Upload-Offset")
+                yield file
+        except Busy:
+            raise UploadConflict("another request is sending a part of it") from None
 
     def finish(self, record: UploadRecord) -> UploadRecord:
         """Decide on an upload that has all its bytes: ready, or failed with the reason."""
-        path = self.settings.upload_path(record.id)
+        path = self.files.whole_upload(record.id)
         clip = problem = None
         with path.open("rb") as file:
             arrived = hashlib.file_digest(file, "sha256").hexdigest()
         if arrived != record.sha256:
             problem = Problem(code="sha256_mismatch", message="other bytes arrived than were announced", param="sha256")
         else:
-            sync(path.parent)
             try:
                 clip = probe_upload(path, self.settings)
+                self.files.keep_upload(record.id)
             except InputError as error:
                 problem = Problem(code=error.code, message=error.message, param="input")
         changes = {
@@ -164,7 +149,7 @@ class Uploads:
             mine = sa.and_(db.uploads.c.id == record.id, db.uploads.c.status == "pending")
             connection.execute(db.uploads.update().where(mine).values(changes))
         if problem:
-            path.unlink(missing_ok=True)
+            self.files.drop_upload(record.id)
         decided = self.get(record.tenant, record.id)
         return decided or record
 
@@ -178,8 +163,7 @@ class Uploads:
         with self.database.reading() as connection:
             found = [_record(row) for row in connection.execute(sa.select(db.uploads).where(old))]
         for record in found:
-            path = self.settings.upload_path(record.id)
-            if not path.exists() or path.stat().st_mtime < before:
+            if self.files.last_arrival(record.id) < before:
                 removed += self._delete(record.id, sa.and_(table.id == record.id, table.status == record.status))
         return removed
 
@@ -207,7 +191,7 @@ class Uploads:
             if not connection.execute(db.uploads.delete().where(which)).rowcount:
                 return False
             connection.execute(db.idempotency.delete().where(db.idempotency.c.subject == upload))
-        shutil.rmtree(self.settings.upload_path(upload).parent, ignore_errors=True)
+        self.files.remove_upload(upload)
         return True
 
 

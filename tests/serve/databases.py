@@ -16,32 +16,47 @@ def postgres_binaries() -> Path | None:
 
 
 @contextmanager
-def postgres_server() -> Iterator[str]:
-    """URL of a PostgreSQL server that listens on a socket file only and is gone afterwards."""
+def postgres_server(*, port: int | None = None, password: str = "") -> Iterator[str]:
+    """URL of a PostgreSQL server of the test's own, which is gone afterwards.
+
+    Args:
+        port: on this machine's address, with a database and a user `recapture` who needs the password; on a socket file
+            only, for anybody, if absent.
+    """
     binaries = postgres_binaries()
     assert binaries is not None
     folder = Path(tempfile.mkdtemp(prefix="recapture-pg-"))
-    user = None
+    account = None
     if os.geteuid() == 0:  # the server refuses to run as root; the Debian package makes this user
-        user = "postgres"
-        shutil.chown(folder, user)
+        account = "postgres"
+        shutil.chown(folder, account)
     data = folder / "data"
+
+    def run(*words: str | Path) -> None:
+        output = folder / "output"
+        with output.open("w+") as out:  # a pipe would be held open by the server
+            told = subprocess.run([*words], user=account, cwd=folder, stdout=out, stderr=out, check=False)
+        assert told.returncode == 0, output.read_text()
+
     try:
-        subprocess.run(
-            [binaries / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--no-sync", "--encoding=UTF8"],
-            check=True,
-            capture_output=True,
-            user=user,
-            cwd=folder,
-        )
-        options = f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off"
-        control = [binaries / "pg_ctl", "-D", data, "-w", "-l", folder / "log"]
-        subprocess.run([*control, "-o", options, "start"], check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
+        secret = folder / "secret"
+        secret.write_text(password or "none")
+        owner, auth = ("postgres", "trust") if port is None else ("recapture", "scram-sha-256")
+        run(
+            binaries / "initdb", "-D", data, "-U", owner, "--auth-local=trust", f"--auth-host={auth}",
+            f"--pwfile={secret}", "--no-sync", "--encoding=UTF8",
+        )  # fmt: skip
+        options = f"-c unix_socket_directories='{folder}' -c fsync=off "
+        options += "-c listen_addresses=''" if port is None else f"-c listen_addresses=127.0.0.1 -p {port}"
+        control = (binaries / "pg_ctl", "-D", data, "-w", "-l", folder / "log")
+        run(*control, "-o", options, "start")
         try:
-            yield f"postgresql://postgres@/postgres?host={folder}"
+            if port is None:
+                yield f"postgresql://postgres@/postgres?host={folder}"
+            else:
+                run(binaries / "createdb", "-h", folder, "-p", str(port), "-U", owner, "recapture")
+                yield f"postgresql://recapture:{password}@127.0.0.1:{port}/recapture"
         finally:
-            subprocess.run(
-                [*control, "-m", "immediate", "stop"], check=True, capture_output=True, user=user, cwd=folder
-            )
+            run(*control, "-m", "immediate", "stop")
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -4,7 +4,6 @@ import json
 
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
 from pyarrow import parquet
 
 from recapture.cluster.bulk.driver import Policy
@@ -15,30 +14,23 @@ from recapture.cluster.bulk.resume import operate, scan_output
 from recapture.cluster.bulk.single_flight import SingleFlightStore
 from recapture.engine.store.remote_path import Roots, join_uri, open_place
 
+from ...s3_server import s3_server
 from .rows import HerePool, NoLeases, Sketch, files_below
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
-OPTIONS = "region=eu-north-1&scheme=http&allow_bucket_creation=true&endpoint_override="
-
 
 @pytest.fixture(scope="module")
 def server():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test-key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        running.start()
-        yield f"127.0.0.1:{running.get_host_and_port()[1]}"
-        running.stop()
+    with s3_server() as options:
+        yield options
 
 
 @pytest.fixture
 def uri(server, tmp_path, monkeypatch):
     """URI of a fresh bucket, with what it takes to reach it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    found = f"s3://{tmp_path.name.replace('_', '-')}?{OPTIONS}{server}"
+    found = f"s3://{tmp_path.name.replace('_', '-')}?{server}"
     place = open_place(found, param="out")
     place.filesystem.create_dir(place.path)
     return found
@@ -122,7 +114,7 @@ def test_a_lost_bundle_mark_and_a_lost_shard_are_made_again(uri):
 
 
 def test_another_bucket_is_out_of_reach(uri, server):
-    other = open_place(f"s3://another-bucket?{OPTIONS}{server}", param="out")
+    other = open_place(f"s3://another-bucket?{server}", param="out")
     other.filesystem.create_dir(other.path)
     (other / "clip.mp4").write(b"clip")
     bulk = S3Bulk(uri, clips=1, paths=1)

@@ -10,6 +10,7 @@ from .. import __version__
 from ..engine.errors import RecaptureError
 from . import bulk, defaults, info
 from .bench import bench
+from .database import database
 from .evaluate import evaluate
 from .models import models
 from .options import spelling
@@ -38,13 +39,14 @@ app.command(rich_help_panel=_MANY)(bulk.submit)
 app.add_typer(bulk.jobs, name="jobs", rich_help_panel=_MANY)
 app.command(rich_help_panel=_SERVICE)(serve)
 app.add_typer(keys, name="keys", rich_help_panel=_SERVICE)
+app.add_typer(database, name="database", rich_help_panel=_SERVICE)
 app.add_typer(remote, name="remote", rich_help_panel=_SERVICE)
 app.command(rich_help_panel=_MACHINE)(info.doctor)
 app.add_typer(store, name="store", rich_help_panel=_MACHINE)
 app.command(rich_help_panel=_MACHINE)(evaluate)
 app.add_typer(bench, name="bench", rich_help_panel=_MACHINE)
 
-_EXTRAS = {"serve": "serve", "keys": "serve", "remote": "client"}
+_EXTRAS = {"serve": "serve", "keys": "serve", "database": "serve", "remote": "client"}
 """What to install for a command; the others need the engine."""
 
 

@@ -78,7 +78,7 @@ def serve(
     from ..serve.logs import set_up_logs
     from ..serve.processes.supervisor import Supervisor
 
-    settings = _settings(
+    settings = settings_of(
         data=data,
         model=options.get("model"),
         database=database,
@@ -202,7 +202,7 @@ def _roots(words: list[str]) -> dict[str, list[str]]:
     return roots
 
 
-def _settings(**given: Any) -> "Settings":
+def settings_of(**given: Any) -> "Settings":
     """The settings by what the command line gives (None is not given), and by the environment."""
     from pydantic import AfterValidator
 
@@ -221,4 +221,4 @@ def _settings(**given: Any) -> "Settings":
 
 
 def _records(data: Path | None, database: str | None) -> "Database":
-    return _settings(data=data, database=database).open_database()
+    return settings_of(data=data, database=database).open_database()

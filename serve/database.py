@@ -1,7 +1,7 @@
 """The database behind the records: SQLite in a file, or PostgreSQL by URL; made, and brought up to this version."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,9 +21,10 @@ from sqlalchemy import (
     Text,
     event,
 )
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
 
 from ..engine.errors import StoreError
+from . import migrations
 
 METADATA = MetaData()
 
@@ -150,46 +151,19 @@ webhooks = Table(
     Index("webhooks_due", "status", "next_at"),
 )
 
-schema_version = Table("schema_version", METADATA, Column("version", Integer, primary_key=True))
-
-
-def _to_2(connection: Connection) -> None:
-    """Workers say that they live, and which model they serve."""
-    workers.create(connection)
-
-
-def _to_3(connection: Connection) -> None:
-    """Webhooks; uploads know when they were last used."""
-    webhook_secrets.create(connection)
-    webhooks.create(connection)
-    definition = sa.schema.CreateColumn(uploads.c.used_at).compile(dialect=connection.dialect)
-    connection.exec_driver_sql(f"ALTER TABLE uploads ADD COLUMN {definition}")
-    next(index for index in uploads.indexes if index.name == "uploads_by_tenant").create(connection)
-
-
-def _to_4(connection: Connection) -> None:
-    """Turns, apart from the jobs."""
-    turns.create(connection)
-    served = sa.select(jobs.c.tenant, jobs.c.kind, sa.func.max(jobs.c.started_at))
-    served = served.where(jobs.c.started_at.is_not(None)).group_by(jobs.c.tenant, jobs.c.kind)
-    connection.execute(turns.insert().from_select(["tenant", "kind", "served_at"], served))
-
-
-VERSION = 4
-MIGRATIONS: Mapping[int, Callable[[Connection], None]] = {2: _to_2, 3: _to_3, 4: _to_4}
-"""By the version they lead to; each takes a database from the version before."""
-
-_MIGRATION_LOCK = 0x5245_4341
-
 
 class Database:
     """One database; safe to use from several threads and processes.
 
+    Args:
+        up_to_date: bring it to this software's revision, which takes the right to change tables; a database that has it
+            already is only read.
+
     Raises:
-        StoreError: it cannot be reached, or a newer version of this software has written it.
+        StoreError: it cannot be reached or brought up to date, or a newer version of this software has written it.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, up_to_date: bool = True) -> None:
         try:
             parsed = sa.make_url(url)
         except ArgumentError:
@@ -207,10 +181,29 @@ class Database:
         self.engine = sa.create_engine(parsed, **more)
         if self.is_sqlite:
             event.listen(self.engine, "connect", _sqlite_settings)
-        try:
-            self._bring_up_to_date()
-        except OperationalError as error:
-            raise StoreError(f"the database {self.where} cannot be used: {error.orig}") from None
+        if up_to_date:
+            self.migrate()
+
+    def revision(self) -> str | None:
+        """The schema's revision; None for a database without tables."""
+        with self._refused_as_error(), self.reading() as connection:
+            return migrations.revision_of(connection)
+
+    def migrate(self) -> None:
+        """Bring the schema to this software's revision."""
+        found, needed = self.revision(), migrations.head()
+        if not migrations.is_known(found):
+            raise StoreError(
+                f"the database {self.where} is of revision {found}, this software knows {needed}; install a newer one"
+            )
+        if found != needed:
+            with self._refused_as_error(), self.writing() as connection:
+                migrations.migrate(connection)
+
+    def migration_sql(self) -> str:
+        """What `migrate` would do, as SQL."""
+        with self._refused_as_error(), self.reading() as connection:
+            return migrations.sql_of(connection)
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
@@ -239,29 +232,20 @@ class Database:
         if not self.is_sqlite:  # there, writers are one at a time anyway
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(name))))
 
-    def version(self) -> int:
-        with self.reading() as connection:
-            return connection.execute(sa.select(schema_version.c.version)).scalar_one()
-
     def close(self) -> None:
         self.engine.dispose()
 
-    def _bring_up_to_date(self) -> None:
-        with self.writing() as connection:
-            if not self.is_sqlite:
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-            if not sa.inspect(connection).has_table("schema_version"):
-                METADATA.create_all(connection)
-                connection.execute(schema_version.insert().values(version=VERSION))
-                return
-            found = connection.execute(sa.select(schema_version.c.version)).scalar_one()
-            if found > VERSION:
-                raise StoreError(
-                    f"the database {self.where} is of version {found}, this software knows {VERSION}; install a newer one"
-                )
-            for version in range(found + 1, VERSION + 1):
-                MIGRATIONS[version](connection)
-                connection.execute(schema_version.update().values(version=version))
+    @contextmanager
+    def _refused_as_error(self) -> Iterator[None]:
+        try:
+            yield
+        except ProgrammingError as error:
+            raise StoreError(
+                f"the database {self.where} does not let this user change its tables ({str(error.orig).strip()}); "
+                "run `recapture database migrate` as a user who may"
+            ) from None
+        except OperationalError as error:
+            raise StoreError(f"the database {self.where} cannot be used: {error.orig}") from None
 
 
 def _sqlite_settings(connection: Any, record: object) -> None:

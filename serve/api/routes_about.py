@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from ...client.schema import Health, Model, ModelList, Preset, PresetList, PresetParameter
 from ...engine.cameras import presets
 from ...engine.errors import StoreError
-from ..database import VERSION
+from .. import migrations
 from .dependencies import Service, State
 from .responses import REFUSALS
 
@@ -77,7 +77,7 @@ def _finite(bound: float) -> float | None:
 
 def _database(service: State) -> str:
     try:
-        return "ok" if service.database.version() == VERSION else "of another version"
+        return "ok" if service.database.revision() == migrations.head() else "of another version"
     except (SQLAlchemyError, StoreError):
         return "not reachable"
 

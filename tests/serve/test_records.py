@@ -478,12 +478,11 @@ def test_a_worker_that_slept_is_back_with_its_next_sign_of_life(database):
 
 def test_a_newer_database_is_refused(tmp_path):
     from recapture.engine.errors import StoreError
-    from recapture.serve.database import VERSION, schema_version
 
     url = f"sqlite:///{tmp_path / 'r.db'}"
     database = Database(url)
     with database.writing() as connection:
-        connection.execute(schema_version.update().values(version=VERSION + 1))
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '99'")
     database.close()
     with pytest.raises(StoreError, match="newer"):
         Database(url)

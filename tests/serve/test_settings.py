@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from recapture.cli.main import app
-from recapture.cli.serve import _settings
+from recapture.cli.serve import settings_of
 from recapture.engine.errors import InputError
 from recapture.serve.keys import create_key, has_key, list_keys, revoke_key
 from recapture.serve.settings import Settings
@@ -85,7 +85,7 @@ def test_variables_that_kubernetes_makes_of_services_are_none_of_ours(tmp_path, 
 def test_only_the_command_line_has_a_default_folder(tmp_path):
     with pytest.raises(InputError, match="RECAPTURE_SERVE_DATA: is not given"):
         Settings.read()
-    assert _settings().data == tmp_path / "recapture-data"
+    assert settings_of().data == tmp_path / "recapture-data"
 
 
 def test_the_keys_command_reads_the_same_settings(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from ..engine.cameras import CameraSpec
+    from ..engine.config import RunConfig
     from ..engine.pipeline import Recapture
     from ..engine.result import Result
 
@@ -82,7 +83,7 @@ class Shot:
     depth_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Your own depth: one .npy/.npz \\[N, h, w], or .npy / 16-bit .png (mm) files.",
+            help="Your own depth: a folder of .npy, .exr or 16-bit .png (mm) files, or one .npy/.npz \\[N, h, w].",
             show_default=False,
             rich_help_panel="Inputs",
         ),
@@ -90,7 +91,7 @@ class Shot:
     mask_dir: Annotated[
         Path | None,
         typer.Option(
-            help="One PNG mask per frame: white pixels of the source may be used.",
+            help="PNG masks, a folder or one for all frames: white pixels of the source may be used.",
             show_default=False,
             rich_help_panel="Inputs",
         ),
@@ -116,17 +117,28 @@ class Shot:
 
         return parse_camera(self.camera, source_camera=self.source_camera, path_scale=self.path_scale)
 
-    def inputs(self) -> dict[str, Any]:
-        """Arguments of the engine's call besides clip, camera and configuration."""
-        from ..engine.video import Limits
+    def inputs(self, camera: "CameraSpec", config: "RunConfig") -> dict[str, Any]:
+        """Arguments of the engine's call besides clip, camera and configuration, looked at before torch is loaded.
 
-        return {
+        Raises:
+            InputError: the clip, or a file that comes with it, cannot be used or does not fit the clip.
+        """
+        from ..engine.graph.request import RenderRequest
+        from ..engine.video import Limits, check_clip, probe
+
+        limits, path, used = Limits(max_frames=self.max_frames), Path(self.clip), config.decode
+        check_clip(self.clip, limits)
+        given = {
+            "info": probe(path, limits, first_frame=used.first_frame, max_frames=used.max_frames),
             "depth_dir": self.depth_dir,
             "mask_dir": self.mask_dir,
             "clean_plate": self.clean_plate,
             "force": self.force,
-            "limits": Limits(max_frames=self.max_frames),
+            "limits": limits,
         }
+        names = {"clip": path, "clip_path": path, "clip_name": path.name, "clip_sha256": ""}
+        RenderRequest(**names, **given, camera=camera, config=config).check_files()
+        return given
 
 
 def open_engine(model: str, device: str, store: str | None) -> "Recapture":

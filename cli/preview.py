@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from ..engine.config import OPTIONS, override, quality_config
+from ..engine.errors import spelled
 from ..engine.options import by_section
 from .clip import Shot, claimed, clock, open_engine, save_anchor_sheet
-from .options import takes
+from .options import spelling, takes
 from .output import Json, emit
 from .progress import Display
 
@@ -31,6 +32,7 @@ def preview(
     camera = shot.parsed_camera()
     folder = Path(f"{Path(shot.clip).stem}-preview") if out is None else out
     started = time.monotonic()
+    inputs = shot.inputs(camera, config)
     engine = open_engine("tiny", shot.device, shot.store)
     with claimed(folder), Display(quiet=as_json) as display:
         result = engine(
@@ -41,11 +43,12 @@ def preview(
             on_progress=display.on_progress,
             on_stage_start=display.on_stage_start,
             on_stage_end=display.on_stage_end,
-            **shot.inputs(),
+            **inputs,
         )
         sheet = save_anchor_sheet(result, folder)
     seconds = time.monotonic() - started
-    for warning in result.warnings:
+    warnings = [spelled(warning, spelling) for warning in result.warnings]
+    for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
     if as_json:
         emit(
@@ -56,7 +59,7 @@ def preview(
                 "size": [result.camera.width, result.camera.height],
                 "seconds": seconds,
                 "notes": result.notes,
-                "warnings": result.warnings,
+                "warnings": warnings,
             }
         )
         return

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..engine.config import OPTIONS, Quality, RunConfig, override, quality_config, read_config
-from ..engine.errors import InputError
+from ..engine.errors import InputError, spelled
 from ..engine.options import by_section
+from ..engine.user_files.adapter import adapter_rank
 from .clip import Shot, claimed, clock, open_engine, save_anchor_sheet
 from .cluster_options import Crew, hired
-from .options import takes
+from .options import spelling, takes
 from .output import Json, emit
 from .progress import Display
 
@@ -98,8 +99,11 @@ def run(
     crew.check(chosen)
     if dry_run and crew.address is not None and chosen.memory == "auto":
         raise InputError("--dry-run plans on this machine: give the GiB of the cluster's devices", param="memory")
+    for name, folder in (("spatial", spatial_adapter), ("temporal", temporal_adapter)):
+        if folder is not None:
+            adapter_rank(name, folder)
+    inputs = {**shot.inputs(camera, chosen), "config": chosen}
     engine = open_engine(chosen.model, shot.device, shot.store)
-    inputs = {**shot.inputs(), "config": chosen}
     if dry_run:
         _print_plan(engine, shot.clip, camera, inputs, as_json=as_json)
         return
@@ -121,7 +125,7 @@ def run(
         display.say("writing the bundle")
         video = result.save(out, passes=passes, tuned=adapters)
     for warning in result.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        typer.echo(f"warning: {spelled(warning, spelling)}", err=True)
     if as_json:
         import json
 

@@ -33,6 +33,12 @@ class DepthConfig:
         "auto (the best on this machine), embedded, depth (Depth Anything V2 Small), a directory or a hub name.",
         "--depth",
     )
+    kind: Literal["depth", "inverse", "disparity"] | None = option(
+        None,
+        "What your own depth files hold: depth, inverse depth, or disparity of unknown scale and shift.",
+        "--depth-kind",
+        unset="by their names",
+    )
     smooth: bool = option(True, "Filter over time along the optical flow: a composite is only as steady as its depth.")
     structure: bool | None = option(
         None,

@@ -40,8 +40,12 @@ class RecaptureError(Exception):
 
     def spelled(self, spelling: Callable[[str], str]) -> tuple[str, str | None]:
         """Message and parameter with every parameter named as a face of the engine calls it."""
-        message = re.sub(r"`([a-z_]+(?:\.[a-z_]+)?)`", lambda name: spelling(name[1]), self.message)
-        return message, self.param and spelling(self.param)
+        return spelled(self.message, spelling), self.param and spelling(self.param)
+
+
+def spelled(message: str, spelling: Callable[[str], str]) -> str:
+    """A message whose parameters, in backquotes, are named as a face of the engine calls them."""
+    return re.sub(r"`([a-z_]+(?:\.[a-z_]+)?)`", lambda name: spelling(name[1]), message)
 
 
 class InputError(RecaptureError):

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .anchor.writing import sees_almost_nothing
+from .anchor.writing import check_coverage
 from .errors import InputError
 from .geometry.depth_files import write_depth
 from .graph.context import StageContext
@@ -166,8 +165,7 @@ def given_anchor(color: np.ndarray, mask: np.ndarray) -> Replacement:
         holes = [1 - float(frame.mean()) for frame in mask]
         none = [0.0] * len(mask)
         out.json("coverage", {"holes": holes, "other_frames": none, "synthesized": none, "route": "given"})
-        if sees_almost_nothing(holes, force=context.request.force):
-            context.warn("the anchor shows almost nothing of the clip")
+        check_coverage(holes, force=context.request.force, warn=context.warn)
 
     config = {"given": array_digest(color, mask)}
     return lambda stage, inputs: _taking(stage, compute, config, "Take the given anchor")
@@ -182,16 +180,3 @@ def given_adapter(name: AdapterName, folder: Path) -> Replacement:
         out.json("tuning", {"steps": 0, "losses": {}, "held_out": {}, "warm_start": None})
 
     return lambda stage, inputs: _taking(stage, compute, {"given": digest}, f"Take the given {name} adapter")
-
-
-def adapter_rank(name: AdapterName, folder: Path) -> int:
-    """Rank of an adapter in PEFT's layout.
-
-    Raises:
-        InputError: the folder holds none.
-    """
-    try:
-        (folder / "adapter_model.safetensors").stat()
-        return int(json.loads((folder / "adapter_config.json").read_text())["r"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{folder} holds no adapter in PEFT's layout", param=f"{name}_adapter") from None

@@ -16,13 +16,12 @@ import torch
 from ..kernels.backends import installed
 from .cameras import Camera, camera_spec
 from .catalog import MODELS, repository_folder
-from .config import RunConfig, check, check_device, override, quality_config
+from .config import DecodeConfig, RunConfig, check, check_device, override, quality_config
 from .diffusion.sampler import Sampler
 from .errors import Cancelled, InputError, ResourceError
 from .given import (
     DepthFunction,
     Replacement,
-    adapter_rank,
     array_digest,
     clip_info,
     given_adapter,
@@ -43,6 +42,7 @@ from .result import Result
 from .stage_results import StageRecord
 from .stages import STAGES, stages_until
 from .store import Store, default_store
+from .user_files.adapter import adapter_rank
 from .video import ClipInfo, Limits, admit, probe
 
 _OUT_OF_MEMORY = (
@@ -210,8 +210,8 @@ class Recapture:
             spatial_adapter: folder of a tuned adapter in PEFT's layout, instead of tuning one; likewise
             temporal_adapter: which belongs to one path of one clip.
             sampler: chooses noise levels and takes the steps between them.
-            depth_dir: the user's own depth, instead of a network's.
-            mask_dir: PNG masks of source pixels that may be used (white).
+            depth_dir: the user's own depth, instead of a network's: a folder, or one file with all maps.
+            mask_dir: PNG masks of source pixels that may be used (white): a folder, or one PNG for all frames.
             clean_plate: picture of the empty scene from the clip's own, standing camera: fills holes with footage.
             force: continue where the path sees almost nothing of the clip.
             info: what `probe` says of this clip; the clip is then not probed here, and not decoded either if the store
@@ -266,7 +266,7 @@ class Recapture:
         spec, limits = camera_spec(camera), limits or Limits()
         self._interrupt = False
         with tempfile.TemporaryDirectory(prefix="recapture-") as folder:
-            about = _clip_of(video, frames, fps, Path(folder), limits, info)
+            about = _clip_of(video, frames, fps, Path(folder), limits, info, config.decode)
             if frames is not None:
                 given["frames"] = given_frames(np.asarray(frames), about["clip_sha256"])
             request = RenderRequest(
@@ -362,15 +362,10 @@ def _refuse_early(context: StageContext) -> None:
     require_attention(context.config.attention, context.device)
     if context.config.deliver.fill == "texture" and not installed("numba"):
         raise InputError("texture needs numba: pip install 'recapture[engine]', or use model", param="deliver.fill")
-    _ = context.size, request.depth_digest, request.mask_digest, request.clean_plate_picture, context.multiview_source
+    request.check_files()
+    _ = context.size, request.depth_digest, request.mask_digest, context.multiview_source
     if "depth" not in request.given:
         _ = context.depth_digest
-    if request.frame_count < 2:
-        raise InputError(
-            f"{request.clip_name} has {request.info.frame_count} frames, from frame {context.config.decode.first_frame} "
-            f"on {request.frame_count} would be used; at least 2 are needed",
-            param="video",
-        )
 
 
 def _with_arguments(config: RunConfig, given: dict[str, dict[str, Any]]) -> RunConfig:
@@ -388,6 +383,7 @@ def _clip_of(
     folder: Path,
     limits: Limits,
     info: ClipInfo | None,
+    used: DecodeConfig,
 ) -> dict[str, Any]:
     """What a request says of its clip: a file that is copied to `folder`, or frames."""
     if frames is not None:
@@ -399,7 +395,9 @@ def _clip_of(
     if video is None:
         raise InputError("give `video`, or `frames` with `fps`", param="video")
     clip, path = admit(video, folder, limits), Path(video)
-    about = {"info": info or probe(clip, limits), "clip_sha256": file_sha256(clip)}
+    if info is None:
+        info = probe(clip, limits, name=path.name, first_frame=used.first_frame, max_frames=used.max_frames)
+    about = {"info": info, "clip_sha256": file_sha256(clip)}
     return {"clip": clip, "clip_path": path.absolute(), "clip_name": path.name, **about}
 
 

@@ -22,7 +22,8 @@ def depth_options(context: StageContext) -> dict[str, Any]:
     """Of `depth`."""
     structure = context.config.depth.structure
     if context.request.depth_dir is not None:
-        return {"user": True, "first_frame": context.config.decode.first_frame, "structure": structure is True}
+        kind, first = context.config.depth.kind, context.config.decode.first_frame
+        return {"user": True, "first_frame": first, "structure": structure is True, "kind": kind, "matched": 2}
     options = {"smooth": context.config.depth.smooth, "structure": structure is not False}
     return options if structure is False else {**options, **standing_camera_options(context)}
 
@@ -41,8 +42,13 @@ def standing_camera_options(context: StageContext) -> dict[str, Any]:
 def anchor_options(context: StageContext) -> dict[str, Any]:
     """Of `anchor`."""
     options, request = context.config.anchor, context.request
-    shared = {"band": options.depth_tolerance, "mask": request.mask_digest, "force": request.force}
+    shared = {"band": options.depth_tolerance, "mask": _mask(request.mask_digest), "force": request.force}
     return shared if options.route == "points" else {**shared, "route": options.route, "seed": request.config.seed}
+
+
+def _mask(digest: str | None) -> str | None:
+    """The user's masks, and the rule by which they are read."""
+    return digest and f"2 {digest}"
 
 
 def condition_options(context: StageContext) -> dict[str, Any]:
@@ -114,7 +120,7 @@ def deliver_options(context: StageContext) -> dict[str, Any]:
         return options
     shared = {
         "band": context.config.anchor.depth_tolerance,
-        "mask": context.request.mask_digest,
+        "mask": _mask(context.request.mask_digest),
         "seed": context.config.seed,
     }
     return {**options, **shared}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import stage_options
 from .anchor.render import to_tensor, to_uint8
-from .anchor.writing import sees_almost_nothing, write_anchor
+from .anchor.writing import check_coverage, write_anchor
 from .cameras import path_warnings, through_geometry
 from .delivery import texture_fill
 from .diffusion.conditioning import AnchorConditioning, added_time_ids
@@ -29,6 +29,8 @@ from .frame_tasks import Cover, DecodeLatents, DrawAnchor, EncodeAnchor, EncodeS
 from .geometry.background import background_plate, clean_plate, stands_still
 from .geometry.depth_estimation import EmptyScene, estimate_depth, predict_frame, structure_of
 from .geometry.depth_files import read_depth
+from .geometry.depth_order import refuse_backwards, runs_backwards
+from .geometry.depth_summary import ClipDepth
 from .geometry.intrinsics import settle_intrinsics
 from .graph.context import SamplingStep, StageContext
 from .graph.frame_task import FrameBatch, FrameTask
@@ -49,6 +51,7 @@ from .stage_results import (
 )
 from .store import Writer
 from .store.arrays import ArrayWriter
+from .user_files.depth import DepthFiles
 from .video.frames import decode_frames
 from .warm_start import WARM_START, adapter_compatibility, warm_start_of
 
@@ -68,7 +71,9 @@ def decode_clip(context: StageContext, inputs: Inputs, out: Writer) -> None:
     def on_frame(done: int) -> None:
         context.progress("frames", done, request.frame_count)
 
-    decode_frames(request.clip, request.info, request.limits, request.config.decode, out, on_frame)
+    decode_frames(
+        request.clip, request.info, request.limits, request.config.decode, out, on_frame, name=request.clip_name
+    )
 
 
 @stage(
@@ -85,10 +90,8 @@ def find_depth(context: StageContext, inputs: Inputs, out: Writer) -> None:
     """Estimate depth, steady it over time, find the structure of the scene in it."""
     images, options, request = inputs["frames"].array("frames"), context.config.depth, context.request
     locked, depth_tolerance = context.config.anchor.locked, context.config.anchor.depth_tolerance
-    if request.depth_dir is not None:
-        refine = structure_of(images) if options.structure else None
-        first = context.config.decode.first_frame
-        summary = read_depth(request.depth_dir, len(images), _depth_rows(out), first=first, refine=refine)
+    if request.depth_files is not None:
+        summary = _own_depth(context, request.depth_files, images, out)
     else:
         summary = estimate_depth(
             lambda task, count: context.each_frame(task, count, out),
@@ -181,6 +184,8 @@ def resolve_camera(context: StageContext, inputs: Inputs, out: Writer) -> None:
 )
 def draw_anchor(context: StageContext, inputs: Inputs, out: Writer) -> None:
     """Draw the clip from the new path."""
+    for sentence in context.request.source_mask.notes if context.request.source_mask else ():
+        context.warn(sentence)
     path, route = load_camera_path(inputs), context.config.anchor.route
     task: FrameTask = DrawAnchor(inputs=inputs)
     if route == "auto":
@@ -196,8 +201,7 @@ def draw_anchor(context: StageContext, inputs: Inputs, out: Writer) -> None:
     )
     # Nothing here says who chose the route: what follows is the same either way.
     out.json("coverage", {**shares, "route": route})
-    if sees_almost_nothing(shares["holes"], force=context.request.force):
-        context.warn("the path sees almost nothing of the clip")
+    check_coverage(shares["holes"], force=context.request.force, warn=context.warn)
 
 
 @stage(
@@ -408,6 +412,18 @@ def stages_until(name: str) -> list[Stage]:
 
 
 # What stages share.
+
+
+def _own_depth(context: StageContext, files: DepthFiles, images: np.ndarray, out: Writer) -> ClipDepth:
+    """Depth from the user's files, unless they contradict the pictures while nobody says what they hold."""
+    for sentence in files.notes:
+        context.warn(sentence)
+    if files.kind is None:
+        embedded = context.models.depth("embedded")
+        against = runs_backwards(files.read, images, lambda picture: predict_frame(embedded, picture)["raw"][0])
+        refuse_backwards(against, files.where, context.warn)
+    refine = structure_of(images) if context.config.depth.structure else None
+    return read_depth(files, _depth_rows(out), refine=refine)
 
 
 def _depth_rows(out: Writer) -> Callable[[tuple[int, int]], ArrayWriter]:

@@ -117,7 +117,7 @@ def config_of(engine: Recapture, row: Row, clip: Path, *, warm_start: bool) -> R
         config = override(config, {"tune": {"warm_start": True}})
     if row.start_s is None and row.end_s is None:
         return config
-    rate = probe(clip).rate
+    rate = probe(clip, max_frames=1).rate  # the caps are for the row's part, once that is known
     first = round((row.start_s or 0.0) * rate)
     count = None if row.end_s is None else max(2, round(row.end_s * rate) - first)
     return override(config, {"decode": {"first_frame": first, "max_frames": count}})

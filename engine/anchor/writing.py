@@ -6,9 +6,14 @@ import numpy as np
 
 from ..errors import CameraError
 from ..store import Writer
+from ..user_files.numbering import counted
 
 _LEAST_COVER = 0.02
-"""A path that sees less of the clip than this in each frame is refused: nothing could be learned from its anchor."""
+"""A frame that shows less of the clip than this shows nothing of it."""
+_LITTLE_COVER = 0.1
+"""A frame that shows less of the clip than this is nearly all made up, and that is said."""
+_BLIND_SHARE = 0.25
+"""A path that sees nothing in this share of its frames is refused: nothing there could be learned from its anchor."""
 
 
 def write_anchor(
@@ -42,20 +47,26 @@ def write_anchor(
     return shares
 
 
-def sees_almost_nothing(holes: list[float], *, force: bool) -> bool:
-    """Whether the path misses the clip, by the share of holes in each frame.
+def check_coverage(holes: list[float], *, force: bool, warn: Callable[[str], None]) -> None:
+    """Refuse a path that misses the clip for a good part of its length, and say at which frames it does.
+
+    Args:
+        holes: share of holes in each frame.
+        force: continue all the same.
 
     Raises:
         CameraError: it does, and `force` does not ask to continue.
     """
-    most = 1 - min(holes)
-    if most >= _LEAST_COVER:
-        return False
-    if not force:
+    blind = [t for t, share in enumerate(holes) if 1 - share < _LEAST_COVER]
+    if little := [t for t, share in enumerate(holes) if _LEAST_COVER <= 1 - share < _LITTLE_COVER]:
+        warn(f"the path sees less than {100 * _LITTLE_COVER:.0f} % of the clip at {counted(little)} of {len(holes)}")
+    if not blind:
+        return
+    most = 100 * (1 - min(holes[t] for t in blind))
+    where = "in all frames" if len(blind) == len(holes) else f"at {counted(blind)} of {len(holes)}"
+    said = f"the path sees nothing of the clip {where} (at most {most:.1f} % of the picture)"
+    if len(blind) >= _BLIND_SHARE * len(holes) and not force:
         raise CameraError(
-            f"the path sees nothing of the clip (at most {100 * most:.1f} % of any frame); turn or move the camera less, "
-            "or use `force`",
-            param="camera",
-            code="camera_sees_nothing",
+            f"{said}; turn or move the camera less, or use `force`", param="camera", code="camera_sees_nothing"
         )
-    return True
+    warn(said)

@@ -15,16 +15,9 @@ from .background import background_plate, sampled, stands_still
 from .depth_models import DepthModel
 from .depth_passes import RAW, SMALL, Drift, FindThings, PlaceThings, Steady, Structured, Voted, load_maps
 from .depth_summary import ClipDepth, DepthSummary
+from .disparity import log_of_disparity
 from .still import Background
 from .structure import structured
-
-FAR_TO_NEAR = 12.0
-"""Relative disparity has no zero of its own: its 1st percentile over the clip is taken to lie this many times farther
-than its 99th, one scale and one shift for all frames. A clip that sees the sky has a zero: see `_log_of_disparity`."""
-
-_ZERO, _ZERO_SHARE = 1e-3, 0.005
-"""Disparity, in units of its 99th percentile, that is none; the share of the clip from which that is no accident."""
-
 
 Each = Callable[[FrameTask, int], Iterator[FrameBatch]]
 """Does a task for frames 0 to count - 1 and gives the batches in order: `StageContext.each_frame` of one stage."""
@@ -59,7 +52,7 @@ def estimate_depth(
         on_frame: called with the number of network evaluations done.
     """
     raw, relative, fov_deg = _collect(each(predict, count), count, scratch, on_frame)
-    to_log = _log_of_disparity(raw) if relative else steady.to_log
+    to_log = log_of_disparity(raw[:, ::4, ::4]) if relative else steady.to_log
     for t in range(count):
         raw[t] = to_log(raw[t])
     raw.flush()
@@ -189,27 +182,3 @@ def _collect(
     assert small is not None
     small.flush()
     return raw, relative, float(np.median(fovs)) if fovs else None
-
-
-def _log_of_disparity(raw: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Log depth by relative disparity, one rule for the clip's maps [N, h, w].
-
-    Networks of relative disparity end in a ReLU and learn that the sky has none: where many pixels sit at zero, zero is
-    infinity, the shift is known and only the scale is free. Where none do, the shift is a guess (`FAR_TO_NEAR`).
-    """
-    sample = raw[:, ::4, ::4]
-    low, high = (float(value) for value in np.percentile(sample, [1, 99]))
-    nothing = _ZERO * high
-    if high > 0 and np.mean(sample <= nothing) >= _ZERO_SHARE:
-
-        def from_zero(disparity: np.ndarray) -> np.ndarray:
-            return steady.to_log(np.where(disparity > nothing, high / np.maximum(disparity, nothing), np.inf))
-
-        return from_zero
-    span = max(high - low, 1e-6)
-
-    def shifted(disparity: np.ndarray) -> np.ndarray:
-        scaled = (disparity - low) / span * (1 - 1 / FAR_TO_NEAR) + 1 / FAR_TO_NEAR
-        return steady.to_log(1 / np.maximum(scaled, 0.25 / FAR_TO_NEAR))
-
-    return shifted

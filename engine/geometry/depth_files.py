@@ -1,56 +1,66 @@
-"""Depth that the user brings, as files or as arrays."""
+"""Depth that the user brings, as files or as arrays, made the clip's depth."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
-import cv2
 import numpy as np
 
 from ..errors import InputError
 from ..store.arrays import ArrayWriter
+from ..user_files.depth import DepthFiles, Range
+from . import steady
 from .depth_summary import ClipDepth, DepthSummary
+from .disparity import log_of_disparity
+
+_SAMPLED = 64
+"""Maps that decide the scale and shift of relative disparity."""
 
 
 def read_depth(
-    folder: Path,
-    count: int,
+    files: DepthFiles,
     rows: Callable[[tuple[int, int]], ArrayWriter],
     *,
-    first: int = 0,
     refine: Callable[[int, np.ndarray], np.ndarray] | None = None,
 ) -> ClipDepth:
     """Depth the user brings, used as it is, no filter, no scale, unless `refine` is given (`structure_of`).
 
-    Accepted: one `.npy` or `.npz` with [N, h, w], or a file a frame in the order of their names: `.npy` float [h, w] in
-    scene units, or 16-bit `.png` in millimeters (0 is unknown). inf is sky, NaN and non-positive are unknown.
+    inf is sky, NaN and what is not positive are unknown. Inverse depth is turned over, 0 being the sky; relative
+    disparity gets one scale and shift for the clip (`log_of_disparity`).
 
     Raises:
         InputError: names the file and what is wrong.
     """
-    files = (
-        sorted(path for path in folder.glob("*") if path.suffix in (".npy", ".npz", ".png")) if folder.is_dir() else []
-    )
-    if not files:
-        raise InputError(f"{folder} holds no .npy, .npz or 16-bit .png depth", param="depth_dir")
-    stack = _array(files[0]) if len(files) == 1 else None
-    stack = stack if stack is not None and stack.ndim == 3 else None
-    available = len(files) if stack is None else len(stack)
-    if available < first + count:
-        raise InputError(
-            f"{folder} holds {available} depth maps, frames {first} to {first + count - 1} are needed",
-            param="depth_dir",
-        )
+    seen, convert = Range(), _conversion(files)
 
-    def read(t: int) -> np.ndarray:
-        depth = _array(files[t]) if stack is None else stack[t]
-        return depth.astype(np.float32) / (1000 if depth.dtype.kind == "u" else 1)
+    def maps() -> Iterator[np.ndarray]:
+        for t in range(files.count):
+            values = files.read(t)
+            if files.kind is None:
+                seen.add(values)
+            yield convert(values)
+        seen.refuse_unitless(files.where)
 
-    shape = read(first).shape
-    if len(shape) != 2:
-        raise InputError(f"{files[0].name}: a depth map is [h, w], not {list(shape)}", param="depth_dir")
-    maps = (read(t) for t in range(first, first + count))
-    return write_depth(maps, rows, where=str(folder), param="depth_dir", first=first, refine=refine)
+    return write_depth(maps(), rows, where=files.where, param="depth_dir", refine=refine)
+
+
+def _conversion(files: DepthFiles) -> Callable[[np.ndarray], np.ndarray]:
+    """Depth [h, w] of a map's values."""
+    if files.kind == "inverse":
+
+        def turned(values: np.ndarray) -> np.ndarray:
+            with np.errstate(divide="ignore"):
+                return np.where(values >= 0, 1 / np.maximum(values, 0), np.nan)
+
+        return turned
+    if files.kind != "disparity":
+        return lambda values: values
+    chosen = np.unique(np.linspace(0, files.count - 1, min(files.count, _SAMPLED)).round().astype(int))
+    sample = np.concatenate([files.read(int(t))[::4, ::4].ravel() for t in chosen])
+    sample = sample[np.isfinite(sample)]
+    if not sample.size:
+        raise InputError(f"{files.where} holds no finite value", param="depth_dir")
+    to_log = log_of_disparity(sample)
+    return lambda values: np.where(np.isnan(values), np.nan, steady.from_log(to_log(values)))
 
 
 def write_depth(
@@ -90,19 +100,3 @@ def write_depth(
             summary.add(depth)
             out.append(depth[None])
     return summary.result(None)
-
-
-def _array(path: Path) -> np.ndarray:
-    try:
-        if path.suffix == ".png":
-            image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-            if image is None or image.dtype != np.uint16 or image.ndim != 2:
-                raise ValueError("not a 16-bit gray PNG")
-            return image
-        loaded = np.load(path, allow_pickle=False)
-        values = loaded[loaded.files[0]] if path.suffix == ".npz" else loaded
-    except (OSError, ValueError, IndexError) as error:
-        raise InputError(f"{path.name} cannot be read as depth ({error})", param="depth_dir") from None
-    if values.dtype.kind not in "fu":
-        raise InputError(f"{path.name} holds {values.dtype}, depth is floating point", param="depth_dir")
-    return values

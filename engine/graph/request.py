@@ -1,19 +1,29 @@
-"""What is asked of a run: the clip, the camera, the options and the user's own files. It can be sent to another process."""
+"""What is asked of a run: the clip, the camera, the options and the user's own files. It can be sent to another process.
+
+Importing it does not load torch: what is wrong with a request is said before that.
+"""
+
+from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 from ..cameras import CameraSpec
 from ..config import RunConfig
-from ..diffusion.sampler import Sampler
 from ..errors import InputError
+from ..user_files.clean_plate import read_clean_plate
+from ..user_files.depth import DepthFiles, find_depth
+from ..user_files.frame_files import ClipFrames
+from ..user_files.masks import SourceMask, find_masks
 from ..video import ClipInfo, Limits
+
+if TYPE_CHECKING:
+    from ..diffusion.sampler import Sampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +35,8 @@ class RenderRequest:
         clip_path: the user's own file, which the sound is copied from when the result is saved.
         clip_sha256: of the file's bytes.
         info: what `probe` says of the clip.
-        depth_dir: the user's own depth maps.
-        mask_dir: PNG masks of the source pixels that may be used.
+        depth_dir: the user's own depth maps, a folder or a file.
+        mask_dir: PNG masks of the source pixels that may be used, a folder or one for all frames.
         clean_plate: picture of the empty scene.
         force: continue where the path sees almost nothing of the clip.
         given: stages that the user's own results replace (`engine/given.py`).
@@ -61,7 +71,7 @@ class RenderRequest:
 
     @cached_property
     def depth_digest(self) -> str | None:
-        """sha256 of the user's depth files.
+        """sha256 of the user's depth files, or of the one file.
 
         Raises:
             InputError: the folder does not exist or is empty.
@@ -78,46 +88,52 @@ class RenderRequest:
         return None if self.mask_dir is None else folder_digest(self.mask_dir, "mask_dir")
 
     @cached_property
+    def frames(self) -> ClipFrames:
+        """The frames of the clip that are used."""
+        first = self.config.decode.first_frame
+        used = range(first, first + self.frame_count)
+        return ClipFrames(used=used, total=self.info.frame_count, width=self.info.width, height=self.info.height)
+
+    @cached_property
+    def depth_files(self) -> DepthFiles | None:
+        """The user's depth maps of the used frames.
+
+        Raises:
+            InputError: see `find_depth`.
+        """
+        return None if self.depth_dir is None else find_depth(self.depth_dir, self.frames, self.config.depth.kind)
+
+    @cached_property
+    def source_mask(self) -> SourceMask | None:
+        """Masks of the used frames, bool [H, W]: source pixels that may be used.
+
+        Raises:
+            InputError: see `find_masks`.
+        """
+        return None if self.mask_dir is None else find_masks(self.mask_dir, self.frames)
+
+    def check_files(self) -> None:
+        """Refuse what the user brings before anything is loaded.
+
+        Raises:
+            InputError: too few frames, or depth, masks or a clean plate that cannot be used or do not fit the clip.
+        """
+        if self.frame_count < 2:
+            raise InputError(
+                f"{self.clip_name} has {self.info.frame_count} frames, from frame {self.config.decode.first_frame} "
+                f"on {self.frame_count} would be used; at least 2 are needed",
+                param="video",
+            )
+        _ = self.depth_files, self.source_mask, self.clean_plate_picture
+
+    @cached_property
     def clean_plate_picture(self) -> np.ndarray | None:
         """The user's picture of the empty scene at the clip's size, uint8 [H, W, 3].
 
         Raises:
-            InputError: it cannot be read, or its shape differs from the clip's.
+            InputError: see `read_clean_plate`.
         """
-        if self.clean_plate is None:
-            return None
-        image = cv2.imread(str(self.clean_plate), cv2.IMREAD_COLOR)
-        if image is None:
-            raise InputError(f"{self.clean_plate} cannot be read as a picture", param="clean_plate")
-        height, width = image.shape[:2]
-        if abs(width / height - self.info.width / self.info.height) > 0.01 * width / height:
-            raise InputError(
-                f"it is {width}x{height}, the clip is {self.info.width}x{self.info.height}: the shapes must agree, "
-                "for it must be taken with the clip's own camera",
-                param="clean_plate",
-            )
-        size = (self.info.width, self.info.height)
-        return np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA)[..., ::-1])
-
-    @property
-    def source_mask(self) -> Callable[[int], np.ndarray] | None:
-        """Mask of frame t, bool [H, W]: white pixels of the user's PNGs, in the order of their names, may be used."""
-        if self.mask_dir is None:
-            return None
-        files = sorted(self.mask_dir.glob("*.png"))
-        first = self.config.decode.first_frame
-
-        def read(t: int) -> np.ndarray:
-            if first + t >= len(files):
-                raise InputError(
-                    f"{self.mask_dir} holds {len(files)} PNG masks, frame {first + t} has none", param="mask_dir"
-                )
-            image = cv2.imread(str(files[first + t]), cv2.IMREAD_GRAYSCALE)
-            if image is None:
-                raise InputError(f"{files[first + t].name} cannot be read as a PNG", param="mask_dir")
-            return cv2.resize(image, (self.info.width, self.info.height), interpolation=cv2.INTER_NEAREST) > 127
-
-        return read
+        return None if self.clean_plate is None else read_clean_plate(self.clean_plate, self.frames)
 
 
 def file_sha256(path: Path) -> str:
@@ -127,13 +143,13 @@ def file_sha256(path: Path) -> str:
 
 
 def folder_digest(folder: Path, param: str) -> str:
-    """sha256 over the names and contents of a folder's files.
+    """sha256 over the names and contents of a folder's files, or of one file.
 
     Raises:
-        InputError: it is no folder, or empty.
+        InputError: it is neither a file nor a folder with files.
     """
-    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    if not files:
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else [folder]
+    if not files or not files[0].is_file():
         raise InputError(f"{folder} is no folder with files in it", param=param)
     total = hashlib.sha256()
     for path in files:

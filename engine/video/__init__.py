@@ -9,7 +9,7 @@ with VideoWriter(out, width=info.width, height=info.height, rate=info.rate) as v
 add_sound(out, clip)                # its sound, packet by packet
 """
 
-from .admit import admit
+from .admit import admit, check_clip
 from .audio import add_sound
 from .clip import ClipInfo, ColorTags, Limits
 from .decode import Frame, decode
@@ -25,6 +25,7 @@ __all__ = [
     "VideoWriter",
     "add_sound",
     "admit",
+    "check_clip",
     "decode",
     "probe",
     "write_png",

@@ -5,6 +5,8 @@ open other files and network addresses. Only three container families are let in
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,9 +29,31 @@ def admit(source: Path | str, folder: Path, limits: Limits = DEFAULT_LIMITS) -> 
     """Copies the user's clip into `folder` under a name of our own (`clip.mp4`, `clip.mkv` or `clip.avi`).
 
     Raises:
-        VideoError: `source` is missing, no regular file, empty, too large, or no container that is accepted.
+        VideoError: as `check_clip`.
         OutputError: `folder` cannot be written.
     """
+    with _opened(source, limits) as (reader, container):
+        target = folder / f"clip{_SUFFIX[container]}"
+        try:
+            _copy(reader, target, limits.max_bytes)
+        except OSError as error:
+            raise OutputError(f"cannot copy the clip to {target}: {error.strerror or error}") from error
+        return target
+
+
+def check_clip(source: Path | str, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Look at the user's clip where it lies.
+
+    Raises:
+        VideoError: `source` is missing, no regular file, empty, too large, or no container that is accepted.
+    """
+    with _opened(source, limits):
+        pass
+
+
+@contextmanager
+def _opened(source: Path | str, limits: Limits) -> Iterator[tuple[BinaryIO, str]]:
+    """The user's clip, opened, and its container."""
     if "://" in str(source):
         raise VideoError(f"{source} is an address, not a file; download it and pass {ACCEPTED}")
     source = Path(source)
@@ -49,25 +73,22 @@ def admit(source: Path | str, folder: Path, limits: Limits = DEFAULT_LIMITS) -> 
         size = os.fstat(reader.fileno()).st_size
         if size > limits.max_bytes:
             raise VideoError(f"{source.name} has {size} bytes; at most {limits.max_bytes} are accepted")
-        container = _container_of(reader, source.name)
-        target = folder / f"clip{_SUFFIX[container]}"
-        try:
-            _copy(reader, target, limits.max_bytes)
-        except OSError as error:
-            raise OutputError(f"cannot copy the clip to {target}: {error.strerror or error}") from error
-    return target
+        yield reader, _container_of(reader, source.name)
 
 
-def container_of(path: Path) -> str:
+def container_of(path: Path, name: str | None = None) -> str:
     """The FFmpeg demuxer that must open this file, by its first bytes: "mov", "matroska" or "avi".
+
+    Args:
+        name: what errors call it.
 
     Raises VideoError, naming what it is instead where that can be told.
     """
     try:
         with path.open("rb") as reader:
-            return _container_of(reader, path.name)
+            return _container_of(reader, name or path.name)
     except OSError as error:
-        raise VideoError(f"{path.name} cannot be read: {error.strerror or error}") from error
+        raise VideoError(f"{name or path.name} cannot be read: {error.strerror or error}") from error
 
 
 def _container_of(reader: BinaryIO, name: str) -> str:

@@ -13,7 +13,7 @@ from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from ..errors import VideoError
 from .clip import DEFAULT_LIMITS, ClipInfo, Limits
 from .opening import frame_pts, open_clip, video_of
-from .probe import refuse_kind
+from .probe import ffmpeg, refuse_kind
 
 SCALER_FLAGS = int(Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
 """Without the last two, libswscale rounds down and drops every other chroma sample."""
@@ -44,22 +44,24 @@ def decode(
     *,
     first_frame: int = 0,
     max_frames: int | None = None,
+    name: str | None = None,
 ) -> Iterator[Frame]:
     """Yields the frames `first_frame`, ... of a probed clip, at most `max_frames`, in the order they are shown.
 
-    The caps of `limits` are counted on what comes out of the decoder, since a header can say anything.
+    The caps of `limits` are counted on what comes out of the decoder, since a header can say anything; `name` is what
+    errors call a file that has a name of our own.
 
     Raises VideoError (while iterating) where a cap is passed, the frame size changes, a frame cannot be decoded, or
     the clip ends before the frame that `info` counted as its last.
     """
-    name = path.name
+    name = name or path.name
     stop = info.frame_count if max_frames is None else min(info.frame_count, first_frame + max_frames)
     reformatter = VideoReformatter()
     if stop <= first_frame:
         return
     index = -1
-    for index, frame in enumerate(_pictures(path, limits)):
-        _check(index, frame, info, limits, name)
+    for index, frame in enumerate(_pictures(path, limits, name)):
+        _check(index, index - first_frame, frame, info, limits, name)
         if index >= first_frame:
             yield Frame(index, frame_pts(frame), index / info.rate, _upright_rgb(frame, info, reformatter))
         if index + 1 == stop:
@@ -67,46 +69,49 @@ def decode(
     raise VideoError(f"{name} ends early at frame {index + 1} of {info.frame_count}: it is cut short or damaged")
 
 
-def _pictures(path: Path, limits: Limits) -> Iterator[VideoFrame]:
+def _pictures(path: Path, limits: Limits, name: str) -> Iterator[VideoFrame]:
     """All shown frames; what libav says of a damaged one becomes a VideoError with its number."""
     count = 0
-    with open_clip(path, limits) as container:
+    with open_clip(path, limits, name) as container:
         stream = video_of(container, limits)
         if stream is None:
-            raise VideoError(f"{path.name} has no video")
+            raise VideoError(f"{name} has no video")
         try:
             for packet in container.demux(stream):
                 if packet.is_corrupt:
-                    raise VideoError(f"{path.name} ends early at frame {count}: the file was cut short or is damaged")
+                    raise VideoError(f"{name} ends early at frame {count}: the file was cut short or is damaged")
                 for frame in packet.decode():
                     if count == 0:
-                        refuse_kind(stream, frame, path.name)
+                        refuse_kind(stream, frame, name)
                     if frame.is_corrupt:  # decoders paint over damage and say so here only
-                        raise VideoError(f"{path.name} is damaged at frame {count}; copy or export it again")
+                        raise VideoError(f"{name} is damaged at frame {count}; copy or export it again")
                     count += 1
                     yield frame
         except FFmpegError as error:
             raise VideoError(
-                f"{path.name} cannot be decoded past frame {count} ({error.strerror}): it is damaged, "
+                f"{name} cannot be decoded past frame {count} ({error.strerror}): it is damaged, "
                 f"or that frame is over the {limits.max_pixels} pixels accepted"
             ) from error
 
 
-def _check(index: int, frame: VideoFrame, info: ClipInfo, limits: Limits, name: str) -> None:
+def _check(index: int, used: int, frame: VideoFrame, info: ClipInfo, limits: Limits, name: str) -> None:
+    """Raises VideoError for frame `index` of the clip, the one numbered `used` of those that are used."""
     if (frame.width, frame.height) != (info.coded_width, info.coded_height):
         raise VideoError(
             f"{name} changes its frame size at frame {index}, from {info.coded_width}x{info.coded_height} to "
             f"{frame.width}x{frame.height}; a clip must keep one size"
         )
     if frame.interlaced_frame:
-        raise VideoError(f"{name} is interlaced from frame {index}; deinterlace it first (ffmpeg -vf bwdif)")
+        raise VideoError(
+            f"{name} is interlaced from frame {index}; deinterlace it first: {ffmpeg(name, '-vf bwdif', 'progressive')}"
+        )
     if max(frame.width * frame.height, info.width * info.height) > limits.max_pixels:
         raise VideoError(f"{name} has frames of {info.width}x{info.height}; at most {limits.max_pixels} pixels a frame")
-    if index >= limits.max_frames:
-        raise VideoError(f"{name} has more than {limits.max_frames} frames, the most accepted; cut it first")
-    if index / info.rate > limits.max_duration_s:
-        raise VideoError(f"{name} lasts over {limits.max_duration_s:g} s, the most accepted; cut it first")
-    if (index + 1) * info.width * info.height > limits.max_total_pixels:
+    if used >= limits.max_frames:
+        raise VideoError(f"{name} has more than {limits.max_frames} frames, the most accepted; use a part of it")
+    if used / info.rate > limits.max_duration_s:
+        raise VideoError(f"{name} lasts over {limits.max_duration_s:g} s, the most accepted; use a part of it")
+    if (used + 1) * info.width * info.height > limits.max_total_pixels:
         raise VideoError(f"{name} has over {limits.max_total_pixels} pixels in all, the most accepted; shorten it")
 
 

@@ -22,13 +22,17 @@ _DECODER_THREADS = 4  # fixed: the frames in flight, and so the memory, must not
 
 
 @contextmanager
-def open_clip(path: Path, limits: Limits) -> Iterator[InputContainer]:
+def open_clip(path: Path, limits: Limits, name: str | None = None) -> Iterator[InputContainer]:
     """Opens a file for reading with everything shut that a hostile one could use; libav's errors become VideoError.
+
+    Args:
+        name: what errors call it, where the file has a name of our own.
 
     The `file:` prefix keeps a name such as `concat:a|b` from being read as an address. `max_pixels` bounds the frame
     that libav decodes while it looks for the streams' parameters; the decoders used later get theirs in `video_of`.
     """
-    container = container_of(path)
+    name = name or path.name
+    container = container_of(path, name)
     options = {
         "protocol_whitelist": "file",
         "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi",
@@ -42,8 +46,8 @@ def open_clip(path: Path, limits: Limits) -> Iterator[InputContainer]:
             yield opened
     except FFmpegError as error:
         if cut_short(path, container):
-            raise VideoError(f"{path.name} ends early: it was cut short before its first frame can be read") from error
-        raise VideoError(f"{path.name} is damaged and cannot be read ({error.strerror}); pass {ACCEPTED}") from error
+            raise VideoError(f"{name} ends early: it was cut short before its first frame can be read") from error
+        raise VideoError(f"{name} is damaged and cannot be read ({error.strerror}); pass {ACCEPTED}") from error
 
 
 def video_of(container: InputContainer, limits: Limits) -> VideoStream | None:

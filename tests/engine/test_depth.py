@@ -14,11 +14,11 @@ from transformers import (
     ZoeDepthForDepthEstimation,
 )
 
-from recapture.engine.errors import InputError, ModelError
+from recapture.engine.errors import ModelError
 from recapture.engine.geometry import steady
-from recapture.engine.geometry.depth_estimation import FAR_TO_NEAR, estimate_depth, predict_frame
-from recapture.engine.geometry.depth_files import read_depth
+from recapture.engine.geometry.depth_estimation import estimate_depth, predict_frame
 from recapture.engine.geometry.depth_models import find_depth_model, load_depth_model
+from recapture.engine.geometry.disparity import FAR_TO_NEAR
 from recapture.engine.geometry.upsample import upsample
 from recapture.engine.graph.frame_task import FrameBatch
 from recapture.engine.store.arrays import ArrayWriter, read_array
@@ -183,50 +183,6 @@ def test_unknown_depth_stays_unknown_where_nothing_is_near():
     fine = upsample(depth, np.zeros((1, 64, 96, 3), np.uint8), depth_tolerance=0.05)
     assert np.isnan(fine[..., :32]).all()
     assert np.allclose(fine[..., 60:], 2.0)
-
-
-def write(path: Path, count: int = 3) -> ArrayWriter:
-    return ArrayWriter(path, shape_per_row=(4, 5), dtype=np.float32)
-
-
-@pytest.mark.parametrize("kind", ["npy files", "one npz", "png"])
-def test_own_depth_in_each_form(tmp_path, kind):
-    import cv2
-
-    folder = tmp_path / "own"
-    folder.mkdir()
-    depth = np.arange(60, dtype=np.float32).reshape(3, 4, 5) / 10
-    if kind == "npy files":
-        for t in range(3):
-            np.save(folder / f"{t:04}.npy", depth[t])
-    elif kind == "one npz":
-        np.savez(folder / "all.npz", depth=depth)
-    else:
-        for t in range(3):
-            cv2.imwrite(str(folder / f"{t:04}.png"), (depth[t] * 1000).round().astype(np.uint16))
-    read_depth(folder, 2, lambda shape: write(tmp_path / "out.arrow"), first=1)
-    assert np.allclose(read_array(tmp_path / "out.arrow"), depth[1:], atol=1e-6)
-
-
-def test_own_depth_that_cannot_be_used(tmp_path):
-    def refuse(match: str, count: int = 2) -> None:
-        with pytest.raises(InputError, match=match):
-            read_depth(tmp_path / "own", count, lambda shape: write(tmp_path / "out.arrow"))
-        assert not (tmp_path / "out.arrow").exists()
-
-    refuse("holds no")
-    folder = tmp_path / "own"
-    folder.mkdir()
-    np.save(folder / "0.npy", np.ones((4, 5), np.float32))
-    refuse("holds 1 depth maps")
-    np.save(folder / "1.npy", np.ones((4, 6), np.float32))
-    refuse("map 1")
-    np.save(folder / "1.npy", np.full((4, 5), np.nan))
-    refuse("no positive depth")
-    np.save(folder / "1.npy", np.array([[{}]]), allow_pickle=True)
-    refuse("cannot be read")
-    (folder / "1.npy").write_bytes(b"garbage")
-    refuse("cannot be read")
 
 
 def save_model(folder: Path, network, **processor) -> Path:

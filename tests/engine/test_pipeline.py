@@ -52,8 +52,8 @@ def clip(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def depth_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("depth")
-    depth = np.full((12, HEIGHT, WIDTH), 4.0, np.float32)
-    for t in range(12):
+    depth = np.full((6, HEIGHT, WIDTH), 4.0, np.float32)
+    for t in range(6):
         depth[t, 16:36, 10 + 3 * t : 26 + 3 * t] = 2.0
     np.save(folder / "depth.npy", depth)
     return folder
@@ -340,8 +340,8 @@ def test_refusals_come_before_work(engine, clip, depth_dir, tmp_path):
     for error, match, more in [
         (CameraError, "preset", {"camera": "swirl(3)"}),
         (InputError, "multiple of 16", {"config": size}),
-        (InputError, "no folder with files", {"depth_dir": tmp_path / "none"}),
-        (InputError, "no folder with files", {"mask_dir": tmp_path}),
+        (InputError, "does not exist", {"depth_dir": tmp_path / "none"}),
+        (InputError, "holds no PNG masks", {"mask_dir": tmp_path}),
     ]:
         with pytest.raises(error, match=match):
             call(**more)

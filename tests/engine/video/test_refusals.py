@@ -174,10 +174,31 @@ def test_a_codec_off_the_list_is_refused(tmp_path: Path) -> None:
 
 def test_streams_frames_duration_and_pixels_are_capped(clip: Path) -> None:
     assert "streams" in refusal(clip, Limits(max_streams=0))
-    assert "more than 39 frames" in refusal(clip, Limits(max_frames=39))
+    assert "40 frames to be used, at most 39" in refusal(clip, Limits(max_frames=39))
     assert "lasts 1.6 s" in refusal(clip, Limits(max_duration_s=1))
     assert "pixels in all" in refusal(clip, Limits(max_total_pixels=64 * 48 * 39))
     assert "64x48" in refusal(clip, Limits(max_pixels=64 * 48 - 1))
+
+
+def test_caps_count_the_frames_that_are_used(clip: Path) -> None:
+    limits = Limits(max_frames=6, max_duration_s=0.3, max_total_pixels=64 * 48 * 6)
+    part = {"first_frame": 30, "max_frames": 6}
+    assert [frame.index for frame in decode(clip, probe(clip, limits, **part), limits, **part)] == list(range(30, 36))
+    with pytest.raises(VideoError, match=r"holiday\.mp4 has 7 frames to be used, at most 6"):
+        probe(clip, limits, first_frame=33)
+
+
+def test_errors_name_the_users_file_and_the_command_that_helps(tmp_path: Path) -> None:
+    film = {"codec": "libx265", "pix_fmt": "yuv420p10le", "color_trc": 16, "options": {"x265-params": "log-level=none"}}
+    clip = admit(write_clip(tmp_path / "my film.mov", **film), tmp_path)
+    with pytest.raises(
+        VideoError, match=r"my film\.mov is HDR \(PQ\).*: ffmpeg -i 'my film\.mov' .*'my film-sdr\.mp4'"
+    ):
+        probe(clip, name="my film.mov")
+    times = [0, 40, 80, 160, 200, 280, 300, 340, 400, 500]
+    clip = write_clip(tmp_path / "phone.mp4", times=times, time_base=Fraction(1, 1000))
+    with pytest.raises(VideoError, match=r"ffmpeg -i phone\.mp4 -vf fps=30 phone-cfr\.mp4"):
+        probe(clip)
 
 
 def test_caps_are_inclusive(clip: Path) -> None:

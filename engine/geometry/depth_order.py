@@ -1,0 +1,92 @@
+"""Whether maps that are said to be depth run the wrong way: large where things are near, as disparity does."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from ..errors import InputError
+from .background import sampled, stands_still
+
+_WIDTH = 160
+"""Pictures are compared at this width."""
+_CHANGED, _DISTINCT = 40, 0.02
+"""Levels of 255 by which a pixel differs from the empty scene where something passes; share of the values' range by
+which its depth must differ from the scene's to count."""
+_LEAST = 50
+_BEHIND, _BEFORE = 0.8, 0.5
+_AGAINST = -0.4
+"""Rank correlation with an estimate from which that is no accident."""
+
+
+def runs_backwards(
+    depth: Callable[[int], np.ndarray], frames: np.ndarray, estimate: Callable[[np.ndarray], np.ndarray]
+) -> Literal["motion", "estimate"] | None:
+    """What says that the maps are large where things are near; None if nothing does.
+
+    Before a camera that stands still, things that pass hide the scene, so they are nearer than it. That is proof. Where
+    nothing passes, or the camera moves, the maps are compared with the estimate of a network, which may err.
+
+    Args:
+        depth: map of a frame, [h, w].
+        frames: uint8 [N, H, W, 3].
+        estimate: depth of a picture by a network, up to any rising function.
+    """
+    chosen = sampled(len(frames))
+    size = (_WIDTH, max(1, round(_WIDTH * frames.shape[1] / frames.shape[2])))
+    pictures = np.stack([cv2.resize(frames[t], size, interpolation=cv2.INTER_AREA) for t in chosen])
+    maps = np.stack([cv2.resize(depth(t), size, interpolation=cv2.INTER_NEAREST) for t in chosen])
+    finite = np.isfinite(maps)
+    maps = np.where(finite, maps, np.nan)
+    if len(chosen) > 2 and stands_still(frames):
+        behind = _share_behind(pictures, maps)
+        if behind is not None and behind > _BEHIND:
+            return "motion"
+        if behind is not None and behind < _BEFORE:
+            return None
+    middle = len(chosen) // 2
+    agreement = [_rank_correlation(maps[i], estimate(frames[chosen[i]])) for i in sorted({0, middle, len(chosen) - 1})]
+    return "estimate" if np.median(agreement) < _AGAINST else None
+
+
+def refuse_backwards(against: Literal["motion", "estimate"] | None, where: str, warn: Callable[[str], None]) -> None:
+    """Say what `runs_backwards` found.
+
+    Raises:
+        InputError: moving things prove that the maps are no depth.
+    """
+    if against is None:
+        return
+    way_out = "set `depth.kind` to disparity (or inverse, for 1/depth) if near things have the large values"
+    if against == "motion":
+        raise InputError(
+            f"in {where}, what passes before the background lies behind it; {way_out}, or to depth if it is right as it is",
+            param="depth_dir",
+        )
+    warn(f"the depth in {where} runs against the picture's estimate; {way_out}")
+
+
+def _share_behind(pictures: np.ndarray, maps: np.ndarray) -> float | None:
+    """Share of what passes that lies behind the scene it hides; None where too little passes."""
+    scene = np.median(pictures, axis=0)
+    passes = np.abs(pictures - scene).max(-1) > _CHANGED
+    usual = np.where(passes, np.nan, maps)
+    known = np.isfinite(usual).any(0)
+    behind_it = np.full(maps.shape[1:], np.nan)
+    behind_it[known] = np.nanmedian(usual[:, known], axis=0)
+    steps = (maps - behind_it)[passes]
+    low, high = np.nanpercentile(maps, [1, 99]) if np.isfinite(maps).any() else (0.0, 0.0)
+    steps = steps[np.abs(steps) > _DISTINCT * (high - low)]
+    return float((steps > 0).mean()) if len(steps) >= _LEAST else None
+
+
+def _rank_correlation(values: np.ndarray, estimate: np.ndarray) -> float:
+    """Spearman's coefficient over pixels where both are known; 1 where there is nothing to compare."""
+    estimate = cv2.resize(estimate, values.shape[::-1], interpolation=cv2.INTER_AREA)
+    both = np.isfinite(values) & np.isfinite(estimate)
+    a, b = values[both], estimate[both]
+    if len(a) < _LEAST or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 1.0
+    rank_a, rank_b = (np.unique(each, return_inverse=True)[1].astype(float) for each in (a, b))
+    return float(np.corrcoef(rank_a, rank_b)[0, 1])

@@ -11,7 +11,7 @@ PYTHONS := Python 3.11 to 3.14
 DEMO := .venv/.demo
 READY := .venv/.ready
 
-.PHONY: demo test test-all ci check lint types layers docs manifests options lock licenses setup clean
+.PHONY: demo test test-all ci check lint types layers docs manifests options client lock licenses setup clean
 
 setup: $(READY)
 
@@ -72,6 +72,10 @@ manifests: $(READY)
 # The options of requests, as the client has them, after a change of engine/config.py.
 options: $(READY)
 	$(BIN)/python -m recapture.serve.request_options
+
+# The waiting client, after a change of the awaited one.
+client: $(READY)
+	$(BIN)/python -m tests.client.unasync_client
 
 # The list of licenses is in pyproject.toml.
 licenses: $(READY)

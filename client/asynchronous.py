@@ -1,6 +1,5 @@
-"""`AsyncClient`: every verb of the service, to be awaited. The twin of `synchronous.py`, verb by verb."""
+"""Every verb of the service. `synchronous.py` is made from this file: change this one, then run `make client`."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Self
 import httpx2
 
 from . import calls
+from .async_side import OnlyHere, in_thread, sleep
 from .calls import Answer, Call, RenderRef, UploadRef, id_of
 from .connection import DEFAULT_TIMEOUT, next_poll_s, settings
 from .errors import (
@@ -43,7 +43,7 @@ from .schema import (
 )
 
 
-class AsyncClient:
+class AsyncClient(OnlyHere):
     """A connection to the service.
 
     Args:
@@ -72,7 +72,7 @@ class AsyncClient:
         self.uploads, self.renders = AsyncUploads(self), AsyncRenders(self)
 
     def __repr__(self) -> str:
-        return f"AsyncClient({self.base_url!r})"
+        return f"{type(self).__name__}({self.base_url!r})"
 
     async def __aenter__(self) -> Self:
         return self
@@ -86,11 +86,13 @@ class AsyncClient:
 
     async def models(self) -> list[Model]:
         """The models that the service renders with."""
-        return (await self.send(calls.models())).data
+        answer = await self.send(calls.models())
+        return answer.data
 
     async def presets(self) -> list[Preset]:
         """The camera moves that `camera` understands."""
-        return (await self.send(calls.presets())).data
+        answer = await self.send(calls.presets())
+        return answer.data
 
     async def preview(
         self,
@@ -163,7 +165,7 @@ class AsyncClient:
             pause = pause_s(failure, retries, self.max_retries)
             if pause is None:
                 raise failure
-            await asyncio.sleep(pause)
+            await sleep(pause)
             retries += 1
 
 
@@ -182,7 +184,7 @@ class AsyncUploads:
         Raises:
             UploadFailed: it arrived, and is no clip that the service can use.
         """
-        clip = await asyncio.to_thread(ClipFile, Path(path))
+        clip = await in_thread(ClipFile, Path(path))
         upload = await self._client.send(calls.create_upload(clip.request, f"clip-{clip.sha256}" if once else None))
         lost = 0
         while upload.status == "pending":
@@ -193,7 +195,7 @@ class AsyncUploads:
                 pause = part_pause_s(failure, lost, self._client.max_retries)
                 if pause is None:
                     raise
-                await asyncio.sleep(pause)
+                await sleep(pause)
                 upload = await self.retrieve(upload)
             lost = 0 if upload.offset > offset else lost + 1
         if upload.status == "failed":
@@ -286,7 +288,7 @@ class AsyncRenders:
         while not (current := await self.retrieve(render)).done:
             if until is not None and time.monotonic() >= until:
                 raise WaitTimeout(f"{current.id} is {current.status} after {timeout_s:g} s, at {current.progress:.0%}")
-            await asyncio.sleep(next_poll_s(polls))
+            await sleep(next_poll_s(polls))
             polls += 1
         if current.status != "completed":
             raise RenderFailed(current)
@@ -318,7 +320,7 @@ class AsyncRenders:
             pause = pause_s(failure, retries, self._client.max_retries)
             if pause is None:
                 raise failure
-            await asyncio.sleep(pause)
+            await sleep(pause)
             retries += 1
 
     async def download(self, render: RenderRef, target: str | Path, *, variant: Variant = "video") -> Path:
@@ -339,7 +341,7 @@ class AsyncRenders:
                 if not part.complete:
                     await self._fetch(id_of(current), variant, part)
                 if part.complete:
-                    return await asyncio.to_thread(part.publish)
+                    return await in_thread(part.publish)
                 failure: ClientError = ConnectionFailed("the download ended early")
             except httpx2.TransportError as error:
                 failure = ConnectionFailed(f"the download broke: {error or type(error).__name__}")
@@ -354,7 +356,7 @@ class AsyncRenders:
             pause = pause_s(failure, retries, self._client.max_retries)
             if pause is None:
                 raise failure
-            await asyncio.sleep(pause)
+            await sleep(pause)
             retries += 1
 
     async def _fetch(self, render: str, variant: Variant, part: PartFile) -> None:

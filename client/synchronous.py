@@ -1,4 +1,4 @@
-"""`Client`: every verb of the service, waiting for the answer."""
+"""Every verb of the service, waiting for the answer. Made from `asynchronous.py` by `make client`: change that one."""
 
 import time
 from collections.abc import Iterator
@@ -8,7 +8,6 @@ from typing import Self
 import httpx2
 
 from . import calls
-from .bulk import Bulk
 from .calls import Answer, Call, RenderRef, UploadRef, id_of
 from .connection import DEFAULT_TIMEOUT, next_poll_s, settings
 from .errors import (
@@ -41,9 +40,10 @@ from .schema import (
     Upload,
     Variant,
 )
+from .sync_side import OnlyHere, in_thread, sleep
 
 
-class Client:
+class Client(OnlyHere):
     """A connection to the service.
 
     Args:
@@ -69,10 +69,10 @@ class Client:
         self.base_url, self._headers = settings(base_url, api_key)
         self.max_retries = max_retries
         self._http = http or httpx2.Client(timeout=timeout)
-        self.uploads, self.renders, self.bulk = Uploads(self), Renders(self), Bulk(self)
+        self.uploads, self.renders = Uploads(self), Renders(self)
 
     def __repr__(self) -> str:
-        return f"Client({self.base_url!r})"
+        return f"{type(self).__name__}({self.base_url!r})"
 
     def __enter__(self) -> Self:
         return self
@@ -86,11 +86,13 @@ class Client:
 
     def models(self) -> list[Model]:
         """The models that the service renders with."""
-        return self.send(calls.models()).data
+        answer = self.send(calls.models())
+        return answer.data
 
     def presets(self) -> list[Preset]:
         """The camera moves that `camera` understands."""
-        return self.send(calls.presets()).data
+        answer = self.send(calls.presets())
+        return answer.data
 
     def preview(
         self,
@@ -163,7 +165,7 @@ class Client:
             pause = pause_s(failure, retries, self.max_retries)
             if pause is None:
                 raise failure
-            time.sleep(pause)
+            sleep(pause)
             retries += 1
 
 
@@ -182,7 +184,7 @@ class Uploads:
         Raises:
             UploadFailed: it arrived, and is no clip that the service can use.
         """
-        clip = ClipFile(Path(path))
+        clip = in_thread(ClipFile, Path(path))
         upload = self._client.send(calls.create_upload(clip.request, f"clip-{clip.sha256}" if once else None))
         lost = 0
         while upload.status == "pending":
@@ -193,7 +195,7 @@ class Uploads:
                 pause = part_pause_s(failure, lost, self._client.max_retries)
                 if pause is None:
                     raise
-                time.sleep(pause)
+                sleep(pause)
                 upload = self.retrieve(upload)
             lost = 0 if upload.offset > offset else lost + 1
         if upload.status == "failed":
@@ -286,7 +288,7 @@ class Renders:
         while not (current := self.retrieve(render)).done:
             if until is not None and time.monotonic() >= until:
                 raise WaitTimeout(f"{current.id} is {current.status} after {timeout_s:g} s, at {current.progress:.0%}")
-            time.sleep(next_poll_s(polls))
+            sleep(next_poll_s(polls))
             polls += 1
         if current.status != "completed":
             raise RenderFailed(current)
@@ -318,7 +320,7 @@ class Renders:
             pause = pause_s(failure, retries, self._client.max_retries)
             if pause is None:
                 raise failure
-            time.sleep(pause)
+            sleep(pause)
             retries += 1
 
     def download(self, render: RenderRef, target: str | Path, *, variant: Variant = "video") -> Path:
@@ -339,7 +341,7 @@ class Renders:
                 if not part.complete:
                     self._fetch(id_of(current), variant, part)
                 if part.complete:
-                    return part.publish()
+                    return in_thread(part.publish)
                 failure: ClientError = ConnectionFailed("the download ended early")
             except httpx2.TransportError as error:
                 failure = ConnectionFailed(f"the download broke: {error or type(error).__name__}")
@@ -354,7 +356,7 @@ class Renders:
             pause = pause_s(failure, retries, self._client.max_retries)
             if pause is None:
                 raise failure
-            time.sleep(pause)
+            sleep(pause)
             retries += 1
 
     def _fetch(self, render: str, variant: Variant, part: PartFile) -> None:

@@ -17,6 +17,8 @@ from recapture.client.connection import next_poll_s
 from recapture.client.errors import Conflict, RateLimited
 from recapture.client.retries import LONGEST_RETRY_AFTER_S, pause_s
 
+from .unasync_client import CLIENT, made
+
 RENDER = {
     "id": "rnd_1",
     "status": "completed",
@@ -100,7 +102,7 @@ class Scripted:
 def scripted(monkeypatch) -> Iterator[Callable[..., tuple[Client, Scripted, list[float]]]]:
     """A client on a scripted server, and the pauses that it made: they are noted, not sat through."""
     pauses: list[float] = []
-    monkeypatch.setattr("recapture.client.synchronous.time.sleep", pauses.append)
+    monkeypatch.setattr("recapture.client.synchronous.sleep", pauses.append)
     servers, clients = [], []
 
     def start(*replies: Callable[[BaseHTTPRequestHandler], None]) -> tuple[Client, Scripted, list[float]]:
@@ -267,3 +269,7 @@ def test_damaged_bytes_never_get_the_files_name(scripted, tmp_path):
         client.renders.download("rnd_1", target)
     assert list(tmp_path.iterdir()) == []
     assert len(server.asked) == 3
+
+
+def test_the_waiting_client_is_the_awaited_one():
+    assert (CLIENT / "synchronous.py").read_text() == made(), "run `make client`"

@@ -92,7 +92,7 @@ LOCK = uv pip compile pyproject.toml --universal --python-version 3.11 --generat
 RUNTIME := --extra engine --extra cluster --extra serve
 
 lock:
-	$(LOCK) --upgrade $(RUNTIME) --extra demo --extra evaluate --extra dev --extra docs -o locks/dev.txt
+	$(LOCK) --upgrade $(RUNTIME) --extra demo --extra evaluate --extra exr --extra dev --extra docs -o locks/dev.txt
 	$(LOCK) --constraint locks/dev.txt $(RUNTIME) --no-emit-package triton -o locks/runtime.txt
 	$(LOCK) --constraint locks/dev.txt --extra engine --extra demo --no-emit-package triton -o locks/demo.txt
 

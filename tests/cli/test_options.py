@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer.main
 
 from recapture.cli import defaults
@@ -107,6 +108,9 @@ def test_other_options_in_a_message_are_spelled_as_well(run_words):
     run_words("--device", "tpu").refused("--device: 'tpu' is not one of auto, cpu, cuda")
     with pytest.raises(InputError, match=r"device: (no CUDA device is available|there is no cuda:63)"):
         pick_device("cuda:63")
+    if not torch.backends.mps.is_available():
+        with pytest.raises(InputError, match="device: no Apple GPU is available"):
+            pick_device("mps")
     error = ResourceError("lower `condition.height` or set `device` to cpu", param="memory")
     assert error.spelled(spelling) == ("lower --height or set --device to cpu", "--memory")
     assert error.spelled(request_field) == ("lower options.height or set device to cpu", "memory")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .cameras import CameraPath, SourceView
+from .cameras.track import ClipPart
 from .config import RunConfig
 from .diffusion.conditioning import AnchorConditioning, SourceBank
 from .geometry.background import Plate
@@ -19,6 +20,7 @@ from .graph.stage import Inputs
 from .models import adapters
 from .planning.memory import MemoryPlan
 from .store import Entry
+from .video.clip import ClipInfo
 
 _TEXTURED = 26
 """A tenth of the copied detail: from here on a generated pixel counts as one that has it."""
@@ -170,13 +172,17 @@ class StageResults:
 def load_source_view(inputs: Inputs) -> SourceView:
     """The clip as cameras see it, from the entries of frames, depth and intrinsics."""
     lens, summary = inputs["intrinsics"].json("intrinsics"), inputs["depth"].json("summary")
+    clip = inputs["frames"].json("clip")
+    info = ClipInfo.from_json(clip["info"])
+    first = round(clip["times_s"][0] * info.rate)
     return SourceView(
         K_px=np.array(lens["K_px"]),
         width=lens["width"],
         height=lens["height"],
-        times_s=np.array(inputs["frames"].json("clip")["times_s"]),
+        times_s=np.array(clip["times_s"]),
         median_depth=summary["median"],
         subject_depth=summary["subject"],
+        part=ClipPart(first_frame=first, clip_frames=max(info.frame_count, first + len(clip["times_s"]))),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import CameraError
 from .formats import native
 from .rigid import checked_poses, inverse
+from .track import ClipPart
 
 
 def scaled_intrinsics(K_px: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:
@@ -118,6 +119,8 @@ class SourceView:
     """Median of the clip's depth in scene units: what a length of 1 in a preset means."""
     subject_depth: float
     """Median depth at the picture's center; the subject lies on the source's optical axis at this depth."""
+    part: ClipPart | None = None
+    """Which of the clip's frames these are; None is all."""
 
     def __post_init__(self) -> None:
         for name in ("K_px", "times_s"):

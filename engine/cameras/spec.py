@@ -16,13 +16,16 @@ import numpy as np
 
 from ..errors import CameraError
 from .expression import parse_expression, starts_with_preset
-from .formats import read_cameras
+from .formats import read_cameras, split_camera
 from .path import CameraPath, SourceView, scaled_intrinsics
 from .rigid import inverse
 from .track import ASPECT_TOLERANCE, PoseTrack
 
 # What a mistyped file name may end in; a preset never does.
 _FILE_SUFFIXES = {".json", ".txt", ".bin", ".csv", ".chan", ".usd", ".usda", ".usdc", ".usdz"}
+
+_SAME_SCALE = 1.5
+"""Median depths of points and of the clip differ by less without any scale."""
 
 
 class CameraSpec(Protocol):
@@ -67,7 +70,7 @@ class FileSpec:
         have one lens the clip's own intrinsics stay, and where the source camera's file gives the clip's intrinsics the
         result is the file's. Poses that the file already gives relative to the source come with K as it is.
         """
-        c2w, K_file = self.track.sample(view.times_s)
+        c2w, K_file = self.track.sample(view.times_s, view.part)
         source_c2w, K_source = self._source(view)
         if source_c2w is not None:
             c2w = inverse(source_c2w) @ c2w
@@ -90,7 +93,7 @@ class FileSpec:
             K_px = None if K_px is None else K_px[:1]
         else:
             track = self.source
-            c2w, K_px = track.sample(view.times_s)
+            c2w, K_px = track.sample(view.times_s, view.part)
         if K_px is None:
             return c2w, None
         return c2w, scaled_intrinsics(K_px, view.width / track.width, view.height / track.height)
@@ -100,14 +103,27 @@ class FileSpec:
             return self.path_scale
         return 1.0 if self.track.unit == "scene" else view.median_depth
 
+    def _likely_scale(self, view: SourceView) -> float | None:
+        """The scale that brings the file's points to the clip's depth, if the one in force is far from it."""
+        depth = self.track.scene_depth
+        if self.path_scale is not None or self.track.unit != "file" or depth is None:
+            return None
+        moves = np.ptp(self.track.c2w[:, :3, 3], axis=0).max() > 0 or self.source is not None
+        return view.median_depth / depth if moves and not 1 / _SAME_SCALE < depth < _SAME_SCALE else None
+
     def warnings(self, view: SourceView) -> list[str]:
-        """What had to be decided about times, intrinsics and the picture's shape."""
-        found = self.track.warnings("the camera file", view.times_s)
+        """What had to be decided about times, scale, intrinsics and the picture's shape."""
+        found = self.track.warnings("the camera file", view.times_s, view.part)
         if self.source is not None:
             if len(self.source.c2w) > 1:
-                found += self.source.warnings("the source camera file", view.times_s)
+                found += self.source.warnings("the source camera file", view.times_s, view.part)
             if (self.track.K_px is None) != (self.source.K_px is None):
                 found.append("only one of camera file and source camera has intrinsics: the clip's are kept")
+        if (scale := self._likely_scale(view)) is not None:
+            found.append(
+                f"the points of the camera file lie {self.track.scene_depth:.3g} units away, the clip's median depth counts "
+                f"as 1: if they show the clip's scene, set `path_scale` to {scale:.3g}"
+            )
         aspect = self.track.aspect
         if aspect is not None and abs(aspect - view.width / view.height) > 2 * ASPECT_TOLERANCE * aspect:
             found.append(
@@ -250,8 +266,8 @@ def _names_file(spec: str) -> bool:
     if not spec.strip() or not spec.isprintable():
         return False
     try:
-        if Path(spec).exists():
+        if Path(spec).exists() or split_camera(spec)[0].exists():
             return True
     except (OSError, ValueError):  # too long for a file name, or not encodable
         return False
-    return "(" not in spec and ("/" in spec or "\\" in spec or Path(spec).suffix.lower() in _FILE_SUFFIXES)
+    return "(" not in spec and ("/" in spec or "\\" in spec or split_camera(spec)[0].suffix.lower() in _FILE_SUFFIXES)

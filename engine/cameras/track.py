@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from ..errors import CameraError
+from ..user_files.numbering import counted, first_number, frame_numbers
 from .rigid import checked_poses, matrix_from_quaternion, quaternion_from_matrix, rigid, slerp
 
 MAX_POSES = 100_000
 # Intrinsics of one file, or of a file and its source camera, must agree on the picture's shape.
 ASPECT_TOLERANCE = 0.01
 _MAX_FOCAL_PX = 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipPart:
+    """The place of the frames that are used in their clip.
+
+    Attributes:
+        first_frame: index in the clip of the first one.
+        clip_frames: frames of the whole clip.
+    """
+
+    first_frame: int
+    clip_frames: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,19 +46,28 @@ class PoseTrack:
     """float64 [P], rising, on the clip's own clock."""
     reference: Literal["world", "source"] = "world"
     unit: Literal["file", "scene", "median_depth"] = "file"
+    numbers: np.ndarray | None = None
+    """int64 [P], rising: the frame that each pose's image has by its name."""
+    scene_depth: float | None = None
+    """Median depth of the file's points before its first pose, in its unit."""
+    distorted: bool = False
+    """Whether the file's lens has distortion, which is left out."""
 
     @property
     def aspect(self) -> float | None:
         """Width over height, None for a file without intrinsics."""
         return None if self.K_px is None else self.width / self.height
 
-    def sample(self, times_s: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Poses [N, 4, 4] and intrinsics [N, 3, 3] at the clip's times [N]; ends are held.
+    def sample(self, times_s: np.ndarray, part: ClipPart | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Poses [N, 4, 4] and intrinsics [N, 3, 3] at the times [N] of the frames that are used; ends are held.
 
         Rotations take the short way at constant speed, positions and intrinsics go straight. A pose of the file
         that falls on a frame is returned bit for bit.
+
+        Args:
+            part: which of the clip's frames these are; None is all.
         """
-        position = self._positions(times_s)
+        position, _ = self._positions(times_s, part or ClipPart(first_frame=0, clip_frames=len(times_s)))
         before = np.clip(np.floor(position).astype(int), 0, max(len(self.c2w) - 2, 0))
         after = np.minimum(before + 1, len(self.c2w) - 1)
         fraction = position - before
@@ -63,28 +86,54 @@ class PoseTrack:
                 K_px[between] = (1 - f) * self.K_px[a] + f * self.K_px[b]
         return c2w, K_px
 
-    def _positions(self, times_s: np.ndarray) -> np.ndarray:
-        """Where the clip's times fall among the poses: 0 is the first pose, P - 1 the last."""
-        n = len(self.c2w)
+    def _positions(self, times_s: np.ndarray, part: ClipPart) -> tuple[np.ndarray, str | None]:
+        """Where the frames fall among the poses: 0 is the first pose, P - 1 the last. What decided it, if not the times."""
+        n, count, poses = len(self.c2w), len(times_s), np.arange(len(self.c2w))
+        frames = part.first_frame + np.arange(count)
         if n == 1:
-            return np.zeros(len(times_s))
+            return np.zeros(count), None
         if self.times_s is not None:
-            return np.interp(times_s, self.times_s, np.arange(n))
-        if n == len(times_s) or len(times_s) == 1:
-            return np.arange(len(times_s), dtype=np.float64)
-        elapsed = times_s - times_s[0]
-        return elapsed / elapsed[-1] * (n - 1)
+            return np.interp(times_s, self.times_s, poses), None
+        gaps = self.numbers is not None and self.numbers[-1] - self.numbers[0] != n - 1
+        if self.numbers is not None and (gaps or n not in (count, part.clip_frames)):
+            first = first_number(self.numbers.tolist(), part.clip_frames)
+            # Without gaps, half of the frames or fewer were chosen evenly and numbered anew.
+            if first is not None and (gaps or 2 * n > part.clip_frames):
+                return np.interp(frames, self.numbers - first, poses), self._by_number(frames, first, part)
+            if gaps:
+                share = (self.numbers - self.numbers[0]) / (self.numbers[-1] - self.numbers[0])
+                return np.interp(_elapsed(times_s), share, poses), "spread over the clip by the numbers in their names"
+        if n == part.clip_frames:
+            return frames.astype(np.float64), None
+        if n == count:
+            return np.arange(count, dtype=np.float64), None
+        return _elapsed(times_s) * (n - 1), "spread evenly over the clip"
 
-    def warnings(self, name: str, times_s: np.ndarray) -> list[str]:
-        """The decisions of `sample` for a clip of these times."""
+    def _by_number(self, frames: np.ndarray, first: int, part: ClipPart) -> str:
+        assert self.numbers is not None
+        missing = [frame for frame in frames.tolist() if frame + first not in self.numbers]
+        low, high = int(self.numbers[0]) - first, int(self.numbers[-1]) - first
+        held = [frame for frame in missing if not low <= frame <= high]
+        between = [frame for frame in missing if low <= frame <= high]
+        said = [f"matched by the numbers in their names, {first} being the clip's first frame"]
+        said += [f"{counted(between)} interpolated"] if between else []
+        said += [f"{counted(held)} held at the first or last pose"] if held else []
+        return "; ".join(said)
+
+    def warnings(self, name: str, times_s: np.ndarray, part: ClipPart | None = None) -> list[str]:
+        """The decisions of `sample` for the frames of these times."""
+        part = part or ClipPart(first_frame=0, clip_frames=len(times_s))
         n, frames = len(self.c2w), len(times_s)
+        found = [f"the lens distortion in {name} is left out: the new picture is a pinhole's"] if self.distorted else []
         if n == 1:
-            return [f"{name} has one pose: the camera stands still"] if frames > 1 else []
+            return [*found, *([f"{name} has one pose: the camera stands still"] if frames > 1 else [])]
         if self.times_s is None:
-            if n == frames:
-                return []
-            return [f"{name} has {n} poses and no times for the clip's {frames} frames: spread evenly over the clip"]
-        found = []
+            _, decided = self._positions(times_s, part)
+            if decided is not None:
+                of = f"the clip's {part.clip_frames} frames"
+                of += f", {frames} of them used" if frames != part.clip_frames else ""
+                found.append(f"{name} has {n} poses and no times for {of}: {decided}")
+            return found
         if not np.isin(times_s, self.times_s).all():
             found.append(f"{name} has other times than the clip's {frames} frames: interpolated between its {n} poses")
         outside = np.flatnonzero((times_s < self.times_s[0] - 1e-9) | (times_s > self.times_s[-1] + 1e-9))
@@ -100,6 +149,8 @@ class PoseTrack:
         sha = hashlib.sha256(f"{self.width} {self.height} {self.reference} {self.unit}".encode())
         for array in (self.c2w, self.K_px, self.times_s):
             sha.update(b"none" if array is None else repr(array.shape).encode() + array.astype("<f8").tobytes())
+        if self.numbers is not None:
+            sha.update(self.numbers.astype("<i8").tobytes())
         return sha.hexdigest()
 
 
@@ -112,6 +163,9 @@ def build_track(
     times_s: np.ndarray | None = None,
     reference: Literal["world", "source"] = "world",
     unit: Literal["file", "scene", "median_depth"] = "file",
+    names: Sequence[str] | None = None,
+    scene_depth: float | None = None,
+    distorted: bool = False,
 ) -> PoseTrack:
     """A checked track; cameras of several sizes are scaled to the first one's.
 
@@ -119,6 +173,7 @@ def build_track(
         c2w: [P, 4, 4], OpenCV axes.
         name: What to call pose i in an error.
         K_px: [P, 3, 3] in pixels of `sizes`, which then has P entries.
+        names: of the poses' images, in natural order; the numbers in them say which frames they are.
 
     Raises:
         CameraError: no pose or too many, a matrix that is not a pose, intrinsics that are not a pinhole camera's, pictures of
@@ -129,8 +184,11 @@ def build_track(
     if times_s is not None and (np.diff(times_s) <= 0).any():
         later = int((np.diff(times_s) <= 0).argmax()) + 1
         raise CameraError(f"{name(later)}: its time is not later than the one before", param="camera")
+    numbers = None if names is None else frame_numbers(names)
+    rising = numbers is not None and bool((np.diff(numbers) > 0).all())
+    images = {"numbers": np.array(numbers) if rising else None, "scene_depth": scene_depth, "distorted": distorted}
     if K_px is None or sizes is None:
-        return PoseTrack(c2w=clean, times_s=times_s, reference=reference, unit=unit)
+        return PoseTrack(c2w=clean, times_s=times_s, reference=reference, unit=unit, **images)
     width, height = sizes[0]
     for i, (w, h) in enumerate(sizes):
         if abs(w / h - width / height) > ASPECT_TOLERANCE * width / height:
@@ -157,7 +215,14 @@ def build_track(
         times_s=times_s,
         reference=reference,
         unit=unit,
+        **images,
     )
+
+
+def _elapsed(times_s: np.ndarray) -> np.ndarray:
+    """Times as shares of the time from the first frame to the last."""
+    elapsed = times_s - times_s[0]
+    return elapsed / elapsed[-1] if elapsed[-1] > 0 else elapsed
 
 
 def check_count(count: int, name: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import CameraError, OutputError
 from ..track import PoseTrack
-from . import colmap, native, nerfstudio
+from . import colmap, native, nerfstudio, nerfstudio_path
 from .strict import check_regular
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ class Format:
     claims: Callable[[Path, bytes], bool]
     """(path, its first bytes; empty for a folder): whether this format should read it."""
     read: Callable[[Path], PoseTrack]
+    read_camera: Callable[[Path, str], PoseTrack] | None = None
+    """The same of one camera, by name, where a file may hold the images of several."""
     write: Callable[[CameraPath], dict[str, bytes]] | None = None
     """The files' contents; one file under the name "" is the path itself, others are files in a folder."""
 
@@ -38,6 +40,7 @@ FORMATS: dict[str, Format] = {
             summary="COLMAP text folder",
             claims=colmap.claims_text,
             read=colmap.read_text,
+            read_camera=colmap.read_text,
             write=colmap.write_text,
         ),
         Format(
@@ -45,7 +48,14 @@ FORMATS: dict[str, Format] = {
             summary="COLMAP binary folder",
             claims=colmap.claims_binary,
             read=colmap.read_binary,
+            read_camera=colmap.read_binary,
             write=colmap.write_binary,
+        ),
+        Format(
+            name="nerfstudio-path",
+            summary="nerfstudio camera_path.json",
+            claims=nerfstudio_path.claims,
+            read=nerfstudio_path.read,
         ),
         # Last of the JSON formats: it takes every JSON file that no other one recognizes.
         Format(
@@ -53,6 +63,7 @@ FORMATS: dict[str, Format] = {
             summary="nerfstudio transforms.json",
             claims=nerfstudio.claims,
             read=nerfstudio.read,
+            read_camera=nerfstudio.read,
             write=nerfstudio.write,
         ),
     )
@@ -60,12 +71,12 @@ FORMATS: dict[str, Format] = {
 
 
 def read_cameras(path: str | Path) -> PoseTrack:
-    """Read a camera file of any known format.
+    """Read a camera file of any known format; `FILE#NAME` is one camera of a file that holds the images of several.
 
     Raises:
         CameraError: missing, unreadable, of no known format, or malformed; names file and line or frame.
     """
-    path = Path(path)
+    path, camera = split_camera(path)
     try:
         head = b""
         if not path.is_dir():
@@ -74,13 +85,25 @@ def read_cameras(path: str | Path) -> PoseTrack:
                 head = file.read(4096)
         for known in FORMATS.values():
             if known.claims(path, head):
-                return known.read(path)
+                if camera is None:
+                    return known.read(path)
+                if known.read_camera is None:
+                    raise CameraError(f"{path}: has one camera only; leave out #{camera}", param="camera")
+                return known.read_camera(path, camera)
     except FileNotFoundError as error:
         raise CameraError(f"{error.filename or path}: no such camera file", param="camera") from None
     except (OSError, ValueError) as error:
         raise CameraError(f"{path}: cannot be read: {error}", param="camera") from None
     kinds = "; ".join(f"{f.summary} ({f.name})" for f in FORMATS.values())
     raise CameraError(f"{path}: not a camera file of a known format. Known: {kinds}", param="camera")
+
+
+def split_camera(path: str | Path) -> tuple[Path, str | None]:
+    """The file and the camera of `FILE#NAME`; a file that has such a name is itself."""
+    file, mark, camera = str(path).rpartition("#")
+    if not mark or not file or Path(path).exists():
+        return Path(path), None
+    return Path(file), camera
 
 
 def write_cameras(path: str | Path, fmt: str, cameras: CameraPath) -> None:

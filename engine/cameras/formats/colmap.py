@@ -1,7 +1,8 @@
 """COLMAP's sparse model, text or binary: a folder with `cameras` and `images`.
 
 images: w2c as a quaternion w x y z and a translation, OpenCV axes; pixel centers lie at +0.5. Image ids say nothing
-about order: the images are taken in the order of their names. Points are skipped.
+about order: the images are taken in the order of their names. Lens distortion is left out: a path needs poses and focal
+lengths. Points only tell the model's unit.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...user_files.numbering import natural_order
+from ..rig import chosen_camera
 from ..rigid import checked_poses, inverse, matrix_from_quaternion, quaternion_from_matrix, rigid
 from ..track import MAX_POSES, PoseTrack, build_track, check_count
-from .strict import decoded, natural_order, read_bytes, refuse, text_int, text_number
+from .colmap_points import read_points, scene_depth
+from .strict import decoded, read_bytes, refuse, text_int, text_number
 
 if TYPE_CHECKING:
     from ..path import CameraPath
@@ -40,6 +44,7 @@ _MODELS = {
     2: _Model("SIMPLE_RADIAL", 1, 1),
     3: _Model("RADIAL", 1, 2),
     4: _Model("OPENCV", 2, 4),
+    6: _Model("FULL_OPENCV", 2, 8),
 }
 _BY_NAME = {model.name: model for model in _MODELS.values()}
 _ACCEPTED = ", ".join(_BY_NAME)
@@ -50,6 +55,7 @@ class _Lens:
     K_px: np.ndarray  # [3, 3]
     width: int
     height: int
+    distorted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +71,16 @@ def _lens(model: _Model, width: int, height: int, parameters: list[float], where
     if not (1 <= width <= 10**6 and 1 <= height <= 10**6):
         refuse(where, f"a picture of {width}x{height} pixels")
     focals, rest = parameters[: model.focals], parameters[model.focals :]
-    if any(rest[2:]):
-        refuse(where, f"{model.name} with lens distortion: undistort first (`colmap image_undistorter`)")
     K = np.array([[focals[0], 0, rest[0]], [0, focals[-1], rest[1]], [0, 0, 1.0]])
-    return _Lens(K, width, height)
+    return _Lens(K, width, height, any(rest[2:]))
 
 
-def _track(images: list[_Image], lenses: dict[int, _Lens], name: str) -> PoseTrack:
-    check_count(len(images), name)
+def _track(
+    images: list[_Image], lenses: dict[int, _Lens], points: np.ndarray, path: Path, camera: str | None
+) -> PoseTrack:
+    check_count(len(images), str(path))
+    chosen = chosen_camera([image.name for image in images], camera, str(path.parent))
+    images = [images[i] for i in chosen]
     images = [images[i] for i in natural_order([image.name for image in images])]
     for image in images:
         if image.camera not in lenses:
@@ -90,6 +98,9 @@ def _track(images: list[_Image], lenses: dict[int, _Lens], name: str) -> PoseTra
         lambda i: images[i].where,
         K_px=np.array([lens.K_px for lens in own]),
         sizes=[(lens.width, lens.height) for lens in own],
+        names=[image.name for image in images],
+        scene_depth=scene_depth(points, w2c[0]),
+        distorted=any(lens.distorted for lens in own),
     )
 
 
@@ -101,11 +112,11 @@ def claims_text(path: Path, head: bytes) -> bool:
     return (path / "images.txt").is_file() or path.name in ("images.txt", "cameras.txt")
 
 
-def read_text(path: Path) -> PoseTrack:
-    """Read cameras.txt and images.txt."""
+def read_text(path: Path, camera: str | None = None) -> PoseTrack:
+    """Read cameras.txt and images.txt; of a rig, the images of one camera."""
     folder = path if path.is_dir() else path.parent
-    lenses = _text_cameras(folder / "cameras.txt")
-    return _track(_text_images(folder / "images.txt"), lenses, str(folder / "images.txt"))
+    lenses, points = _text_cameras(folder / "cameras.txt"), read_points(folder / "points3D.txt")
+    return _track(_text_images(folder / "images.txt"), lenses, points, folder / "images.txt", camera)
 
 
 def _text_cameras(path: Path) -> dict[int, _Lens]:
@@ -225,11 +236,11 @@ class _Cursor:
             refuse(str(self.path), f"{len(self.data) - self.at} bytes too many at its end")
 
 
-def read_binary(path: Path) -> PoseTrack:
-    """Read cameras.bin and images.bin."""
+def read_binary(path: Path, camera: str | None = None) -> PoseTrack:
+    """Read cameras.bin and images.bin; of a rig, the images of one camera."""
     folder = path if path.is_dir() else path.parent
-    lenses = _binary_cameras(folder / "cameras.bin")
-    return _track(_binary_images(folder / "images.bin"), lenses, str(folder / "images.bin"))
+    lenses, points = _binary_cameras(folder / "cameras.bin"), read_points(folder / "points3D.bin")
+    return _track(_binary_images(folder / "images.bin"), lenses, points, folder / "images.bin", camera)
 
 
 def _binary_cameras(path: Path) -> dict[int, _Lens]:

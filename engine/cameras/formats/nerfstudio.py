@@ -3,7 +3,9 @@
 `transform_matrix` is c2w of an OpenGL camera (x right, y up, z backward). The world is usually the reconstruction's
 moved by `applied_transform` and then `applied_scale`; both are undone, so that poses of several files of one
 reconstruction meet. Intrinsics `fl_x fl_y cx cy w h` are in the head or in each frame; pixel centers lie at +0.5.
-Frames have no times; like nerfstudio we order them by `file_path`.
+Frames have no times; like nerfstudio we order them by `file_path`. Lens distortion, which `ns-process-data` writes for
+every real capture, is left out: a path needs poses and focal lengths. NeRF's own files (`transforms_train.json`) have
+`camera_angle_x` and no picture size: their lens is the clip's.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...user_files.numbering import natural_order
+from ..rig import chosen_camera
 from ..rigid import checked_poses, inverse
 from ..track import PoseTrack, build_track, check_count
-from .strict import decoded, matrix, natural_order, number, objects, parse_json, read_bytes, refuse, size
+from .strict import decoded, matrix, number, objects, parse_json, read_bytes, refuse, size
 
 if TYPE_CHECKING:
     from ..path import CameraPath
@@ -32,18 +36,21 @@ def claims(path: Path, head: bytes) -> bool:
     return path.suffix.lower() == ".json" or head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
 
 
-def read(path: Path) -> PoseTrack:
-    """Read a `transforms.json`."""
+def read(path: Path, camera: str | None = None) -> PoseTrack:
+    """Read a `transforms.json`; of a rig, the frames of one camera."""
     name = str(path)
     document = parse_json(decoded(read_bytes(path), name), name)
     if "frames" not in document:
         refuse(name, "neither this project's camera JSON (no 'schema') nor a nerfstudio transforms.json (no 'frames')")
     frames = objects(document["frames"], f"{name}: frames")
     check_count(len(frames), name)
-    names = [frame.get("file_path") for frame in frames]
-    known = [n for n in names if isinstance(n, str)]
+    known = [str(frame["file_path"]) for frame in frames if isinstance(frame.get("file_path"), str)]
     # Frames that do not each have a name of their own stay in the file's order.
-    order = natural_order(known) if len(set(known)) == len(frames) else list(range(len(frames)))
+    named = len(set(known)) == len(frames)
+    order = list(range(len(frames)))
+    if named or camera is not None:
+        chosen = chosen_camera(known if named else [""] * len(frames), camera, name)
+        order = [chosen[i] for i in natural_order([known[i] for i in chosen])]
     where = [f"{name}: frame {i}" for i in order]
     frames = [frames[i] for i in order]
 
@@ -51,7 +58,10 @@ def read(path: Path) -> PoseTrack:
         [_pose(f.get("transform_matrix"), f"{w}: transform_matrix") for f, w in zip(frames, where, strict=True)]
     )
     c2w = _without_applied(checked_poses(c2w @ _GL_FROM_CV, where.__getitem__), document, name)
-    lenses = [_lens({**document, **frame}, w) for frame, w in zip(frames, where, strict=True)]
+    merged = [{**document, **frame} for frame in frames]
+    lenses = [_lens(fields, w) for fields, w in zip(merged, where, strict=True)]
+    if len({repr(fields.get("camera_angle_x")) for fields in merged}) > 1 and None in lenses:
+        refuse(where[lenses.index(None)], "its lens changes: `w` and `h` are needed besides camera_angle_x")
     found = [lens for lens in lenses if lens is not None]
     if found and len(found) < len(lenses):
         refuse(where[lenses.index(None)], "has no intrinsics while other frames have")
@@ -60,6 +70,8 @@ def read(path: Path) -> PoseTrack:
         where.__getitem__,
         K_px=np.array([K for K, _ in found]) if found else None,
         sizes=[s for _, s in found] or None,
+        names=[known[i] for i in order] if named else None,
+        distorted=any(number(fields.get(key, 0.0), name) != 0 for fields in merged for key in _DISTORTION),
     )
 
 
@@ -88,11 +100,10 @@ def _lens(fields: dict[str, object], where: str) -> tuple[np.ndarray, tuple[int,
     model = fields.get("camera_model", "PINHOLE")
     if model not in _MODELS:
         refuse(where, f"camera_model {str(model)[:40]!r} is not a pinhole; accepted: {', '.join(_MODELS)}")
-    for key in _DISTORTION:
-        if number(fields.get(key, 0.0), f"{where}: {key}") != 0:
-            refuse(where, f"has lens distortion ({key}): undistort its pictures first")
     if "fl_x" not in fields and "camera_angle_x" not in fields:
         return None
+    if "fl_x" not in fields and fields.get("w") is None and fields.get("h") is None:
+        return None  # as in NeRF's own files: an angle, and no picture that it would be of
     width, height = size(fields.get("w"), f"{where}: w"), size(fields.get("h"), f"{where}: h")
     if "fl_x" in fields:
         fx = number(fields["fl_x"], f"{where}: fl_x")

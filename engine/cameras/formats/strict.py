@@ -125,16 +125,6 @@ def text_int(word: str, where: str) -> int:
     refuse(where, f"expected a whole number, not {word[:40]!r}")
 
 
-def natural_order(names: list[str]) -> list[int]:
-    """Indices that sort names as a person would: frame_2 before frame_10."""
-
-    def key(i: int) -> tuple[list[tuple[int, int, str]], str]:
-        parts = re.split(r"([0-9]{1,18})", names[i])
-        return [(1, int(p), "") if n % 2 else (0, 0, p) for n, p in enumerate(parts)], names[i]
-
-    return sorted(range(len(names)), key=key)
-
-
 def _brief(value: object) -> str:
     text = repr(value) if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
     return text if len(text) <= 40 else text[:37] + "..."

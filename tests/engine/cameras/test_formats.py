@@ -46,7 +46,7 @@ def numbers_and_words(data: bytes) -> tuple[list[str], list[float]]:
 
 
 def test_every_format_has_a_golden_file() -> None:
-    assert set(FILES) == set(FORMATS)
+    assert set(FILES) == {name for name, known in FORMATS.items() if known.write}  # others: test_matching.py
 
 
 @pytest.mark.parametrize("fmt", FILES)
@@ -293,7 +293,6 @@ BAD_JSON = [
     (own_frame(K_px=[[500, 1, 320], [0, 500, 136], [0, 0, 1]]), "frame 2: intrinsics must be"),
     (own_frame(K_px=[[-500, 0, 320], [0, 500, 136], [0, 0, 1]]), "frame 2: intrinsics must be"),
     (own_frame(K_px=[[1e300, 0, 320], [0, 500, 136], [0, 0, 1]]), "frame 2: intrinsics must be"),
-    (transforms(k1=0.1), "frame 0: has lens distortion"),
     (transforms(camera_model="OPENCV_FISHEYE"), "camera_model 'OPENCV_FISHEYE' is not a pinhole"),
     (transforms(w=None), "frame 0: w: expected a number, not None"),
     (transforms(fl_x="500"), "frame 0: fl_x: expected a number, not '500'"),
@@ -323,7 +322,6 @@ def test_bad_json_is_refused(tmp_path: Path, document: object, message: str) -> 
 BAD_COLMAP = [
     ("1 PINHOLE 640 272 500 320 136\n", IMAGE.format(id=1), r"cameras.txt: line 1: PINHOLE has 4 parameters, not 3"),
     ("1 FOV 640 272 1 1 1 1 1\n", IMAGE.format(id=1), r"line 1: camera model 'FOV' is not accepted"),
-    ("1 SIMPLE_RADIAL 640 272 500 320 136 0.1\n", "", r"line 1: SIMPLE_RADIAL with lens distortion"),
     (SIMPLE + SIMPLE, "", "line 2: camera 1 is given twice"),
     ("1\n", "", "line 1: expected CAMERA_ID"),
     ("1 SIMPLE_PINHOLE 0 272 500 320 136\n", "", "line 1: a picture of 0x272"),

@@ -48,7 +48,9 @@ class NoStages:
     pipeline, loads = "no-stages", 1
 
     def render(self, row: Row) -> Outcome:
-        return Outcome(status="ok", sha256=hashlib.sha256(row.row_id.encode()).hexdigest(), metrics={"frames": 14.0})
+        return Outcome(
+            status="completed", sha256=hashlib.sha256(row.row_id.encode()).hexdigest(), metrics={"frames": 14.0}
+        )
 
     def forget(self, entries: Entries) -> Entries:
         return ()
@@ -82,7 +84,7 @@ def rows_without_work(count: int, *, workers: int = 2) -> list[BenchRow]:
         read_s = time.perf_counter() - began_s
         with connect(None, cpus=workers):
             progress = bulk.run(NoStagesSetup(), NoStages.pipeline, workers, give_back=False)
-        assert progress.rows == {"ok": count}
+        assert progress.rows == {"completed": count}
         began_s = time.perf_counter()
         scan = scan_output(bulk.out)
         assert len(scan.status) == count
@@ -124,7 +126,7 @@ def paths_of_one_clip(*, frames: int, model: str = "tiny") -> list[BenchRow]:
             stack.callback(renderer.close)
             bulks[warm] = bulk.manifest, renderer
         manifest, renderer = bulks[True]
-        assert renderer.render(manifest.row(len(CAMERAS))).status == "ok"  # compiles the kernels
+        assert renderer.render(manifest.row(len(CAMERAS))).status == "completed"  # compiles the kernels
         for index in range(len(CAMERAS)):
             for warm, (manifest, renderer) in bulks.items():
                 outcomes[warm].append(renderer.render(manifest.row(index)))
@@ -132,7 +134,7 @@ def paths_of_one_clip(*, frames: int, model: str = "tiny") -> list[BenchRow]:
 
 
 def _paths_row(frames: int, model: str, warm: bool, outcomes: list[Outcome]) -> BenchRow:
-    assert all(outcome.status == "ok" for outcome in outcomes), outcomes
+    assert all(outcome.status == "completed" for outcome in outcomes), outcomes
     seconds = [outcome.gpu_seconds for outcome in outcomes]
     further = statistics.median(seconds[1:]) / seconds[0] if seconds[1:] else None
     return _row(
@@ -330,7 +332,7 @@ def _counted(renderer: RowRenderer, row: Row, counting: Counting, index: int) ->
     counting.requests.clear()
     counting.bytes.clear()
     outcome = renderer.render(row)
-    assert outcome.status == "ok", outcome
+    assert outcome.status == "completed", outcome
     return {
         "path": index + 1,
         **{f"{kind}_requests": counting.requests[kind] for kind in ("get", "put", "head", "list", "delete")},

@@ -2,11 +2,14 @@
 
 A manifest is CSV, JSON lines or Parquet with a row a render:
 
-    clip_id      its name, unlike any other's
+    clip_id      the user's name of the clip
     input_uri    path of the clip on this machine (file:// is the same)
     camera       a preset expression, or the path of a camera.json
-    output_uri   where the video goes on this machine
+    output_uri   where the video goes on this machine: a file, or a folder for `video.mp4`; may be left out
     start_s, end_s, seed, options (a JSON object), priority: may be left out; higher priorities go first
+
+Relative paths start from the manifest's folder. Options are named as requests name them (`temporal_steps`), or by section
+(`{"tune": {"temporal_steps": 200}}`). `recapture bulk` reads the same manifests.
 
 Each row's calls carry one idempotency key made from the row, so a driver that is killed and started again finds the
 renders that it had asked for; the journal beside the results says which rows are done. A render that had ended otherwise
@@ -20,7 +23,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -30,6 +33,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import APIError, ClientError, ConnectionFailed, NotFound, RenderFailed, UploadFailed, WaitTimeout
+from .options import FIELDS
 from .retries import RETRIED, backoff_s
 from .schema import CameraFile, Options, Render, Seed, Upload
 
@@ -54,7 +58,7 @@ class Row(BaseModel):
     clip_id: str = Field(min_length=1, max_length=200)
     input_uri: str = Field(min_length=1)
     camera: str = Field(min_length=1, max_length=2000)
-    output_uri: str = Field(min_length=1)
+    output_uri: str | None = Field(default=None, min_length=1)
     start_s: float | None = Field(default=None, ge=0, le=1e6)
     end_s: float | None = Field(default=None, gt=0, le=1e6)
     seed: Seed = 0
@@ -63,18 +67,38 @@ class Row(BaseModel):
 
     @field_validator("options", mode="before")
     @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        return (json.loads(value) if value else {}) if isinstance(value, str) else value
+    def _flat(cls, value: Any) -> Any:
+        given = (json.loads(value) if value else {}) if isinstance(value, str) else value
+        if not isinstance(given, dict):
+            return given
+        flat: dict[str, Any] = {}
+        for name, part in given.items():
+            if not isinstance(part, dict):
+                flat[name] = part
+                continue
+            for field, one in part.items():
+                if (path := f"{name}.{field}") not in FIELDS:
+                    raise ValueError(f"{path} is no option of requests")
+                # Of a pair that begins with 1 requests have the second.
+                flat[FIELDS[path]] = one[1] if isinstance(one, list) and len(one) == 2 and one[0] == 1 else one
+        return flat
 
     @property
     def key(self) -> str:
         """The idempotency key of this row, whoever sends it and how often."""
         return f"bulk-{hashlib.sha256(self.model_dump_json().encode()).hexdigest()}"
 
+    def target(self, manifest: Path, results: Path) -> Path:
+        """The file that the video goes to."""
+        if self.output_uri is None:
+            return results.parent / "clips" / self.key.removeprefix("bulk-")[:20] / "video.mp4"
+        path = _local(self.output_uri, manifest)
+        return path if path.suffix else path / "video.mp4"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowResult:
-    """What became of a row; `status` is a render's, or `refused` where there was none."""
+    """What became of a row; `status` is a render's, and `failed` where there was none."""
 
     clip_id: str
     status: str
@@ -115,27 +139,29 @@ class Bulk:
         Raises:
             ClientError: the manifest cannot be used, or the service not be asked for its models; nothing was sent.
         """
-        rows, target = read_manifest(Path(manifest)), Path(results)
+        source, target = Path(manifest), Path(results)
+        rows = read_manifest(source)
         if target.suffix not in (".parquet", ".jsonl"):
             raise ClientError(f"{target.name} is neither .parquet nor .jsonl")
         journal = Journal(target.with_name(target.name + ".journal"))
-        done = {row.clip_id: known for row in rows if (known := journal.known(row)) is not None}
-        waiting = sorted((row for row in rows if row.clip_id not in done), key=lambda row: -row.priority)
+        videos = {row.key: row.target(source, target) for row in rows}
+        done = {key: known for key, video in videos.items() if (known := journal.known(key, video)) is not None}
+        waiting = sorted((row for row in rows if row.key not in done), key=lambda row: -row.priority)
         if waiting:
             self._client.models()  # a wrong address or key is the run's fault, and no row's
         pool, stop = ThreadPoolExecutor(in_flight), threading.Event()
-        work = _Rows(self._client, stop, on_pause)
+        work = _Rows(self._client, source, videos, stop, on_pause)
         under_way = [pool.submit(work.result, row) for row in waiting]
         try:
             for future in as_completed(under_way):
                 result = future.result()
                 journal.add(result)
-                done[result.clip_id] = result
+                done[result.key] = result
                 on_row(result, len(done), len(rows))
         finally:
             stop.set()  # what is under way goes on there, and is found again by its key
             pool.shutdown(cancel_futures=True)
-        ordered = [done[row.clip_id] for row in rows]
+        ordered = [done[row.key] for row in rows]
         write_results(ordered, target)
         return ordered
 
@@ -143,8 +169,16 @@ class Bulk:
 class _Rows:
     """The rows of one run, each in a thread of its own."""
 
-    def __init__(self, client: "Client", stop: threading.Event, on_pause: Callable[[str, str, float], None]) -> None:
-        self._client, self._stop, self._on_pause = client, stop, on_pause
+    def __init__(
+        self,
+        client: "Client",
+        manifest: Path,
+        videos: Mapping[str, Path],
+        stop: threading.Event,
+        on_pause: Callable[[str, str, float], None],
+    ) -> None:
+        self._client, self._manifest, self._videos = client, manifest, videos
+        self._stop, self._on_pause = stop, on_pause
         self._sending: dict[Path, Future[Upload]] = {}
         self._lock = threading.Lock()
 
@@ -152,12 +186,12 @@ class _Rows:
         """Take a row through the service."""
         client = self._client
         try:
-            upload = self._patiently(row, self._upload, _local(row.input_uri))
+            upload = self._patiently(row, self._upload, _local(row.input_uri, self._manifest))
             options = _cut(row, upload.clip.fps if upload.clip else 0.0)
             create = partial(
                 client.renders.create,
                 upload,
-                _camera(row.camera),
+                _camera(row.camera, self._manifest),
                 options=options,
                 seed=row.seed,
                 idempotency_key=row.key,
@@ -171,7 +205,9 @@ class _Rows:
                 with contextlib.suppress(WaitTimeout):
                     render = self._patiently(row, client.renders.wait, render, timeout_s=2.0)
             if render.done:
-                self._patiently(row, client.renders.download, render, _local(row.output_uri))
+                video = self._videos[row.key]
+                video.parent.mkdir(parents=True, exist_ok=True)
+                self._patiently(row, client.renders.download, render, video)
             return _result(row, render)
         except RenderFailed as failure:
             return _result(row, failure.render)
@@ -238,11 +274,10 @@ class Journal:
                 result = RowResult(**json.loads(line))
                 self._known[result.key] = result
 
-    def known(self, row: Row) -> RowResult | None:
-        """The result of exactly this row, if it was completed and its file is still there."""
-        result = self._known.get(row.key)
-        whole = result is not None and result.status == "completed" and _local(row.output_uri).is_file()
-        return result if whole else None
+    def known(self, key: str, video: Path) -> RowResult | None:
+        """The result of the row of this key, if it was completed and its file is still there."""
+        result = self._known.get(key)
+        return result if result is not None and result.status == "completed" and video.is_file() else None
 
     def add(self, result: RowResult) -> None:
         """Append a finished row and flush it to disk."""
@@ -256,7 +291,7 @@ def read_manifest(path: Path) -> list[Row]:
     """The rows of a CSV, JSON lines or Parquet file.
 
     Raises:
-        ClientError: not readable, a row that is none, a name or an output that comes twice; names the line.
+        ClientError: not readable, a row that is none, a row or an output that comes twice; names the line.
     """
     rows = []
     try:
@@ -273,12 +308,14 @@ def read_manifest(path: Path) -> list[Row]:
                 raise ClientError(f"{path.name} has more than {MOST_ROWS} rows; split it")
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise ClientError(f"{path.name} cannot be read as a manifest: {error}") from None
-    for what in ("clip_id", "output_uri"):
-        seen: set[str] = set()
-        for number, row in enumerate(rows, start=1):
-            if (value := getattr(row, what)) in seen:
-                raise ClientError(f"row {number} of {path.name}: the {what} {value!r} was there before")
-            seen.add(value)
+    seen: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        before = seen.setdefault(row.output_uri or row.key, number)
+        if before != number:
+            what = (
+                f"writes to the same output_uri as row {before}" if row.output_uri else f"is the same as row {before}"
+            )
+            raise ClientError(f"row {number} of {path.name} {what}")
     if not rows:
         raise ClientError(f"{path.name} has no rows")
     return rows
@@ -322,16 +359,17 @@ def _arrow() -> Any:
     return pyarrow.parquet
 
 
-def _local(uri: str) -> Path:
+def _local(uri: str, manifest: Path) -> Path:
     """Raises ClientError: an address of another kind; the service takes what this machine uploads."""
     if "://" in uri and not uri.startswith("file://"):
         raise ClientError(f"{uri} is not on this machine; clips are uploaded from here")
-    return Path(uri.removeprefix("file://"))
+    return manifest.parent / uri.removeprefix("file://")
 
 
-def _camera(text: str) -> str | CameraFile:
-    path = Path(text)
-    return CameraFile.model_validate_json(path.read_bytes()) if path.suffix == ".json" else text
+def _camera(text: str, manifest: Path) -> str | CameraFile:
+    if not text.endswith(".json"):
+        return text
+    return CameraFile.model_validate_json(_local(text, manifest).read_bytes())
 
 
 def _cut(row: Row, fps: float) -> Options:
@@ -361,4 +399,4 @@ def _result(row: Row, render: Render) -> RowResult:
 
 
 def _refused(row: Row, code: str, message: str) -> RowResult:
-    return RowResult(clip_id=row.clip_id, status="refused", key=row.key, error_code=code, error_message=message)
+    return RowResult(clip_id=row.clip_id, status="failed", key=row.key, error_code=code, error_message=message)

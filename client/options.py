@@ -72,3 +72,32 @@ class Options(ClipOptions, SampleOptions):
     """How far holes are blended to meet the real pixels at their rim."""
     fill: Literal["model", "texture"] | None = None
     """In the holes: the model's picture as it is, or with detail copied from the clip."""
+
+
+FIELDS = {
+    "decode.first_frame": "first_frame",
+    "decode.max_frames": "frames",
+    "depth.structure": "structure",
+    "depth.fov_deg": "fov_deg",
+    "anchor.locked": "locked",
+    "anchor.route": "anchor",
+    "condition.height": "height",
+    "condition.width": "width",
+    "tune.rank": "rank",
+    "tune.lr": "lr",
+    "tune.spatial_steps": "spatial_steps",
+    "tune.temporal_steps": "temporal_steps",
+    "tune.schedule": "schedule",
+    "tune.warm_start": "warm_start",
+    "sample.steps": "sample_steps",
+    "sample.start": "start",
+    "sample.start_sigma": "start_sigma",
+    "sample.guidance": "guidance",
+    "sample.overlap": "overlap",
+    "refine.sigma": "sdedit_sigma",
+    "refine.steps": "sdedit_steps",
+    "deliver.composite": "composite",
+    "deliver.feather_px": "feather_px",
+    "deliver.fill": "fill",
+}
+"""Section and field of a configuration -> name of the option in requests."""

@@ -34,7 +34,11 @@ _CLASSES: dict[Scope, str] = {
 
 def source() -> str:
     """The file's text, as `ruff format` leaves it."""
-    return _HEADER + "".join("\n".join(["\n", text, *_fields(scope), ""]) for scope, text in _CLASSES.items())
+    classes = "".join("\n".join(["\n", text, *_fields(scope), ""]) for scope, text in _CLASSES.items())
+    names = {path: option.request_name for path, option in OPTIONS.items() if option.request}
+    table = "".join(f"    {json.dumps(path)}: {json.dumps(name)},\n" for path, name in names.items())
+    about = '"""Section and field of a configuration -> name of the option in requests."""'
+    return f"{_HEADER}{classes}\n\nFIELDS = {{\n{table}}}\n{about}\n"
 
 
 def _fields(scope: Scope) -> Iterator[str]:

@@ -91,7 +91,7 @@ class Progress:
     @property
     def exit_code(self) -> int:
         """0 when every row of the manifest is there and well, else 3."""
-        return 0 if self.rows.get("ok", 0) == self.total else 3
+        return 0 if self.rows.get("completed", 0) == self.total else 3
 
 
 class Driver:
@@ -253,7 +253,7 @@ class Driver:
         self.progress.retries += 1
 
     def _record(self, worker: str, claim: Claim, outcome: Outcome, *, alive: bool) -> None:
-        status = "ok" if outcome.status == "ok" else "failed"
+        status = "completed" if outcome.status == "completed" else "failed"
         self._rows.append(self._result(claim, outcome, status))
         self._on_outcome(outcome, claim.attempt)
         self._spent_here_s, self._done_here = self._spent_here_s + outcome.gpu_seconds, self._done_here + 1

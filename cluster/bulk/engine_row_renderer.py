@@ -101,7 +101,7 @@ class EngineFilm:
         result.save(bundle, tuned=self._tuned)
         worked = [record for record in result.records if not record.reused]
         return Outcome(
-            status="ok",
+            status="completed",
             metrics=_metrics(json.loads((bundle / "report.json").read_bytes())),
             stage_seconds={record.name: record.seconds for record in worked},
             reused=tuple(record.name for record in result.records if record.reused),

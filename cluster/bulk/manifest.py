@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ...engine.cameras import parse_expression
-from ...engine.config import RunConfig, override
+from ...engine.config import OPTIONS, RunConfig, override
 from ...engine.errors import InputError, RecaptureError
 from ...engine.store import canonical_json
 from ...engine.store.remote_path import Place, Roots
@@ -35,7 +35,7 @@ COLUMNS = pa.schema(
         pa.field("camera", pa.string(), nullable=False),  # a preset expression, or the URI of a camera file
         pa.field("output_uri", pa.string()),  # folder of the bundle; null is <out>/clips/<row_id>
         pa.field("seed", pa.int64()),  # null is 0
-        pa.field("options", pa.string()),  # JSON object, section -> option -> value, over the model's preset
+        pa.field("options", pa.string()),  # JSON object over the model's preset: by section, or as requests name them
         pa.field("priority", pa.int32()),  # higher ones are admitted first; null is 0
     ],
     metadata={_KIND: b"recapture.bulk.manifest", _VERSION: str(VERSION).encode()},
@@ -308,8 +308,10 @@ def _check_options(text: str) -> str:
     except (ValueError, RecursionError) as error:
         raise InputError(f"it is not JSON ({error})") from None
     known = [name for name, value in RunConfig().to_json().items() if isinstance(value, dict)]
-    if not isinstance(sections, dict) or not all(isinstance(part, dict) for part in sections.values()):
-        raise InputError('it is no object of objects, such as {"tune": {"rank": 8}}')
+    if not isinstance(sections, dict):
+        raise InputError('it is no object, such as {"rank": 8} or {"tune": {"rank": 8}}')
+    sections = _by_section(sections)
+    text = canonical_json(sections).decode()
     if unknown := set(sections) - set(known):
         raise InputError(f"unknown section {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
     # What a model's name leads to is loaded by the workers: no folder outside the roots, and no adapter's code.
@@ -319,7 +321,23 @@ def _check_options(text: str) -> str:
     if isinstance(depth, str) and (depth.startswith(("/", ".", "~")) or ".." in depth):
         raise InputError("a row may name the embedded depth model or a hub repository, no folder")
     override(RunConfig(), options_of(text))
-    return canonical_json(sections).decode()
+    return text
+
+
+def _by_section(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options by section, also those that are named as the service's requests name them."""
+    named = {option.request_name: option for option in OPTIONS.values() if option.request}
+    sections = {name: dict(part) for name, part in given.items() if isinstance(part, dict)}
+    for name, value in given.items():
+        if isinstance(value, dict):
+            continue
+        if name not in named:
+            raise InputError(
+                f"unknown option {name}; choose from {', '.join(sorted(named))}, or give options by section"
+            )
+        section, _, field = named[name].path.partition(".")
+        sections.setdefault(section, {})[field] = named[name].read(value)
+    return sections
 
 
 def _seconds(value: Any) -> float:

@@ -38,7 +38,9 @@ class BulkMetrics:
         self._retries = self._waits = 0
 
     def on_outcome(self, outcome: Outcome, attempts: int) -> None:
-        self._metrics["rows_total"].inc(1, {"outcome": "ok" if outcome.status == "ok" else str(outcome.error_code)})
+        self._metrics["rows_total"].inc(
+            1, {"outcome": "ok" if outcome.status == "completed" else str(outcome.error_code)}
+        )
         for stage, seconds in outcome.stage_seconds.items():
             if seconds > 0:
                 self._metrics["gpu_seconds_total"].inc(seconds, {"stage": stage})

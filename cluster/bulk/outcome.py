@@ -25,7 +25,7 @@ class Outcome:
         broken: this worker must not be used again.
     """
 
-    status: Literal["ok", "failed", "retry"]
+    status: Literal["completed", "failed", "retry"]
     error_code: str | None = None
     error_message: str | None = None
     gpu_seconds: float = 0.0

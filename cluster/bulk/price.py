@@ -76,11 +76,13 @@ def price(
     Raises:
         InputError: a sampled row cannot be used.
     """
-    left = [index for index, name in enumerate(manifest.row_ids) if scan.status.get(name) not in ("ok", "failed")]
+    left = [
+        index for index, name in enumerate(manifest.row_ids) if scan.status.get(name) not in ("completed", "failed")
+    ]
     clips = manifest.clips()
     left_clips = len({clips[index] for index in left})
     table = Results(out).table(scan)
-    done = table.filter(pc.equal(table["status"], "ok"))
+    done = table.filter(pc.equal(table["status"], "completed"))
     output_bytes = clip_bytes = None
     if done.num_rows:
         row_s, row_bytes = pc.mean(done["gpu_seconds"]).as_py(), pc.mean(done["output_bytes"]).as_py()

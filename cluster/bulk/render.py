@@ -116,7 +116,9 @@ class RowRenderer:
             mark = json.loads((out / MARK).read() or b"")
             if (mark["row_id"], mark["pipeline"]) != (row.row_id, self.pipeline):
                 return None
-            return Outcome(status="ok", sha256=mark["sha256"], metrics=mark["metrics"], output_bytes=mark["bytes"])
+            return Outcome(
+                status="completed", sha256=mark["sha256"], metrics=mark["metrics"], output_bytes=mark["bytes"]
+            )
         except (ValueError, KeyError, TypeError):
             return None
 

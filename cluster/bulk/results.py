@@ -26,7 +26,7 @@ from ...engine.store.remote_path import Place, steadily
 VERSION = 1
 _REPLACES = b"recapture.replaces"
 
-STATUSES = ("ok", "failed", "not_admitted")
+STATUSES = ("completed", "failed", "not_admitted")
 """`not_admitted`: the budget ended first; running again continues with these rows."""
 
 SCHEMA = pa.schema(
@@ -176,9 +176,13 @@ class Results:
                 return parquet.ParquetFile(source).read(columns)
 
         try:
-            return steadily(once)
+            table = steadily(once)
         except (FileNotFoundError, pa.ArrowInvalid):
             return None
+        at = table.schema.get_field_index("status")
+        # Shards of the version before have `ok` for `completed`.
+        renamed = pc.replace_substring_regex(table["status"], "^ok$", "completed")
+        return table.set_column(at, table.schema.field(at), renamed)
 
 
 def _parse(name: str) -> tuple[int, int] | None:

@@ -135,7 +135,9 @@ def _resume(results: Results, owned: Ownership, pipeline: str, resume: Resume) -
     results.tidy(scan)
     if set(scan.pipelines) - {pipeline} and not resume.upgrade:
         table = results.table(scan)
-        others = table.filter(pc.and_(pc.not_equal(table["pipeline"], pipeline), pc.equal(table["status"], "ok")))
+        others = table.filter(
+            pc.and_(pc.not_equal(table["pipeline"], pipeline), pc.equal(table["status"], "completed"))
+        )
         if others.num_rows:
             raise UpgradeError(others["row_id"].to_pylist(), sorted(set(others["clip_id"].to_pylist())))
     redo = {"not_admitted"} | ({"failed"} if resume.retry_failed else set())

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from recapture.client import AsyncClient, Client, ConnectionFailed, Render, Upload
+from recapture.client.bulk import read_manifest
 from recapture.client.errors import AuthenticationError, NotFound
 from recapture.serve.settings import Settings
 
@@ -140,3 +141,30 @@ def test_a_wrong_address_or_key_is_no_rows_fault(clip, tmp_path):
     ):
         stranger.bulk.run(manifest, results)
     assert not results.exists()
+
+
+def test_a_manifest_reads_as_the_cluster_reads_it(tmp_path):
+    """The same rows for both: options flat and by section, clips that repeat, outputs left out."""
+    from recapture.cluster.bulk.manifest import options_of
+    from recapture.cluster.bulk.manifest import read_manifest as read_on_cluster
+    from recapture.engine.store.remote_path import Roots, open_place
+
+    common = {"clip_id": "walk", "input_uri": "walk.mp4"}
+    flat, nested = (
+        {"temporal_steps": 5, "guidance": 2.0},
+        {"tune": {"temporal_steps": 5}, "sample": {"guidance": [1.0, 2.0]}},
+    )
+    manifest = tmp_path / "clips.jsonl"
+    rows = [{**common, "camera": "static", "options": flat}, {**common, "camera": "pan(1deg)", "options": nested}]
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    here = read_manifest(manifest)
+    there = read_on_cluster(
+        open_place(str(manifest), param="m"), Roots([str(tmp_path)]), open_place(str(tmp_path), param="o")
+    )
+    assert [row.options.temporal_steps for row in here] == [5, 5]
+    assert here[0].options.guidance == 2.0
+    assert [options_of(there.row(index).options)["tune"] for index in (0, 1)] == [{"temporal_steps": 5}] * 2
+    assert options_of(there.row(0).options)["sample"]["guidance"] == (1.0, 2.0)
+    targets = [row.target(manifest, tmp_path / "out" / "results.jsonl") for row in here]
+    assert len(set(targets)) == 2
+    assert {target.parents[1] for target in targets} == {tmp_path / "out" / "clips"}

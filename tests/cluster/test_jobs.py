@@ -156,7 +156,7 @@ def test_a_job_runs_on_the_sent_wheel_and_is_followed_from_outside(dashboard, re
     logs = recapture("jobs", "logs", job, "--address", dashboard).out
     assert (state["status"], state["exit_code"]) == ("SUCCEEDED", 0), logs
     assert {"running", "finished"} <= seen
-    assert state["progress"]["rows"] == {"ok": 1}
+    assert state["progress"]["rows"] == {"completed": 1}
     assert "1 ok of 1" in logs
     assert job in recapture("jobs", "list", "--address", dashboard).out
     assert len(list((out / "clips").iterdir())) == 1
@@ -200,10 +200,10 @@ def test_a_stopped_job_goes_on_when_it_is_sent_again(dashboard, recapture, small
     assert recapture("jobs", "stop", first, "--address", dashboard).code == 0
     stopped = wait_for(dashboard, first, lambda state: state["status"] == "STOPPED")
     assert stopped["progress"]["state"] == "interrupted"
-    assert 1 <= stopped["progress"]["rows"]["ok"] < 3
+    assert 1 <= stopped["progress"]["rows"]["completed"] < 3
     second = recapture("submit", *words).out.split()[1]
     ended = wait_for(dashboard, second, lambda state: state["exit_code"] is not None)
-    assert (ended["exit_code"], ended["progress"]["rows"]) == (0, {"ok": 3})
+    assert (ended["exit_code"], ended["progress"]["rows"]) == (0, {"completed": 3})
     assert "3 ok of 3" in recapture("jobs", "logs", second, "--address", dashboard, "--follow").out
     said = recapture("jobs", "status", second, "--address", dashboard).out
     assert "succeeded (exit code 0)" in said

@@ -240,8 +240,8 @@ def test_bulk_goes_on_where_it_was(server, clip, tmp_path):
         assert [(row.clip_id, row.status, row.error_code) for row in found] == [
             ("a", "completed", None),
             ("b", "completed", None),
-            ("c", "refused", "invalid_camera"),
-            ("d", "refused", "client"),
+            ("c", "failed", "invalid_camera"),
+            ("d", "failed", "client"),
         ]
         assert pyarrow.parquet.read_table(results).column("sha256").to_pylist()[0] == found[0].sha256
         assert hashlib.sha256((tmp_path / "a.mp4").read_bytes()).hexdigest() == found[0].sha256
@@ -258,7 +258,8 @@ def test_manifests_that_are_refused_before_anything_is_sent(client, tmp_path):
     good = {"clip_id": "a", "input_uri": "a.mp4", "camera": "static", "output_uri": "o.mp4"}
     for rows, said in [
         ([], "no rows"),
-        ([good, {**good, "output_uri": "p.mp4"}], "row 2 .*clip_id"),
+        ([{**good, "output_uri": None}] * 2, "row 2 .*same as row 1"),
+        ([{**good, "options": {"tune": {"steps": 1}}}], "row 1 .*options: .*tune.steps"),
         ([good, {**good, "clip_id": "b"}], "row 2 .*output_uri"),
         ([{**good, "seed": -1}], "row 1 .*seed"),
         ([{**good, "color": 1}], "row 1 .*color"),

@@ -63,7 +63,7 @@ class Sketch:
         said = [entry.json("said") for entry in entries]
         (bundle / "video.mp4").write_text(json.dumps(said))
         return Outcome(
-            status="ok",
+            status="completed",
             metrics={"bytes": float(len(data))},
             stage_seconds=worked,
             reused=tuple({"shared", "path"} - set(worked)),

@@ -14,7 +14,7 @@ from recapture.cluster.bulk.manifest import COLUMNS, ManifestError, read_manifes
 from recapture.cluster.bulk.ownership import Ownership
 from recapture.cluster.bulk.render import BrokenDevice
 from recapture.cluster.bulk.results import SCHEMA, Results, Scan
-from recapture.cluster.bulk.resume import Resume, UpgradeError
+from recapture.cluster.bulk.resume import Resume, UpgradeError, scan_output
 from recapture.engine.errors import Cancelled, InputError, OutputError
 from recapture.engine.pipeline import Recapture
 from recapture.engine.store import Store
@@ -258,15 +258,15 @@ def test_every_row_has_its_result_errors_too(tmp_path):
     bulk = make_bulk(tmp_path, broken=(1,))
     progress = bulk.run()
     assert progress.exit_code == 3
-    assert progress.rows == {"ok": 4, "failed": 2}
+    assert progress.rows == {"completed": 4, "failed": 2}
     rows = bulk.results()
-    assert [row["status"] for row in rows] == ["ok", "ok", "failed", "failed", "ok", "ok"]
+    assert [row["status"] for row in rows] == ["completed", "completed", "failed", "failed", "completed", "completed"]
     assert {row["error_code"] for row in rows if row["status"] == "failed"} == {"invalid_video"}
     assert all(row["attempts"] == 1 and row["gpu_seconds"] >= 0 for row in rows)
     assert len({row["row_id"] for row in rows}) == 6
     assert progress.stages_reused == {"shared": 2}  # the second path of each good clip
     state = json.loads((tmp_path / "out" / "progress.json").read_text())
-    assert (state["state"], state["rows"]) == ("finished", {"ok": 4, "failed": 2})
+    assert (state["state"], state["rows"]) == ("finished", {"completed": 4, "failed": 2})
     files = files_below(bulk.out)
     assert {name.rpartition("/")[2] for name in files if name.startswith("clips/")} == {"video.mp4", "result.json"}
     assert sum(name.startswith("results/") for name in files) == 2
@@ -280,7 +280,7 @@ def test_a_second_run_does_nothing_and_new_rows_only(tmp_path):
     assert bulk.pool.rendered == []
     bulk.rows.append({**bulk.rows[0], "seed": 5})
     bulk.rows.reverse()
-    assert bulk.run().rows == {"ok": 7}
+    assert bulk.run().rows == {"completed": 7}
     assert len(bulk.pool.rendered) == 1
     after = bulk.results()
     assert [row for row in after if row["seed"] != 5] == before
@@ -300,7 +300,7 @@ def test_ctrl_c_writes_down_what_is_finished(tmp_path):
         bulk.run(on_outcome=stop)
     assert caught.value.exit_code == 130
     assert len(bulk.results()) == 4
-    assert bulk.run().rows == {"ok": 6}
+    assert bulk.run().rows == {"completed": 6}
     assert len(bulk.pool.rendered) == 2
 
 
@@ -344,7 +344,7 @@ def test_lost_workers_cost_attempts_and_then_the_row(tmp_path):
     bulk = make_bulk(tmp_path, clips=1, paths=1)
     pool = HerePool(bulk.renderer)
     pool.kill_next = 2
-    assert bulk.run(pool).rows == {"ok": 1}
+    assert bulk.run(pool).rows == {"completed": 1}
     assert bulk.results()[0]["attempts"] == 3
     (tmp_path / "b").mkdir()
     other = make_bulk(tmp_path / "b", clips=1, paths=1)
@@ -364,7 +364,7 @@ def test_failed_rows_are_done_again_when_asked(tmp_path):
     assert bulk.run(resume=Resume(retry_failed=True)).exit_code == 0
     assert len(bulk.pool.rendered) == 2
     rows = bulk.results()
-    assert [row["status"] for row in rows] == ["ok"] * 6
+    assert [row["status"] for row in rows] == ["completed"] * 6
     assert len({row["row_id"] for row in rows}) == 6
 
 
@@ -381,7 +381,10 @@ def test_another_pipeline_is_refused_with_the_rows_that_it_would_redo(tmp_path):
         bulk.run(HerePool(renderer), pipeline="sketch-2")
     assert "clip-0, clip-1" in str(caught.value)
     assert len(caught.value.rows) == 4
-    assert bulk.run(HerePool(renderer), pipeline="sketch-2", resume=Resume(upgrade=True)).rows == {"ok": 4, "failed": 2}
+    assert bulk.run(HerePool(renderer), pipeline="sketch-2", resume=Resume(upgrade=True)).rows == {
+        "completed": 4,
+        "failed": 2,
+    }
     assert {row["pipeline"] for row in bulk.results()} == {"sketch-2"}
 
 
@@ -397,8 +400,8 @@ def test_the_budget_stops_admission_and_more_budget_goes_on(tmp_path):
     assert progress.exit_code == 3
     assert progress.rows == {"not_admitted": 6}
     assert {row["error_code"] for row in bulk.results()} == {"budget"}
-    assert bulk.run(policy=Policy(workers=1, max_gpu_hours=10.0)).rows == {"ok": 6}
-    assert {row["status"] for row in bulk.results()} == {"ok"}
+    assert bulk.run(policy=Policy(workers=1, max_gpu_hours=10.0)).rows == {"completed": 6}
+    assert {row["status"] for row in bulk.results()} == {"completed"}
 
 
 def test_stages_are_given_back_or_kept(tmp_path):
@@ -444,7 +447,7 @@ def test_a_rewritten_shard_and_its_forerunner_count_once(tmp_path):
     shard.write_bytes(forerunner)  # as if killed before it was deleted
     again = results.scan({}, 1)
     assert again.stray == [shard.name]
-    assert set(again.status.values()) == {"ok"}
+    assert set(again.status.values()) == {"completed"}
     results.tidy(again)
     assert [path.name for path in folder.glob("*")] == again.shards
 
@@ -473,7 +476,7 @@ def test_a_broken_device_costs_its_worker_and_the_row_goes_on(tmp_path):
     started = []
     start = pool.start
     pool.start = lambda worker: (started.append(worker), start(worker))
-    assert bulk.run(pool, policy=Policy(workers=1)).rows == {"ok": 1}
+    assert bulk.run(pool, policy=Policy(workers=1)).rows == {"completed": 1}
     assert started == ["worker-1", "worker-2"]
     assert bulk.results()[0]["attempts"] == 2
 
@@ -541,3 +544,17 @@ def test_usage_is_refused_before_anything_starts(recapture, tmp_path):  # noqa: 
     recapture(*words, "--model", tmp_path).refused("--model")
     recapture(*words, "--allow-root", tmp_path / "other").refused("line 2, input_uri", "no allowed root")
     assert not (tmp_path / "out").exists()
+
+
+def test_results_of_the_version_before_are_read(tmp_path):
+    bulk = make_bulk(tmp_path, clips=1, paths=2)
+    bulk.run()
+    results, scan = Results(bulk.out), scan_output(bulk.out)
+    (name,) = scan.shards
+    path = tmp_path / "out" / "results" / name
+    table = parquet.read_table(path)
+    old = table.set_column(table.schema.get_field_index("status"), "status", pa.array(["ok"] * table.num_rows))
+    parquet.write_table(old.replace_schema_metadata(table.schema.metadata), path)
+    assert set(scan_output(bulk.out).status.values()) == {"completed"}
+    assert results.table(scan)["status"].to_pylist() == ["completed"] * 2
+    assert bulk.run().rows == {"completed": 2}

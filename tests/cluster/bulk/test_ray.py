@@ -58,7 +58,7 @@ def say_that_it_is_there(folder: Path) -> None:
 def test_workers_do_all_rows_and_load_once_each(cluster, tmp_path):
     bulk = make_bulk(tmp_path, clips=4, paths=3, broken=(2,))
     progress = bulk.run(ray_pool(bulk, "d"))
-    assert progress.rows == {"ok": 9, "failed": 3}
+    assert progress.rows == {"completed": 9, "failed": 3}
     assert progress.model_loads == progress.workers  # one may have done it all before the other was up
     assert progress.stages_reused["shared"] == 6  # three good clips, their first path made it
     assert len({row["row_id"] for row in bulk.results()}) == 12
@@ -72,7 +72,7 @@ def test_two_workers_on_one_clip_compute_its_shared_stage_once(cluster, tmp_path
         bulk, "d", on_stage=partial(wait_for_company, tmp_path), on_make=partial(say_that_it_is_there, tmp_path)
     )
     progress = bulk.run(pool, policy=Policy(workers=2, beat_s=0.2))
-    assert progress.rows == {"ok": 4}
+    assert progress.rows == {"completed": 4}
     assert (progress.waits, progress.stages_reused["shared"]) == (1, 3)
     assert progress.waited_s > 0
 
@@ -123,7 +123,7 @@ def test_the_command_films_every_row_and_keeps_what_it_is_told(cluster, recaptur
     answer = recapture("bulk", *words, "--keep", "adapters", "--json")
     assert answer.code == 3, answer.err
     said = json.loads(answer.out)
-    assert said["rows"] == {"ok": 2, "failed": 2}
+    assert said["rows"] == {"completed": 2, "failed": 2}
     assert said["model_loads"] == 1
     shared = {stage.name for stage in STAGES if stage.per_clip}
     assert said["stages_reused"] == dict.fromkeys(shared, 1)

@@ -76,7 +76,7 @@ class S3Bulk:
 def test_a_run_whose_every_byte_is_in_a_bucket(uri):
     bulk = S3Bulk(uri)
     progress = bulk.run()
-    assert progress.rows == {"ok": 4}
+    assert progress.rows == {"completed": 4}
     assert progress.stages_reused == {"shared": 2}
     rows = Results(bulk.out).table(scan_output(bulk.out)).to_pylist()
     assert sorted(row["row_id"] for row in rows) == sorted(bulk.manifest().row_ids)
@@ -87,7 +87,7 @@ def test_a_run_whose_every_byte_is_in_a_bucket(uri):
         assert json.loads((bundle / "result.json").read())["sha256"] == row["sha256"]
     files = files_below(bulk.out)
     assert {name.split("/")[0] for name in files} == {"clips", "owner.json", "progress.json", "results", "run.json"}
-    assert bulk.run().rows == {"ok": 4}
+    assert bulk.run().rows == {"completed": 4}
     assert bulk.pool.rendered == []
 
 
@@ -108,7 +108,7 @@ def test_a_lost_bundle_mark_and_a_lost_shard_are_made_again(uri):
         (bulk.out / "results" / name).delete()
     first = bulk.roots.find(bulk.manifest().row(0).output_uri, param="output_uri")
     (first / "result.json").delete()
-    assert bulk.run().rows == {"ok": 4}
+    assert bulk.run().rows == {"completed": 4}
     after = sorted((row["row_id"], row["sha256"]) for row in Results(bulk.out).table(scan_output(bulk.out)).to_pylist())
     assert after == before
 

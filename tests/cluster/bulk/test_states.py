@@ -304,7 +304,7 @@ def test_a_store_that_is_silent_for_a_while_ends_no_run(silent_owner):
     def silence(outcome, attempts):
         handler.left = next(silences, 0)
 
-    assert bulk.run(on_outcome=silence).rows == {"ok": 6}
+    assert bulk.run(on_outcome=silence).rows == {"completed": 6}
     assert len(bulk.results()) == 6
 
 
@@ -320,5 +320,5 @@ def test_a_store_that_stays_silent_ends_the_run_by_name_and_finished_rows_are_wr
         bulk.run(on_outcome=silence)
     handler.left = 0
     assert 0 < len(finished) == len(bulk.results()) < 6
-    assert bulk.run(resume=Resume(takeover=True)).rows == {"ok": 6}
+    assert bulk.run(resume=Resume(takeover=True)).rows == {"completed": 6}
     assert len(bulk.pool.rendered) == 6 - len(finished)

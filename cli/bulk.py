@@ -201,7 +201,7 @@ def submit(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Send `recapture bulk MANIFEST` to a cluster as a Ray job; a local MANIFEST travels along."""
+    """Send `recapture bulk MANIFEST` to a cluster as a Ray job; a local MANIFEST travels along with the clips beside it."""
     import tempfile
 
     from ..cluster.jobs import Jobs, build_wheel

@@ -20,9 +20,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 
 from ..engine.errors import ClusterError, InputError
 from ..engine.store.remote_path import open_place
-
-_MAX_MANIFEST_BYTES = 64 << 20
-"""A local manifest travels with the job up to this size; Ray refuses more than 100 MB in all."""
+from .bulk.travel import pack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +65,20 @@ class Jobs:
         """Send a bulk run; returns the job's id.
 
         Args:
-            manifest: a URI that the cluster reads, or a file of this machine, which is sent along.
+            manifest: a URI that the cluster reads, or a file of this machine, which is sent along with the clips and camera
+                files that it names relative to itself.
             options: words of `recapture bulk` after the manifest and `--out`.
             wheel: of this project; None where the cluster's image has it installed.
 
         Raises:
-            InputError: the manifest is not there, or too large to send; an address holds credentials.
+            InputError: the manifest is not there, names files that are not, or is too large to send with them; an address
+                holds credentials; `out` is relative.
         """
+        if "://" not in out and not os.path.isabs(out):
+            raise InputError(
+                f"{out} would be lost with the job's folder; give s3://, gs://, or a path that all machines share",
+                param="out",
+            )
         if any(re.search("//[^/@]*:[^/@]*@", word) for word in (manifest, out, *options)):
             raise InputError(
                 "an address with credentials would stand in the job's command line, which all who may list jobs can "
@@ -82,7 +87,9 @@ class Jobs:
         with tempfile.TemporaryDirectory() as folder:
             runtime_env: dict[str, Any] = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
             if "://" not in manifest:
-                manifest = _packed(Path(manifest), Path(folder, "job"))
+                manifest, with_files = pack(Path(manifest), Path(folder, "job"))
+                if with_files and "--allow-root" in options:
+                    options = [*options, "--allow-root", "."]  # what came along lies where the job starts
                 runtime_env["working_dir"] = str(Path(folder, "job"))
             if wheel is not None:
                 runtime_env["py_modules"] = [str(wheel)]
@@ -183,21 +190,6 @@ def build_wheel(folder: Path) -> Path:
     if done.returncode or len(wheels) != 1:
         raise InputError(f"the wheel cannot be built: {done.stderr.strip()[-300:]}", param="wheel")
     return wheels[0]
-
-
-def _packed(manifest: Path, folder: Path) -> str:
-    """Put the manifest into a folder that travels with the job; its name there."""
-    if not manifest.is_file():
-        raise InputError(f"{manifest} does not exist", param="manifest")
-    if manifest.stat().st_size > _MAX_MANIFEST_BYTES:
-        raise InputError(
-            f"{manifest} has {manifest.stat().st_size} bytes; up to {_MAX_MANIFEST_BYTES} travel with a job, so put it "
-            "where the cluster reads it (s3://, gs://)",
-            param="manifest",
-        )
-    folder.mkdir()
-    shutil.copyfile(manifest, folder / f"manifest{manifest.suffix.lower()}")
-    return f"manifest{manifest.suffix.lower()}"
 
 
 def _status(job: JobDetails) -> JobStatus:

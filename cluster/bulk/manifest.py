@@ -126,34 +126,44 @@ def read_manifest(place: Place, roots: Roots, out: Place) -> Manifest:
         ManifestError: names every bad row with its line and column.
         InputError: the file does not exist, or has another format.
     """
-    suffix = place.path.rpartition(".")[2].lower()
-    if suffix not in _READERS:
-        raise InputError(f"{place} is not a .parquet, .csv or .jsonl file", param="manifest")
     checks = _Checks(roots, out, base=place.path.rpartition("/")[0] if place.local else None)
     rows: list[dict[str, Any]] = []
     batches: list[pa.RecordBatch] = []
     problems: list[Problem] = []
-    try:
-        for where, record in _READERS[suffix](place):
-            found = checks.row(where, record)
-            problems += found
-            if not found:
-                rows.append(record)
-            if len(rows) == _BATCH:  # as Arrow a row takes a tenth of what it takes as a dict
-                batches.append(pa.RecordBatch.from_pylist(rows, schema=COLUMNS))
-                rows.clear()
-            if len(checks.seen) > _MAX_ROWS:
-                raise InputError(f"{place} has more than {_MAX_ROWS} rows; split it", param="manifest")
-    except FileNotFoundError:
-        raise InputError(f"{place} does not exist", param="manifest") from None
-    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-        raise InputError(f"{place} cannot be read: {error}", param="manifest") from None
+    for where, record in raw_rows(place):
+        found = checks.row(where, record)
+        problems += found
+        if not found:
+            rows.append(record)
+        if len(rows) == _BATCH:  # as Arrow a row takes a tenth of what it takes as a dict
+            batches.append(pa.RecordBatch.from_pylist(rows, schema=COLUMNS))
+            rows.clear()
+        if len(checks.seen) > _MAX_ROWS:
+            raise InputError(f"{place} has more than {_MAX_ROWS} rows; split it", param="manifest")
     if problems:
         raise ManifestError(problems)
     if not checks.seen:
         raise InputError(f"{place} has no rows", param="manifest")
     batches.append(pa.RecordBatch.from_pylist(rows, schema=COLUMNS))
     return Manifest(pa.Table.from_batches(batches).combine_chunks(), list(checks.seen.values()))
+
+
+def raw_rows(place: Place) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each row stands and what it holds, unchecked.
+
+    Raises:
+        ManifestError: a line is no row.
+        InputError: the file cannot be read, or has another format.
+    """
+    suffix = place.path.rpartition(".")[2].lower()
+    if suffix not in _READERS:
+        raise InputError(f"{place} is not a .parquet, .csv or .jsonl file", param="manifest")
+    try:
+        yield from _READERS[suffix](place)
+    except FileNotFoundError:
+        raise InputError(f"{place} does not exist", param="manifest") from None
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        raise InputError(f"{place} cannot be read: {error}", param="manifest") from None
 
 
 def row_id(record: dict[str, Any]) -> str:

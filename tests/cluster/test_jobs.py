@@ -121,7 +121,8 @@ def test_what_cannot_be_sent_is_refused(dashboard, recapture, tmp_path):  # noqa
 
 
 def test_a_job_runs_on_the_sent_wheel_and_is_followed_from_outside(dashboard, recapture, small_svd, tmp_path):  # noqa: F811
-    manifest = manifest_of(tmp_path, ["truck(0.1)"], [write_clip(tmp_path / "walk.mp4")])
+    clip = write_clip(tmp_path / "walk.mp4")
+    manifest = manifest_of(tmp_path, ["truck(0.1)"], [clip.relative_to(tmp_path)])  # so the clip travels along
     wheel = build_wheel(tmp_path)
     out = tmp_path / "out"
     sent = recapture(

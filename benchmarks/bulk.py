@@ -18,17 +18,17 @@ import ray
 from pyarrow import fs, parquet
 
 from ..cluster.bulk.driver import Policy, Progress
-from ..cluster.bulk.engine_row_renderer import EngineFilm, EngineSetup, pipeline_of
+from ..cluster.bulk.engine_row_renderer import EngineSetup, RecaptureRowEngine, pipeline_of
 from ..cluster.bulk.manifest import COLUMNS, Manifest, Row, read_manifest
-from ..cluster.bulk.outcome import Entries, Outcome
+from ..cluster.bulk.outcome import Entries, RowResult
 from ..cluster.bulk.ray_pool import RayPool, RendererSetup, lease_table
 from ..cluster.bulk.render import RowRenderer
-from ..cluster.bulk.resume import operate, scan_output
+from ..cluster.bulk.resume import run_manifest, scan_output
 from ..cluster.bulk.single_flight import LeaseClient, SingleFlightStore
 from ..cluster.session import connect
 from ..engine.pipeline import Recapture
 from ..engine.stages import STAGES
-from ..engine.store.remote_path import Place, Roots, open_place
+from ..engine.store.remote_path import AllowedRoots, RemotePath, open_remote_path
 from ..engine.video import VideoWriter
 from .scale import Costs, makespan_s
 from .storage import Counting
@@ -47,15 +47,15 @@ class NoStages:
 
     pipeline, loads = "no-stages", 1
 
-    def render(self, row: Row) -> Outcome:
-        return Outcome(
+    def render(self, row: Row) -> RowResult:
+        return RowResult(
             status="completed", sha256=hashlib.sha256(row.row_id.encode()).hexdigest(), metrics={"frames": 14.0}
         )
 
-    def forget(self, entries: Entries) -> Entries:
+    def evict(self, entries: Entries) -> Entries:
         return ()
 
-    def settle(self) -> None: ...
+    def release(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -83,7 +83,7 @@ def rows_without_work(count: int, *, workers: int = 2) -> list[BenchRow]:
         bulk = _Setting(Path(folder), asked)
         read_s = time.perf_counter() - began_s
         with connect(None, cpus=workers):
-            progress = bulk.run(NoStagesSetup(), NoStages.pipeline, workers, give_back=False)
+            progress = bulk.run(NoStagesSetup(), NoStages.pipeline, workers, evict_stages=False)
         assert progress.rows == {"completed": count}
         began_s = time.perf_counter()
         scan = scan_output(bulk.out)
@@ -110,7 +110,7 @@ def paths_of_one_clip(*, frames: int, model: str = "tiny") -> list[BenchRow]:
 
     The two take turns, path by path, so that whatever else the machine does falls on both.
     """
-    outcomes: dict[bool, list[Outcome]] = {False: [], True: []}
+    outcomes: dict[bool, list[RowResult]] = {False: [], True: []}
     with ExitStack() as stack:
         bulks = {}
         for warm in outcomes:
@@ -133,7 +133,7 @@ def paths_of_one_clip(*, frames: int, model: str = "tiny") -> list[BenchRow]:
     return [_paths_row(frames, model, warm, outcomes[warm][:paths]) for warm in outcomes for paths in (1, 2, 4, 8)]
 
 
-def _paths_row(frames: int, model: str, warm: bool, outcomes: list[Outcome]) -> BenchRow:
+def _paths_row(frames: int, model: str, warm: bool, outcomes: list[RowResult]) -> BenchRow:
     assert all(outcome.status == "completed" for outcome in outcomes), outcomes
     seconds = [outcome.gpu_seconds for outcome in outcomes]
     further = statistics.median(seconds[1:]) / seconds[0] if seconds[1:] else None
@@ -158,16 +158,16 @@ def requests_of_a_row(*, frames: int, model: str = "tiny") -> list[BenchRow]:
     with tempfile.TemporaryDirectory() as folder:
         write_footage(Path(folder, "c.mp4"), frames)
         counting = Counting(fs.LocalFileSystem())
-        root = Place(fs.PyFileSystem(counting), folder, "count://bucket")
+        root = RemotePath(fs.PyFileSystem(counting), folder, "count://bucket")
         manifest = _manifest(
             Path(folder), [{"clip_id": "c", "input_uri": "c.mp4", "camera": each} for each in CAMERAS[:2]]
         )
         with tempfile.TemporaryDirectory() as cache:
             store = SingleFlightStore(root / "stages", leases=NobodyElse(), local_dir=Path(cache))
-            film = EngineFilm(
+            row_engine = RecaptureRowEngine(
                 Recapture.from_pretrained(model, device="cpu", store=store), tuned=False, warm_start=False
             )
-            renderer = RowRenderer(film, store, Roots.of([replace(root, uri=folder)]))
+            renderer = RowRenderer(row_engine, store, AllowedRoots.of([replace(root, uri=folder)]))
             try:
                 rows = [_counted(renderer, manifest.row(index), counting, index) for index in range(2)]
             finally:
@@ -193,7 +193,7 @@ def real_runs(*, clips: int, paths: int, frames: int, model: str = "tiny") -> li
             began_s = time.perf_counter()
             with connect(None, cpus=workers):
                 connected_s = time.perf_counter() - began_s
-                progress = bulk.run(setup, pipeline, workers, give_back=True)
+                progress = bulk.run(setup, pipeline, workers, evict_stages=True)
                 elapsed_s = time.perf_counter() - began_s
         seen = bulk.seen
         start_s = seen[0][0] - began_s - seen[0][1].gpu_seconds
@@ -245,7 +245,7 @@ def waits_on_one_clip(*, frames: int, model: str = "tiny") -> list[BenchRow]:
         write_footage(bulk.folder / "c.mp4", frames)
         pipeline = pipeline_of(model, warm_start=False)
         with connect(None, cpus=2):
-            progress = bulk.run(bulk.engine_setup(model, warm_start=False), pipeline, 2, give_back=True)
+            progress = bulk.run(bulk.engine_setup(model, warm_start=False), pipeline, 2, evict_stages=True)
     shared = {stage.name for stage in STAGES if stage.per_clip}
     done = sum(1 for _, outcome in bulk.seen for name in outcome.stage_seconds if name in shared)
     return [
@@ -264,7 +264,7 @@ def waits_on_one_clip(*, frames: int, model: str = "tiny") -> list[BenchRow]:
     ]
 
 
-def costs_of(outcomes: list[Outcome], workers: int, start_s: float) -> Costs:
+def costs_of(outcomes: list[RowResult], workers: int, start_s: float) -> Costs:
     """Costs from a run's outcomes in the order that they came in: the first of each worker is also its warming up."""
     cold, rest = outcomes[:workers], outcomes[workers:]
     first = [outcome.gpu_seconds for outcome in rest if "frames" in outcome.stage_seconds]
@@ -279,9 +279,9 @@ class _Setting:
     """A folder with a manifest, runs over it, and what the runs' outcomes were."""
 
     def __init__(self, folder: Path, rows: list[dict[str, Any]], options: dict[str, Any] = OPTIONS) -> None:
-        self.folder, self.out = folder, open_place(str(folder / "out"), param="out")
+        self.folder, self.out = folder, open_remote_path(str(folder / "out"), param="out")
         self.manifest = _manifest(folder, rows, options)
-        self.seen: list[tuple[float, Outcome]] = []
+        self.seen: list[tuple[float, RowResult]] = []
 
     def engine_setup(self, model: str, *, warm_start: bool) -> EngineSetup:
         return EngineSetup(
@@ -293,14 +293,14 @@ class _Setting:
             warm_start=warm_start,
         )
 
-    def run(self, setup: RendererSetup, pipeline: str, workers: int, *, give_back: bool) -> Progress:
-        policy = Policy(workers=workers, give_back=give_back)
+    def run(self, setup: RendererSetup, pipeline: str, workers: int, *, evict_stages: bool) -> Progress:
+        policy = Policy(workers=workers, evict_stages=evict_stages)
 
-        def seen(outcome: Outcome, attempts: int) -> None:
+        def seen(outcome: RowResult, attempts: int) -> None:
             if len(self.seen) < 10_000:  # the driver's memory is measured, not this list's
                 self.seen.append((time.perf_counter(), outcome))
 
-        return operate(
+        return run_manifest(
             self.manifest,
             self.out,
             policy,
@@ -324,8 +324,8 @@ def write_footage(path: Path, frames: int, *, seed: int = 0, width: int = 160, h
 def _manifest(folder: Path, rows: list[dict[str, Any]], options: dict[str, Any] = OPTIONS) -> Manifest:
     rows = [{**row, "options": json.dumps(options)} for row in rows]
     parquet.write_table(pa.Table.from_pylist(rows, schema=COLUMNS), folder / "manifest.parquet")
-    place = open_place(str(folder / "manifest.parquet"), param="manifest")
-    return read_manifest(place, Roots([str(folder)]), open_place(str(folder / "out"), param="out"))
+    place = open_remote_path(str(folder / "manifest.parquet"), param="manifest")
+    return read_manifest(place, AllowedRoots([str(folder)]), open_remote_path(str(folder / "out"), param="out"))
 
 
 def _counted(renderer: RowRenderer, row: Row, counting: Counting, index: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import ray
 import torch
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-from ..cluster.frames.workers import Workers, workers
+from ..cluster.frames.ray_executor import RayExecutor, ray_executor
 from ..cluster.session import connect
 from ..engine.config import TuneConfig
 from ..engine.diffusion.conditioning import AnchorConditioning
@@ -66,8 +66,8 @@ def _frame_rows(folder: Path, quick: bool) -> list[Row]:
 
     with (
         connect(None, cpus=3),
-        workers(engine.models, engine.store, count=1) as one,
-        workers(engine.models, engine.store, count=2) as two,
+        ray_executor(engine.models, engine.store, count=1) as one,
+        ray_executor(engine.models, engine.store, count=2) as two,
     ):
         rivals = {
             "in process": all_by(LocalExecutor(models=engine.models)),
@@ -85,11 +85,11 @@ def _frame_rows(folder: Path, quick: bool) -> list[Row]:
             budget_s=240,
         )
         raw = count * WIDTH * HEIGHT * 3
-        for row, crew in zip(made[1:], (one, two), strict=True):
-            crew_size, before = len(crew.ask("pid")), _stored_bytes()
-            all_by(crew)()
+        for row, executor in zip(made[1:], (one, two), strict=True):
+            worker_count, before = len(executor.ask("pid")), _stored_bytes()
+            all_by(executor)()
             shipped = _stored_bytes() - before
-            row |= {"efficiency": round(row["speedup"] / crew_size, 3), "shipped_bytes": shipped}
+            row |= {"efficiency": round(row["speedup"] / worker_count, 3), "shipped_bytes": shipped}
             row |= {"raw_bytes": raw, "shipped_share": round(shipped / raw, 5)}
     return made
 
@@ -122,8 +122,8 @@ def _start_rows(folder: Path, quick: bool) -> list[Row]:
     def ready() -> None:
         with tempfile.TemporaryDirectory() as folder, connect(None, cpus=1):
             models = WarmModels("tiny", device=torch.device("cpu"), dtype=torch.float32)
-            with workers(models, Store(folder), count=1) as crew:
-                assert isinstance(crew, Workers)
+            with ray_executor(models, Store(folder), count=1) as executor:
+                assert isinstance(executor, RayExecutor)
 
     rivals = {"ray": started, "ray and a worker": ready}
     return compare("cluster_start", "local", rivals, baseline="ray", device="cpu", repeats=1 if quick else 3, warmup=0)

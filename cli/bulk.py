@@ -120,7 +120,7 @@ def bulk(
         return
     display = _Lines(quiet=as_json)
     display.say(find_depth_model("auto").sentence)
-    progress = run_bulk(asked, on_wait=display.say, on_beat=display.on_beat)
+    progress = run_bulk(asked, on_wait=display.say, on_heartbeat=display.on_heartbeat)
     if as_json:
         from dataclasses import asdict
 
@@ -143,7 +143,7 @@ class _Lines:
         if not self._quiet:
             typer.echo(sentence, err=True)
 
-    def on_beat(self, progress: "Progress") -> None:
+    def on_heartbeat(self, progress: "Progress") -> None:
         if time.monotonic() - self._said_at >= self._every_s or progress.state != "running":
             self._said_at = time.monotonic()
             self.say(_line(progress))
@@ -204,10 +204,10 @@ def submit(
     """Send `recapture bulk MANIFEST` to a cluster as a Ray job; a local MANIFEST travels along with the clips beside it."""
     import tempfile
 
-    from ..cluster.jobs import Jobs, build_wheel
+    from ..cluster.jobs import RayJobs, build_wheel
 
     words = rows.words() + [word for path, value in options.items() for word in OPTIONS[path].words(value) or ()]
-    cluster = Jobs(address)
+    cluster = RayJobs(address)
     with tempfile.TemporaryDirectory() as folder:
         packed = None if installed else (wheel or build_wheel(Path(folder)))
         job_id = cluster.submit(rows.manifest, words, out=rows.out, wheel=packed)
@@ -223,9 +223,9 @@ def status(job: JobId, address: Address, as_json: Json = False) -> None:
     """Where a job and its rows stand."""
     from dataclasses import asdict
 
-    from ..cluster.jobs import Jobs
+    from ..cluster.jobs import RayJobs
 
-    found = Jobs(address).status(job)
+    found = RayJobs(address).status(job)
     if as_json:
         emit(asdict(found))
         return
@@ -245,9 +245,9 @@ def logs(
     """What a job printed."""
     import asyncio
 
-    from ..cluster.jobs import Jobs
+    from ..cluster.jobs import RayJobs
 
-    cluster = Jobs(address)
+    cluster = RayJobs(address)
     if not follow:
         typer.echo(cluster.logs(job), nl=False)
         return
@@ -263,9 +263,9 @@ def logs(
 @jobs.command("stop")
 def stop(job: JobId, address: Address) -> None:
     """End a job; submitting the same again goes on where it was."""
-    from ..cluster.jobs import Jobs
+    from ..cluster.jobs import RayJobs
 
-    Jobs(address).stop(job)
+    RayJobs(address).stop(job)
 
 
 @jobs.command("list")
@@ -273,9 +273,9 @@ def list_jobs(address: Address, as_json: Json = False) -> None:
     """The cluster's bulk runs, newest first."""
     from dataclasses import asdict
 
-    from ..cluster.jobs import Jobs
+    from ..cluster.jobs import RayJobs
 
-    found = Jobs(address).list()
+    found = RayJobs(address).list()
     if as_json:
         emit([asdict(job) for job in found])
         return

@@ -55,7 +55,7 @@ def _presets() -> list[str]:
 
 
 @dataclass(kw_only=True)
-class Shot:
+class ClipArguments:
     """A clip, the camera to render it from, and what the user brings besides."""
 
     clip: Annotated[str, typer.Argument(help="The video.", metavar="CLIP", show_default=False)]
@@ -176,7 +176,7 @@ def silence_libraries() -> None:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def writable_output(folder: Path) -> Iterator[None]:
     """Refuse an output folder that cannot be written before any work is done; leave no empty one behind an error.
 
     Raises:
@@ -207,6 +207,6 @@ def save_anchor_sheet(result: "Result", folder: Path) -> Path:
     return path
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Crew:
+class ClusterOptions:
     """What is asked of a cluster; without an address, nothing."""
 
     address: Annotated[
@@ -88,28 +88,30 @@ class Crew:
 
 
 @contextmanager
-def hired(engine: "Recapture", crew: Crew) -> Iterator["Recapture"]:
+def on_cluster(engine: "Recapture", cluster_options: ClusterOptions) -> Iterator["Recapture"]:
     """The engine itself without an address, else one whose work the workers of that cluster do.
 
     Raises:
         InputError: the cluster has less than what is asked for.
         ClusterError: the cluster cannot be reached or is busy.
     """
-    if crew.address is None:
+    if cluster_options.address is None:
         yield engine
         return
     import ray
 
-    from ..cluster.frames.workers import workers
+    from ..cluster.frames.ray_executor import ray_executor
     from ..cluster.session import LOCAL, connect, require
     from ..engine.pipeline import Recapture
 
-    asked = max(crew.workers or 1, crew.tune_devices or 1)
-    cpus = max(os.cpu_count() or 1, asked) if crew.address == LOCAL else None
-    with connect(crew.address, cpus=cpus):
-        gpus = min(1, int(ray.cluster_resources().get("GPU", 0))) if crew.gpus is None else crew.gpus
+    asked = max(cluster_options.workers or 1, cluster_options.tune_devices or 1)
+    cpus = max(os.cpu_count() or 1, asked) if cluster_options.address == LOCAL else None
+    with connect(cluster_options.address, cpus=cpus):
+        gpus = (
+            min(1, int(ray.cluster_resources().get("GPU", 0))) if cluster_options.gpus is None else cluster_options.gpus
+        )
         require(gpus=gpus)
-        count = crew.workers or max(1, gpus)
-        tuning = crew.tuning(gpu=gpus > 0)
-        with workers(engine.models, engine.store, count=count, gpus=gpus, tuning=tuning) as hands:
-            yield Recapture(engine.models, store=engine.store, executor=hands)
+        count = cluster_options.workers or max(1, gpus)
+        tuning = cluster_options.tuning(gpu=gpus > 0)
+        with ray_executor(engine.models, engine.store, count=count, gpus=gpus, tuning=tuning) as executor:
+            yield Recapture(engine.models, store=engine.store, executor=executor)

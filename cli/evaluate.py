@@ -7,7 +7,7 @@ import typer
 
 from ..engine.config import OPTIONS
 from ..engine.errors import InputError
-from .clip import Device, StoreOption, clock, open_engine
+from .clip import Device, StoreOption, format_duration, open_engine
 from .options import takes
 from .output import Json, emit
 from .progress import Display
@@ -147,7 +147,7 @@ def _evaluate(
         return
     typer.echo((out / "summary.md").read_text())
     typer.echo(f"page   {out / 'index.html'}")
-    typer.echo(f"rows   {out / 'rows.parquet'}  ({len(lines)} lines, {clock(time.monotonic() - started)})")
+    typer.echo(f"rows   {out / 'rows.parquet'}  ({len(lines)} lines, {format_duration(time.monotonic() - started)})")
 
 
 def _given(path: Path | None) -> Path:

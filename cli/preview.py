@@ -9,7 +9,7 @@ import typer
 from ..engine.config import OPTIONS, override, quality_config
 from ..engine.errors import spelled
 from ..engine.options import by_section
-from .clip import Shot, claimed, clock, open_engine, save_anchor_sheet
+from .clip import ClipArguments, format_duration, open_engine, save_anchor_sheet, writable_output
 from .options import spelling, takes
 from .output import Json, emit
 from .progress import Display
@@ -20,7 +20,7 @@ SECTIONS = ("decode", "depth", "anchor")
 
 @takes(*(option for option in OPTIONS.values() if option.flag and option.path.startswith(SECTIONS)))
 def preview(
-    shot: Shot,
+    arguments: ClipArguments,
     options: dict[str, Any],
     out: Annotated[
         Path | None, typer.Option(help="Folder for the sheet and anchor.", show_default="CLIP-preview")
@@ -29,14 +29,14 @@ def preview(
 ) -> None:
     """Draw the anchor: what the new camera sees of the clip, and how much of it is holes. Seconds, no tuning."""
     config = override(quality_config("standard", model="tiny"), by_section(options))
-    camera = shot.parsed_camera()
-    folder = Path(f"{Path(shot.clip).stem}-preview") if out is None else out
+    camera = arguments.parsed_camera()
+    folder = Path(f"{Path(arguments.clip).stem}-preview") if out is None else out
     started = time.monotonic()
-    inputs = shot.inputs(camera, config)
-    engine = open_engine("tiny", shot.device, shot.store)
-    with claimed(folder), Display(quiet=as_json) as display:
+    inputs = arguments.inputs(camera, config)
+    engine = open_engine("tiny", arguments.device, arguments.store)
+    with writable_output(folder), Display(quiet=as_json) as display:
         result = engine(
-            shot.clip,
+            arguments.clip,
             camera,
             config=config,
             until="anchor",
@@ -65,4 +65,4 @@ def preview(
         return
     typer.echo(f"anchor sheet  {sheet}")
     typer.echo(f"holes         {100 * result.hole_share:.1f} % of the picture")
-    typer.echo(f"time          {clock(seconds)}")
+    typer.echo(f"time          {format_duration(seconds)}")

@@ -12,8 +12,8 @@ from ..engine.config import OPTIONS, Quality, RunConfig, override, quality_confi
 from ..engine.errors import InputError, spelled
 from ..engine.options import by_section
 from ..engine.user_files.adapter import adapter_rank
-from .clip import Shot, claimed, clock, open_engine, save_anchor_sheet
-from .cluster_options import Crew, hired
+from .clip import ClipArguments, format_duration, open_engine, save_anchor_sheet, writable_output
+from .cluster_options import ClusterOptions, on_cluster
 from .options import spelling, takes
 from .output import Json, emit
 from .progress import Display
@@ -45,9 +45,9 @@ _BY_SUBJECT = sorted(OPTIONS.values(), key=lambda option: "." not in option.path
 @takes(*(option for option in _BY_SUBJECT if option.flag), STEPS)
 def run(
     context: typer.Context,
-    shot: Shot,
+    arguments: ClipArguments,
     options: dict[str, Any],
-    crew: Crew,
+    cluster_options: ClusterOptions,
     out: Annotated[Path, typer.Option(help="Folder for the result.", show_default=False)],
     config: Annotated[
         Path | None, typer.Option(help="config.json of an earlier run; other options override it.", show_default=False)
@@ -95,19 +95,19 @@ def run(
     if (steps := options.pop(STEPS.path, None)) is not None:
         options = {"tune.spatial_steps": steps, "tune.temporal_steps": steps, **options}
     chosen = _configuration(options, config, quality)
-    camera = shot.parsed_camera()
-    crew.check(chosen)
-    if dry_run and crew.address is not None and chosen.memory == "auto":
+    camera = arguments.parsed_camera()
+    cluster_options.check(chosen)
+    if dry_run and cluster_options.address is not None and chosen.memory == "auto":
         raise InputError("--dry-run plans on this machine: give the GiB of the cluster's devices", param="memory")
     for name, folder in (("spatial", spatial_adapter), ("temporal", temporal_adapter)):
         if folder is not None:
             adapter_rank(name, folder)
-    inputs = {**shot.inputs(camera, chosen), "config": chosen}
-    engine = open_engine(chosen.model, shot.device, shot.store)
+    inputs = {**arguments.inputs(camera, chosen), "config": chosen}
+    engine = open_engine(chosen.model, arguments.device, arguments.store)
     if dry_run:
-        _print_plan(engine, shot.clip, camera, inputs, as_json=as_json)
+        _print_plan(engine, arguments.clip, camera, inputs, as_json=as_json)
         return
-    with claimed(out), hired(engine, crew) as engine, Display(quiet=as_json) as display:
+    with writable_output(out), on_cluster(engine, cluster_options) as engine, Display(quiet=as_json) as display:
 
         def on_stage_end(record: "StageRecord", result: "Result") -> None:
             if len(result.records) == 1 and result.memory is not None:
@@ -119,7 +119,7 @@ def run(
                 display.say(f"anchor sheet  {sheet}  ({100 * result.hole_share:.1f} % holes)")
 
         result = engine(
-            shot.clip, camera, on_progress=display.on_progress, on_stage_start=display.on_stage_start,
+            arguments.clip, camera, on_progress=display.on_progress, on_stage_start=display.on_stage_start,
             on_stage_end=on_stage_end, spatial_adapter=spatial_adapter, temporal_adapter=temporal_adapter, **inputs,
         )  # fmt: skip
         display.say("writing the bundle")
@@ -134,14 +134,14 @@ def run(
     from ..engine.stages import STAGES
 
     shared = [stage.name for stage in STAGES if stage.per_clip]
-    second = "arc(-10deg)" if shot.camera != "arc(-10deg)" else "arc(10deg)"
+    second = "arc(-10deg)" if arguments.camera != "arc(-10deg)" else "arc(10deg)"
     typer.echo(f"video      {video}")
     typer.echo(f"report     {out / 'report.html'}")
     textured = result.textured_share
     copied = f", {100 * textured:.0f} % of them with texture copied from the clip" if textured >= 0.005 else ""
     typer.echo(f"generated  {100 * result.generated_share:.1f} % of the pixels{copied}; the rest is your footage")
-    typer.echo(f"time       {clock(result.seconds)}")
-    typer.echo(f"next       {_next_command(shot.camera, second, out)}  (reuses {', '.join(shared)})")
+    typer.echo(f"time       {format_duration(result.seconds)}")
+    typer.echo(f"next       {_next_command(arguments.camera, second, out)}  (reuses {', '.join(shared)})")
 
 
 def _typed(context: typer.Context, name: str) -> bool:
@@ -184,7 +184,7 @@ def _print_plan(engine: "Recapture", clip: str, spec: Any, options: dict[str, An
     parts = ", ".join(f"{what} {size / 2**20:.0f}" for what, size in plan.memory.items())
     typer.echo(f"memory     about {plan.memory_bytes / 2**30:.1f} GiB (MiB: {parts})")
     parts = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in plan.stages_s.items() if seconds >= 0.5)
-    typer.echo(f"time       about {clock(plan.seconds)} (seconds: {parts})")
+    typer.echo(f"time       about {format_duration(plan.seconds)} (seconds: {parts})")
 
 
 def _next_command(camera: str, second: str, out: Path) -> str:

@@ -189,7 +189,7 @@ def webhook_secret(
 
 def _roots(words: list[str]) -> dict[str, list[str]]:
     """Folders by tenant, of words TENANT=FOLDER."""
-    from ..engine.store.remote_path import Roots, absolute_uri
+    from ..engine.store.remote_path import AllowedRoots, absolute_uri
 
     roots: dict[str, list[str]] = {}
     for word in words:
@@ -198,7 +198,7 @@ def _roots(words: list[str]) -> dict[str, list[str]]:
             raise InputError(f"{word!r} is not TENANT=FOLDER", param="allow_root")
         roots.setdefault(tenant, []).append(absolute_uri(uri))
     for uris in roots.values():
-        Roots(uris)  # refused here and not by a process that is started again and again
+        AllowedRoots(uris)  # refused here and not by a process that is started again and again
     return roots
 
 

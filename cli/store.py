@@ -60,12 +60,12 @@ def gc(
     what a bulk run on another machine still needs."""
     from ..engine.store import default_store
     from ..engine.store.references import live_keys
-    from ..engine.store.remote_path import open_place
+    from ..engine.store.remote_path import open_remote_path
 
     report = _open(store).gc(
         older_than_s=None if older_than is None else older_than * 86_400,
         max_bytes=None if max_gb is None else int(max_gb * 1e9),
-        keep=live_keys(open_place(str(store or default_store()), param="--store")),
+        keep=live_keys(open_remote_path(str(store or default_store()), param="--store")),
     )
     if as_json:
         emit({"removed": [e.key for e in report.removed], "bytes": report.bytes, "leftovers": report.leftovers})

@@ -19,7 +19,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from ..engine.errors import ClusterError, InputError
-from ..engine.store.remote_path import open_place
+from ..engine.store.remote_path import open_remote_path
 from .bulk.travel import pack
 
 
@@ -42,7 +42,7 @@ class JobStatus:
     progress: dict[str, Any] | None
 
 
-class Jobs:
+class RayJobs:
     """A cluster's jobs.
 
     Args:
@@ -206,7 +206,7 @@ def _status(job: JobDetails) -> JobStatus:
 
 def _progress(out: str) -> dict[str, Any] | None:
     try:
-        return json.loads((open_place(out, param="out") / "progress.json").read() or b"")
+        return json.loads((open_remote_path(out, param="out") / "progress.json").read() or b"")
     except (OSError, ValueError, InputError):
         return None
 

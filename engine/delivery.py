@@ -10,7 +10,7 @@ from .geometry.source_motion import source_poses
 from .graph.context import StageContext
 from .graph.stage import Inputs
 from .imaging.composite import to_clip_size
-from .imaging.texture_fill import TextureFill, View
+from .imaging.texture_fill import FrameView, TextureFill
 from .stage_results import load_array, load_background_plate, load_camera_path, load_source_view
 
 Fill = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -25,7 +25,7 @@ def texture_fill(context: StageContext, inputs: Inputs) -> Fill:
     alpha, generated = inputs["anchor"].array("alpha"), inputs["generate"].array("frames")
     path, K_px, plate = load_camera_path(inputs), load_source_view(inputs).K_px, load_background_plate(inputs)
 
-    def view(t: int) -> View:
+    def view(t: int) -> FrameView:
         z, front = draw_surfaces(
             frames,
             depth,
@@ -38,7 +38,7 @@ def texture_fill(context: StageContext, inputs: Inputs) -> Fill:
             device=context.drawing_device,
         )
         made = to_uint8(to_clip_size(to_tensor(generated[t : t + 1]), provenance.shape[1:]))[0]
-        return View(color=color[t], real=provenance[t] > 0, depth=z, front=front, generated=made)
+        return FrameView(color=color[t], real=provenance[t] > 0, depth=z, front=front, generated=made)
 
     stands = inputs["background"].json("background")["locked"]
     c2w = path.c2w if stands else source_poses(frames, depth, K_px) @ path.c2w

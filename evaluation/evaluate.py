@@ -32,7 +32,7 @@ from ..engine.stages import STAGES
 from ..engine.store import canonical_json
 from ..engine.video import VideoWriter
 from .dataset import Shot, ShotEntry
-from .rows import ROWS, VARIED, Overrides, Row
+from .rows import ROWS, VARIED, Overrides, TableRow
 from .score import METRICS_VERSION, Scorer
 from .shot_files import DepthFit, field_of_view_deg, fit_scale, write_camera, write_clip, write_depth
 from .variations import Variation, merged
@@ -46,10 +46,10 @@ PICTURED = (0, 4, 9, 13)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Rendering:
     """One line of the table for one shot. `vary` is `knob=value`, or empty."""
 
-    row: Row
+    row: TableRow
     depth: str
     vary: str
     config: Overrides
@@ -79,21 +79,21 @@ class Evaluation:
     on_line: Callable[[dict[str, Any], bool], None] = lambda line, reused: None
     vbench_python: Path | None = None
 
-    def jobs(self) -> Iterator[Job]:
+    def jobs(self) -> Iterator[Rendering]:
         """The lines of one shot, in the order of the table."""
         chosen = [ROWS[name] for name in self.rows]
         for row in chosen:
             if not row.depth:
-                yield Job(row=row, depth="none", vary="", config=row.config)
+                yield Rendering(row=row, depth="none", vary="", config=row.config)
         for depth in self.depths:
             for row in chosen:
                 if row.depth:
-                    yield Job(row=row, depth=depth, vary="", config=row.config)
+                    yield Rendering(row=row, depth=depth, vary="", config=row.config)
             for variation in self.vary:
                 for row in chosen:
                     if row.name in VARIED:
                         config = merged(row.config, variation.config)
-                        yield Job(row=row, depth=depth, vary=variation.name, config=config)
+                        yield Rendering(row=row, depth=depth, vary=variation.name, config=config)
 
     def run(self) -> list[dict[str, Any]]:
         """Score every line and write the tables; returns the lines.
@@ -184,7 +184,7 @@ class _ShotAtWork:
             self.clip, parse_camera(str(self.camera)), config=config, until=until, depth_dir=depth_dir, force=True
         )
 
-    def key(self, job: Job, config: RunConfig) -> str:
+    def key(self, job: Rendering, config: RunConfig) -> str:
         """What a line depends on: the shot, the options, the weights, the stages and the metrics."""
         models = self.evaluation.engine.models
         value: dict[str, Any] = {
@@ -204,7 +204,7 @@ class _ShotAtWork:
                 value["weights"] = [models.unet_digest, models.encoder_digest]
         return hashlib.sha256(canonical_json(value)).hexdigest()[:32]
 
-    def line(self, job: Job) -> tuple[dict[str, Any], bool]:
+    def line(self, job: Rendering) -> tuple[dict[str, Any], bool]:
         """The finished line (with its frames), and whether it was there before."""
         run = self.evaluation
         config = override(run.base, job.config)
@@ -256,7 +256,7 @@ class _ShotAtWork:
         os.replace(aside, path)
         return line, False
 
-    def keep_pictures(self, job: Job, frames: np.ndarray) -> str:
+    def keep_pictures(self, job: Rendering, frames: np.ndarray) -> str:
         """Saves a few frames side by side as WebP; returns the path relative to OUT."""
         name = hashlib.sha256(f"{self.entry.name} {job.row.name} {job.depth} {job.vary}".encode()).hexdigest()[:16]
         path = self.evaluation.out / "pictures" / f"{name}.webp"

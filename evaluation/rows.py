@@ -22,7 +22,7 @@ _NO_SDEDIT = {"sigma": 0.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class TableRow:
     """One row of the table.
 
     Attributes:
@@ -100,43 +100,47 @@ def _smooth(anchor: np.ndarray, mask: np.ndarray) -> np.ndarray:
 ROWS = {
     row.name: row
     for row in (
-        Row(name="source", about="the source clip, unchanged", picture=_source, until=None, depth=False),
-        Row(name="floor none (black)", about="plain 2x2 splat", picture=_floor(_black), until=None, depth=False),
-        Row(
+        TableRow(name="source", about="the source clip, unchanged", picture=_source, until=None, depth=False),
+        TableRow(name="floor none (black)", about="plain 2x2 splat", picture=_floor(_black), until=None, depth=False),
+        TableRow(
             name="floor mean color",
             about="holes in the mean color",
             picture=_floor(fill_mean),
             until=None,
             depth=False,
         ),
-        Row(name="floor OpenCV Telea", about="holes inpainted", picture=_floor(fill_telea), until=None, depth=False),
-        Row(name="anchor", about="the engine's anchor, holes black", picture=_anchor(_black), until="anchor"),
-        Row(name="anchor + mean color", about="holes in the mean color", picture=_anchor(fill_mean), until="anchor"),
-        Row(name="anchor + OpenCV Telea", about="inpainted", picture=_anchor(fill_telea), until="anchor"),
-        Row(name="anchor + OpenCV NS", about="inpainted", picture=_anchor(_smooth), until="anchor"),
-        Row(
+        TableRow(
+            name="floor OpenCV Telea", about="holes inpainted", picture=_floor(fill_telea), until=None, depth=False
+        ),
+        TableRow(name="anchor", about="the engine's anchor, holes black", picture=_anchor(_black), until="anchor"),
+        TableRow(
+            name="anchor + mean color", about="holes in the mean color", picture=_anchor(fill_mean), until="anchor"
+        ),
+        TableRow(name="anchor + OpenCV Telea", about="inpainted", picture=_anchor(fill_telea), until="anchor"),
+        TableRow(name="anchor + OpenCV NS", about="inpainted", picture=_anchor(_smooth), until="anchor"),
+        TableRow(
             name="prior",
             about="the model, nothing tuned",
             picture=_generated,
             until="generate",
             config={"tune": _NO_TUNING, "refine": _NO_SDEDIT},
         ),
-        Row(
+        TableRow(
             name="+ temporal",
             about="temporal LoRA on the masked anchor",
             picture=_generated,
             until="generate",
             config={"tune": {"spatial_steps": 0}, "refine": _NO_SDEDIT},
         ),
-        Row(
+        TableRow(
             name="++ spatial",
             about="and spatial LoRA on the source's frames",
             picture=_generated,
             until="generate",
             config={"refine": _NO_SDEDIT},
         ),
-        Row(name="+++ SDEdit", about="and SDEdit: the generated video", picture=_generated, until="generate"),
-        Row(name="delivered", about="real pixels where the anchor has them", picture=_delivered),
+        TableRow(name="+++ SDEdit", about="and SDEdit: the generated video", picture=_generated, until="generate"),
+        TableRow(name="delivered", about="real pixels where the anchor has them", picture=_delivered),
     )
 }
 """In the order of the table."""

@@ -18,7 +18,7 @@ LineKey = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class Interval:
     """A mean over paths and its bootstrap interval (percentile method, `LEVEL`); `count` paths."""
 
     mean: float
@@ -32,7 +32,7 @@ class Estimate:
         return self.count < 3 or self.low <= 0 <= self.high
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float]) -> Interval:
     """The mean of values that are independent draws; resampled with a fixed seed.
 
     Raises:
@@ -43,7 +43,7 @@ def estimate(values: Sequence[float]) -> Estimate:
         raise ValueError("a mean needs at least one value")
     index = np.random.default_rng(0).integers(len(data), size=(RESAMPLES, len(data)))
     low, high = np.quantile(data[index].mean(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(mean=float(data.mean()), low=float(low), high=float(high), count=len(data))
+    return Interval(mean=float(data.mean()), low=float(low), high=float(high), count=len(data))
 
 
 def read_lines(folder: Path) -> list[Line]:
@@ -66,13 +66,13 @@ def groups(lines: Sequence[Line]) -> dict[LineKey, list[Line]]:
     return found
 
 
-def means(lines: Sequence[Line], metric: str) -> Estimate | None:
+def means(lines: Sequence[Line], metric: str) -> Interval | None:
     """Statistics of one group of rows, over the paths that have the metric; None if none has it."""
     values = [line[metric] for line in lines if line.get(metric) is not None]
     return estimate(values) if values else None
 
 
-def differences(before: Sequence[Line], after: Sequence[Line], metric: str) -> Estimate | None:
+def differences(before: Sequence[Line], after: Sequence[Line], metric: str) -> Interval | None:
     """After minus before over the paths that both have, path by path: what the paths share cancels."""
     old = {(line["scene"], line["path"]): line.get(metric) for line in before}
     pairs = [(old.get((line["scene"], line["path"])), line.get(metric)) for line in after]

@@ -7,7 +7,7 @@ import numpy as np
 from .rasterizer import Lighting, Surface, look_at, perspective
 from .scenes import Assets, box, place, rectangle, scatter
 from .streets import pole, post
-from .views import Place, View, aimed, foreground, random_lens, random_sun
+from .views import RemotePath, View, aimed, foreground, random_lens, random_sun
 
 Look = tuple[np.ndarray | None, tuple[float, float, float]]
 """Texture and tint."""
@@ -137,7 +137,7 @@ def lamp_light(rng: np.random.Generator, size: np.ndarray) -> Lighting:
     )
 
 
-def room_place(rng: np.random.Generator, assets: Assets, views: int) -> Place:
+def room_place(rng: np.random.Generator, assets: Assets, views: int) -> RemotePath:
     """A room with windows onto the panorama, furniture, people, at times stairs or a table seen from close by."""
     size = np.array([rng.uniform(2.6, 10), rng.uniform(2.2, 3.8), rng.uniform(2.6, 10)])
     half = size[[0, 2]] / 2
@@ -179,7 +179,7 @@ def room_place(rng: np.random.Generator, assets: Assets, views: int) -> Place:
             objects, models = objects + more, models + where
         pictures.append(View(c2w=c2w, tan_x=tan_x, lighting=lighting, sky_turn=rng.random()))
     sky = assets.image(assets.skies[rng.integers(len(assets.skies))])
-    return Place(objects=objects, models=models, sky=sky, views=pictures, kind="room")
+    return RemotePath(objects=objects, models=models, sky=sky, views=pictures, kind="room")
 
 
 def lay_table(
@@ -218,7 +218,7 @@ def lay_table(
     return top
 
 
-def yard_place(rng: np.random.Generator, assets: Assets, views: int) -> Place:
+def yard_place(rng: np.random.Generator, assets: Assets, views: int) -> RemotePath:
     """Open ground with walls, stairs, fences and posts, people and things in front, seen from standing height."""
     reach = rng.uniform(3, 9)
     objects, motions = scatter(rng, assets, int(rng.integers(3, 10)), np.array([reach, reach]), None)
@@ -254,7 +254,7 @@ def yard_place(rng: np.random.Generator, assets: Assets, views: int) -> Place:
         objects, models = objects + more, models + where
         pictures.append(View(c2w=c2w, tan_x=tan_x, lighting=random_sun(rng, np.zeros(3)), sky_turn=rng.random()))
     sky = assets.image(assets.skies[rng.integers(len(assets.skies))])
-    return Place(objects=objects, models=models, sky=sky, views=pictures, kind="yard")
+    return RemotePath(objects=objects, models=models, sky=sky, views=pictures, kind="yard")
 
 
 def random_turn(rng: np.random.Generator) -> np.ndarray:
@@ -265,7 +265,7 @@ def random_turn(rng: np.random.Generator) -> np.ndarray:
     return q
 
 
-def floating_place(rng: np.random.Generator, assets: Assets, views: int) -> Place:
+def floating_place(rng: np.random.Generator, assets: Assets, views: int) -> RemotePath:
     """Things in the air and on a floor before a panorama: only their look says how far they are."""
     reach = rng.uniform(2, 6)
     floor = rectangle(np.array([-90.0, 0, -90]), np.array([0, 0, 180.0]), np.array([180.0, 0, 0]), rng.uniform(0.5, 5))
@@ -290,4 +290,4 @@ def floating_place(rng: np.random.Generator, assets: Assets, views: int) -> Plac
         tan_x = float(np.exp(rng.uniform(-1.1, -0.2)))
         pictures.append(View(c2w=c2w, tan_x=tan_x, lighting=random_sun(rng, np.zeros(3)), sky_turn=rng.random()))
     sky = assets.image(assets.skies[rng.integers(len(assets.skies))])
-    return Place(objects=objects, models=models, sky=sky, views=pictures, kind="floating")
+    return RemotePath(objects=objects, models=models, sky=sky, views=pictures, kind="floating")

@@ -27,7 +27,7 @@ class View:
 
 
 @dataclass(kw_only=True, slots=True)
-class Place:
+class RemotePath:
     """What stands where, and the pictures to take of it."""
 
     objects: list[list[Surface]]
@@ -128,7 +128,7 @@ def foreground(
     return objects, models
 
 
-def world_place(rng: np.random.Generator, assets: Assets, views: int) -> Place:
+def world_place(rng: np.random.Generator, assets: Assets, views: int) -> RemotePath:
     """A corner of a track from standing height, with people and things put into it."""
     data = np.load(assets.root / assets.worlds[rng.integers(len(assets.worlds))]["file"])
     count = sum(name.startswith("triangles") for name in data)
@@ -165,10 +165,10 @@ def world_place(rng: np.random.Generator, assets: Assets, views: int) -> Place:
             models += where
         pictures.append(View(c2w=c2w, tan_x=tan_x, lighting=random_sun(rng, foot), sky_turn=rng.random()))
     sky = assets.image(assets.skies[rng.integers(len(assets.skies))])
-    return Place(objects=objects, models=models, sky=sky, views=pictures, kind="world")
+    return RemotePath(objects=objects, models=models, sky=sky, views=pictures, kind="world")
 
 
-def moments(rng: np.random.Generator, scene: Scene, views: int) -> Place:
+def moments(rng: np.random.Generator, scene: Scene, views: int) -> RemotePath:
     """Moments of a clip's scene, through its own lens and others."""
     time = rng.uniform(0, 1.5)
     pictures = []
@@ -177,4 +177,4 @@ def moments(rng: np.random.Generator, scene: Scene, views: int) -> Place:
         c2w = scene.camera(rng.random())
         pictures.append(View(c2w=c2w, tan_x=tan_x, lighting=scene.lighting, sky_turn=scene.sky_turn))
     models = [motion(time) for motion in scene.motions]
-    return Place(objects=scene.objects, models=models, sky=scene.sky, views=pictures, kind=scene.kind)
+    return RemotePath(objects=scene.objects, models=models, sky=scene.sky, views=pictures, kind=scene.kind)

@@ -21,7 +21,7 @@ from pyarrow import fs
 
 from ..engine.store import Store
 from ..engine.store.durable import sync, try_lock
-from ..engine.store.remote_path import join_uri, open_place, steadily
+from ..engine.store.remote_path import join_uri, open_remote_path, with_retries
 from .settings import Settings
 
 _KEPT_S = 86_400.0
@@ -158,7 +158,7 @@ class ObjectFiles(Files):
 
     def __init__(self, settings: Settings, uri: str) -> None:
         super().__init__(settings)
-        self._uri, self._root = uri, open_place(uri, param="objects")
+        self._uri, self._root = uri, open_remote_path(uri, param="objects")
 
     def check(self) -> None:
         super().check()
@@ -175,7 +175,7 @@ class ObjectFiles(Files):
 
     def last_arrival(self, upload: str) -> float:
         selector = fs.FileSelector((self._root / f"uploads/{upload}").path, recursive=True, allow_not_found=True)
-        found = steadily(lambda: self._root.filesystem.get_file_info(selector))
+        found = with_retries(lambda: self._root.filesystem.get_file_info(selector))
         return max((info.mtime.timestamp() for info in found if info.is_file and info.mtime), default=0.0)
 
     @contextlib.contextmanager
@@ -231,7 +231,7 @@ class ObjectFiles(Files):
         super().remove_attempts(render, number)
         at = self._root / f"renders/{render}"
         selector = fs.FileSelector(at.path, allow_not_found=True)
-        for info in steadily(lambda: self._root.filesystem.get_file_info(selector)):
+        for info in with_retries(lambda: self._root.filesystem.get_file_info(selector)):
             if info.base_name.isdigit() and int(info.base_name) <= number:
                 (at / info.base_name).delete()
 
@@ -262,7 +262,7 @@ class ObjectFiles(Files):
         with contextlib.suppress(FileNotFoundError):
             os.utime(path)
             return path
-        info = steadily(lambda: self._root.filesystem.get_file_info((self._root / where).path))
+        info = with_retries(lambda: self._root.filesystem.get_file_info((self._root / where).path))
         if info.type != fs.FileType.File:
             raise FileNotFoundError(f"{self._root / where}")
         self._make_room()

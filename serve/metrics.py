@@ -7,14 +7,14 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from .jobs.jobs import Jobs
-from .jobs.worker_registry import Workers
+from .jobs.worker_registry import WorkerRegistry
 from .webhooks import Messages
 
 
 class Metrics:
     """The service's numbers; those of the queue are read from the database when they are asked for."""
 
-    def __init__(self, jobs: Jobs, workers: Workers, messages: Messages) -> None:
+    def __init__(self, jobs: Jobs, workers: WorkerRegistry, messages: Messages) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "recapture_http_requests_total", "Requests answered.", ["method", "route", "status"], registry=self.registry
@@ -38,7 +38,7 @@ class Metrics:
 
 
 class _Queue(Collector):
-    def __init__(self, jobs: Jobs, workers: Workers, messages: Messages) -> None:
+    def __init__(self, jobs: Jobs, workers: WorkerRegistry, messages: Messages) -> None:
         self.jobs, self.workers, self.messages = jobs, workers, messages
 
     def collect(self) -> Iterable[Metric]:

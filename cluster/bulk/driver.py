@@ -16,11 +16,11 @@ from typing import Any
 
 from ...engine.errors import Cancelled, ClusterError, OutputError
 from ...engine.store.references import References
-from ...engine.store.remote_path import Place
+from ...engine.store.remote_path import RemotePath
 from .manifest import Manifest
-from .outcome import Outcome
+from .outcome import RowResult
 from .ownership import Ownership
-from .pool import Died, Event, Finished, Left, Pool, Ready
+from .pool import Died, Event, Finished, Pool, Ready, StillInUse
 from .results import Results, Scan
 from .schedule import Claim, Schedule
 
@@ -43,7 +43,7 @@ class Policy:
 
     Attributes:
         workers: how many rows run at once.
-        give_back: remove a clip's stages when all its rows are finished.
+        evict_stages: remove a clip's stages when all its rows are finished.
         max_gpu_hours: no further row is admitted when the output's rows have taken this much.
         max_attempts: workers that a row may lose, or times that a store may fail it.
         shard_rows, shard_s: a shard is written when it has this many rows, or is this old.
@@ -51,7 +51,7 @@ class Policy:
     """
 
     workers: int
-    give_back: bool = True
+    evict_stages: bool = True
     max_gpu_hours: float | None = None
     max_attempts: int = 3
     shard_rows: int = 2000
@@ -101,13 +101,13 @@ class Driver:
         scan: rows of the output that are already done.
         first_shard: number of the next shard.
         on_outcome: called with each row's outcome and number of attempts.
-        on_beat: called with the run's progress every few seconds.
+        on_heartbeat: called with the run's progress every few seconds.
     """
 
     def __init__(
         self,
         manifest: Manifest,
-        out: Place,
+        out: RemotePath,
         ownership: Ownership,
         pool: Pool,
         policy: Policy,
@@ -116,12 +116,12 @@ class Driver:
         scan: Scan,
         first_shard: int,
         references: References | None = None,
-        on_outcome: Callable[[Outcome, int], None] = lambda outcome, attempts: None,
-        on_beat: Callable[[Progress], None] = lambda progress: None,
+        on_outcome: Callable[[RowResult, int], None] = lambda outcome, attempts: None,
+        on_heartbeat: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         self._manifest, self._out, self._ownership, self._pool, self._policy = manifest, out, ownership, pool, policy
         self._pipeline, self._references = pipeline, references
-        self._on_outcome, self._on_beat = on_outcome, on_beat
+        self._on_outcome, self._on_beat = on_outcome, on_heartbeat
         self._results, self._shard = Results(out), first_shard
         self._clips = manifest.clips()
         waiting = [index for index, name in enumerate(manifest.row_ids) if name not in scan.status]
@@ -209,11 +209,11 @@ class Driver:
                 self._finished(worker, outcome)
             case Died(worker, why):
                 self._died(worker, why)
-            case Left(_, entries):
+            case StillInUse(_, entries):
                 self._forgetting -= 1
                 self._left.update(entries)
 
-    def _finished(self, worker: str, outcome: Outcome) -> None:
+    def _finished(self, worker: str, outcome: RowResult) -> None:
         claim = self._schedule.running[worker]
         self._submitted_s.pop(worker)
         self.progress.waits += outcome.waits[0]
@@ -237,7 +237,7 @@ class Driver:
             if self._schedule.retry(worker):
                 self._count_retry(claim, held_s)
             else:
-                lost = Outcome(status="failed", error_code="worker_lost", error_message=why, gpu_seconds=held_s)
+                lost = RowResult(status="failed", error_code="worker_lost", error_message=why, gpu_seconds=held_s)
                 self._record(worker, claim, lost, alive=False)
         else:
             self._failed_starts += 1
@@ -252,7 +252,7 @@ class Driver:
         self.progress.gpu_seconds += held_s
         self.progress.retries += 1
 
-    def _record(self, worker: str, claim: Claim, outcome: Outcome, *, alive: bool) -> None:
+    def _record(self, worker: str, claim: Claim, outcome: RowResult, *, alive: bool) -> None:
         status = "completed" if outcome.status == "completed" else "failed"
         self._rows.append(self._result(claim, outcome, status))
         self._on_outcome(outcome, claim.attempt)
@@ -270,13 +270,13 @@ class Driver:
         self._entries.setdefault(clip, set()).update(outcome.entries)
         if self._schedule.finish(worker):
             entries = self._entries.pop(clip)
-            if self._policy.give_back and entries and alive:
-                self._pool.forget(worker, tuple(sorted(entries)))
+            if self._policy.evict_stages and entries and alive:
+                self._pool.evict(worker, tuple(sorted(entries)))
                 self._forgetting += 1
-            elif self._policy.give_back:
+            elif self._policy.evict_stages:
                 self._left.update(entries)
 
-    def _result(self, claim: Claim, outcome: Outcome, status: str) -> dict[str, Any]:
+    def _result(self, claim: Claim, outcome: RowResult, status: str) -> dict[str, Any]:
         row = self._manifest.row(claim.row)
         return {
             "row_id": row.row_id,
@@ -302,7 +302,7 @@ class Driver:
     def _refuse_rest(self) -> None:
         """Rows that the budget left out have a row in the results, too."""
         for row in self._schedule.rest():
-            said = Outcome(status="failed", error_code="budget", error_message="the budget of GPU hours ended first")
+            said = RowResult(status="failed", error_code="budget", error_message="the budget of GPU hours ended first")
             self._rows.append(self._result(Claim(row, 0), said, "not_admitted"))
             self.progress.rows["not_admitted"] = self.progress.rows.get("not_admitted", 0) + 1
             self._insist(self._write_due_shard)
@@ -310,10 +310,10 @@ class Driver:
     def _settle(self) -> None:
         """Evict the stages that another worker still used when their clip finished; no worker uses them now."""
         self._await_forgotten()
-        self.progress.model_loads = self._pool.settle()
+        self.progress.model_loads = self._pool.release()
         if self._left and self._idle:
             left, self._left = tuple(sorted(self._left)), set()
-            self._pool.forget(min(self._idle), left)
+            self._pool.evict(min(self._idle), left)
             self._forgetting += 1
             self._await_forgotten()
 
@@ -359,9 +359,9 @@ class Driver:
         self._rows = []
 
     def _beat(self) -> None:
-        self._ownership.sign()
+        self._ownership.renew()
         if self._references is not None:
-            self._references.sign({key for entries in self._entries.values() for _, key in entries})
+            self._references.renew({key for entries in self._entries.values() for _, key in entries})
         self._say("running")
         self._beat_at = time.monotonic()
 

@@ -15,10 +15,10 @@ from ...engine.models.multiview import find_multiview_model
 from ...engine.pipeline import Recapture
 from ...engine.stages import STAGES
 from ...engine.store import canonical_json
-from ...engine.store.remote_path import Roots, open_place
+from ...engine.store.remote_path import AllowedRoots, open_remote_path
 from ...engine.video import probe
 from .manifest import Row, options_of
-from .outcome import Outcome
+from .outcome import RowResult
 from .render import BrokenDevice, RowRenderer
 from .single_flight import LeaseClient, SingleFlightStore
 
@@ -49,10 +49,10 @@ class EngineSetup:
     def make(self, leases: LeaseClient) -> RowRenderer:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        store = SingleFlightStore(open_place(self.stages, param="store"), leases=leases)
+        store = SingleFlightStore(open_remote_path(self.stages, param="store"), leases=leases)
         engine = Recapture.from_pretrained(self.model, device=self.device, store=store)
-        film = EngineFilm(engine, tuned=self.keep == "adapters", warm_start=self.warm_start)
-        return RowRenderer(film, store, Roots(self.roots))
+        row_engine = RecaptureRowEngine(engine, tuned=self.keep == "adapters", warm_start=self.warm_start)
+        return RowRenderer(row_engine, store, AllowedRoots(self.roots))
 
 
 def pipeline_digest(engine: Recapture, *, warm_start: bool) -> str:
@@ -80,8 +80,8 @@ def pipeline_of(model: str, *, warm_start: bool) -> str:
         return pipeline_digest(Recapture.from_pretrained(model, device="cpu", store=folder), warm_start=warm_start)
 
 
-class EngineFilm:
-    """A `Film` by one warm engine."""
+class RecaptureRowEngine:
+    """A `RowEngine` by one warm engine."""
 
     def __init__(self, engine: Recapture, *, tuned: bool, warm_start: bool) -> None:
         self._engine, self._tuned, self._warm_start = engine, tuned, warm_start
@@ -91,7 +91,7 @@ class EngineFilm:
     def loads(self) -> int:
         return self._engine.models.loads
 
-    def __call__(self, row: Row, clip: Path, camera: str, bundle: Path) -> Outcome:
+    def __call__(self, row: Row, clip: Path, camera: str, bundle: Path) -> RowResult:
         try:
             result = self._engine(
                 clip, parse_camera(camera), config=config_of(self._engine, row, clip, warm_start=self._warm_start)
@@ -100,7 +100,7 @@ class EngineFilm:
             raise BrokenDevice(str(error)) from error
         result.save(bundle, tuned=self._tuned)
         worked = [record for record in result.records if not record.reused]
-        return Outcome(
+        return RowResult(
             status="completed",
             metrics=_metrics(json.loads((bundle / "report.json").read_bytes())),
             stage_seconds={record.name: record.seconds for record in worked},

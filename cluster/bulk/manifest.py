@@ -21,7 +21,7 @@ from ...engine.cameras import parse_expression
 from ...engine.config import OPTIONS, RunConfig, override
 from ...engine.errors import InputError, RecaptureError
 from ...engine.store import canonical_json
-from ...engine.store.remote_path import Place, Roots
+from ...engine.store.remote_path import AllowedRoots, RemotePath
 
 VERSION = 1
 _KIND, _VERSION = b"recapture.schema", b"recapture.version"
@@ -50,7 +50,7 @@ _NAMED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ManifestProblem:
     """One bad value: where it stands (`line 7`, or `row 7` of a Parquet file) and what is wrong with it."""
 
     where: str
@@ -66,7 +66,7 @@ class ManifestError(InputError):
 
     code = "invalid_manifest"
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[ManifestProblem]) -> None:
         more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
         super().__init__("; ".join(map(str, problems[:_NAMED])) + more, param="manifest")
         self.problems = problems
@@ -115,7 +115,7 @@ class Manifest:
         return self.table["priority"].to_pylist()
 
 
-def read_manifest(place: Place, roots: Roots, out: Place) -> Manifest:
+def read_manifest(place: RemotePath, roots: AllowedRoots, out: RemotePath) -> Manifest:
     """Read and check a manifest, by its name's ending: `.parquet`, `.csv`, `.jsonl`.
 
     Args:
@@ -129,7 +129,7 @@ def read_manifest(place: Place, roots: Roots, out: Place) -> Manifest:
     checks = _Checks(roots, out, base=place.path.rpartition("/")[0] if place.local else None)
     rows: list[dict[str, Any]] = []
     batches: list[pa.RecordBatch] = []
-    problems: list[Problem] = []
+    problems: list[ManifestProblem] = []
     for where, record in raw_rows(place):
         found = checks.row(where, record)
         problems += found
@@ -148,7 +148,7 @@ def read_manifest(place: Place, roots: Roots, out: Place) -> Manifest:
     return Manifest(pa.Table.from_batches(batches).combine_chunks(), list(checks.seen.values()))
 
 
-def raw_rows(place: Place) -> Iterator[tuple[str, dict[str, Any]]]:
+def raw_rows(place: RemotePath) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each row stands and what it holds, unchecked.
 
     Raises:
@@ -172,18 +172,20 @@ def row_id(record: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(wanted)).hexdigest()[:20]
 
 
-def _csv_rows(place: Place) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv_rows(place: RemotePath) -> Iterator[tuple[str, dict[str, Any]]]:
     with _text(place) as text:
         reader = csv.DictReader(text, strict=True)
         for record in reader:
             where = f"line {reader.line_num}"
             extra = record.pop(None, None)  # type: ignore[call-overload]
             if extra is not None or None in record.values():
-                raise ManifestError([Problem(where, "row", f"it has not {len(reader.fieldnames or ())} fields")])
+                raise ManifestError(
+                    [ManifestProblem(where, "row", f"it has not {len(reader.fieldnames or ())} fields")]
+                )
             yield where, {name: value or None for name, value in record.items()}
 
 
-def _jsonl_rows(place: Place) -> Iterator[tuple[str, dict[str, Any]]]:
+def _jsonl_rows(place: RemotePath) -> Iterator[tuple[str, dict[str, Any]]]:
     with _text(place) as text:
         for number, line in enumerate(text, 1):
             if not line.strip():
@@ -193,11 +195,13 @@ def _jsonl_rows(place: Place) -> Iterator[tuple[str, dict[str, Any]]]:
                 if not isinstance(record, dict):
                     raise ValueError("no object")
             except (ValueError, RecursionError) as error:
-                raise ManifestError([Problem(f"line {number}", "row", f"it is not a JSON object ({error})")]) from None
+                raise ManifestError(
+                    [ManifestProblem(f"line {number}", "row", f"it is not a JSON object ({error})")]
+                ) from None
             yield f"line {number}", record
 
 
-def _parquet_rows(place: Place) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_rows(place: RemotePath) -> Iterator[tuple[str, dict[str, Any]]]:
     with place.filesystem.open_input_file(place.path) as source:
         file = parquet.ParquetFile(source)
         metadata = file.schema_arrow.metadata or {}
@@ -212,14 +216,14 @@ def _parquet_rows(place: Place) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"row {number}", record
 
 
-_READERS: dict[str, Callable[[Place], Iterator[tuple[str, dict[str, Any]]]]] = {
+_READERS: dict[str, Callable[[RemotePath], Iterator[tuple[str, dict[str, Any]]]]] = {
     "csv": _csv_rows,
     "jsonl": _jsonl_rows,
     "parquet": _parquet_rows,
 }
 
 
-def _text(place: Place) -> io.TextIOWrapper:
+def _text(place: RemotePath) -> io.TextIOWrapper:
     stream = place.filesystem.open_input_stream(place.path, compression=None)
     return io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8-sig", newline="")  # type: ignore[arg-type]
 
@@ -227,7 +231,7 @@ def _text(place: Place) -> io.TextIOWrapper:
 class _Checks:
     """Checks rows one by one, completes them in place, and remembers which there were."""
 
-    def __init__(self, roots: Roots, out: Place, base: str | None) -> None:
+    def __init__(self, roots: AllowedRoots, out: RemotePath, base: str | None) -> None:
         self.roots, self.out, self.base = roots, out, base
         self.seen: dict[str, str] = {}
         """Output folder -> row_id, in the order of the rows."""
@@ -235,12 +239,14 @@ class _Checks:
         self._options = cache(_check_options)
         self._expression = cache(parse_expression)
 
-    def row(self, where: str, record: dict[str, Any]) -> list[Problem]:
+    def row(self, where: str, record: dict[str, Any]) -> list[ManifestProblem]:
         """Problems of a record. Afterwards, a valid record holds all columns in the schema's types."""
         unknown = set(record) - set(COLUMNS.names)
         if unknown:
             known = ", ".join(COLUMNS.names)
-            return [Problem(where, column, f"unknown column; choose from {known}") for column in sorted(unknown)]
+            return [
+                ManifestProblem(where, column, f"unknown column; choose from {known}") for column in sorted(unknown)
+            ]
         problems = []
         for field in COLUMNS:
             try:
@@ -248,15 +254,15 @@ class _Checks:
             except RecaptureError as error:
                 # A wrong option in a row is named by its section and field, as the row writes it.
                 message = error.message if error.param in (None, field.name) else str(error)
-                problems.append(Problem(where, field.name, message))
+                problems.append(ManifestProblem(where, field.name, message))
         if problems:
             return problems
         start_s, end_s = record["start_s"], record["end_s"]
         if end_s is not None and end_s <= (start_s or 0.0):
-            return [Problem(where, "end_s", f"{end_s:g} is not after start_s")]
+            return [ManifestProblem(where, "end_s", f"{end_s:g} is not after start_s")]
         return self._claim(where, record)
 
-    def _claim(self, where: str, record: dict[str, Any]) -> list[Problem]:
+    def _claim(self, where: str, record: dict[str, Any]) -> list[ManifestProblem]:
         name = row_id(record)
         place = self.out / "clips" / name
         if record["output_uri"] is not None:
@@ -265,7 +271,7 @@ class _Checks:
         else:
             record["output_uri"] = place.path if place.local else place.uri
         if place.path in self.seen:
-            return [Problem(where, "output_uri", f"{self._lines[place.path]} writes to the same place")]
+            return [ManifestProblem(where, "output_uri", f"{self._lines[place.path]} writes to the same place")]
         self.seen[place.path], self._lines[place.path] = name, where
         return []
 

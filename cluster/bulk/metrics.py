@@ -3,7 +3,7 @@
 from ray.util.metrics import Counter, Gauge
 
 from .driver import Progress
-from .outcome import Outcome
+from .outcome import RowResult
 
 NAMES = {
     "recapture_bulk_rows_total": "Rows with a result, by outcome.",
@@ -37,7 +37,7 @@ class BulkMetrics:
             self._metrics[short] = metric
         self._retries = self._waits = 0
 
-    def on_outcome(self, outcome: Outcome, attempts: int) -> None:
+    def on_outcome(self, outcome: RowResult, attempts: int) -> None:
         self._metrics["rows_total"].inc(
             1, {"outcome": "ok" if outcome.status == "completed" else str(outcome.error_code)}
         )
@@ -47,7 +47,7 @@ class BulkMetrics:
         for stage in outcome.reused:
             self._metrics["cache_hits_total"].inc(1, {"stage": stage})
 
-    def on_beat(self, progress: Progress) -> None:
+    def on_heartbeat(self, progress: Progress) -> None:
         self._grow("retries_total", progress.retries - self._retries)
         self._grow("waits_total", progress.waits - self._waits)
         self._retries, self._waits = progress.retries, progress.waits

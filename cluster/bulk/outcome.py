@@ -10,7 +10,7 @@ Entries = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class RowResult:
     """The result of a row.
 
     Attributes:
@@ -53,15 +53,15 @@ class Renderer(Protocol):
         """How often the video model was loaded."""
         ...
 
-    def render(self, row: Row) -> Outcome:
+    def render(self, row: Row) -> RowResult:
         """Do a row. Errors are outcomes; only a stop from outside is raised."""
         ...
 
-    def forget(self, entries: Entries) -> Entries:
+    def evict(self, entries: Entries) -> Entries:
         """The clip is finished, its stages may go; those that cannot yet are returned."""
         ...
 
-    def settle(self) -> None:
+    def release(self) -> None:
         """Nothing more comes for now: hold nothing that another could remove."""
         ...
 

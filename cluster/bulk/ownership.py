@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ...engine.errors import OutputError, RecaptureError
-from ...engine.store.remote_path import Place
+from ...engine.store.remote_path import RemotePath
 
-BEAT_S = 5.0
+HEARTBEAT_S = 5.0
 """Between two signatures of an owner."""
 
 _SILENCE = 4
@@ -70,17 +70,17 @@ class Owner:
 class Ownership:
     """Held by a driver from `claim` to `release`."""
 
-    def __init__(self, place: Place, owner: Owner, before: Owner | None) -> None:
+    def __init__(self, place: RemotePath, owner: Owner, before: Owner | None) -> None:
         self._place, self.owner, self.before = place, owner, before
 
     @classmethod
     def claim(
         cls,
-        out: Place,
+        out: RemotePath,
         last_numbers: Callable[[], dict[int, int]],
         *,
         takeover: bool,
-        beat_s: float = BEAT_S,
+        beat_s: float = HEARTBEAT_S,
         on_wait: Callable[[str], None] = lambda sentence: None,
     ) -> "Ownership":
         """Become the owner of an output.
@@ -123,7 +123,7 @@ class Ownership:
         mine.check()
         return mine
 
-    def sign(self) -> None:
+    def renew(self) -> None:
         """Show that this driver lives.
 
         Raises:
@@ -154,12 +154,12 @@ class Ownership:
             self._place.write(_text(replace(self.owner, released=True)))
 
 
-def read_owner(out: Place) -> Owner | None:
+def read_owner(out: RemotePath) -> Owner | None:
     """The present or last owner of an output, or None. Raises OutputError like `check`."""
     return _read(out / "owner.json")
 
 
-def _read(place: Place) -> Owner | None:
+def _read(place: RemotePath) -> Owner | None:
     try:
         return _parse(place.read())
     except OSError as error:

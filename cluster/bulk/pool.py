@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .manifest import Row
-from .outcome import Entries, Outcome
+from .outcome import Entries, RowResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Finished:
     """A worker is through with its row."""
 
     worker: str
-    outcome: Outcome
+    outcome: RowResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +32,18 @@ class Died:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
-    """A worker has removed what `forget` named, but for these, which others still use."""
+class StillInUse:
+    """A worker has removed what `evict` named, but for these, which others still use."""
 
     worker: str
     entries: Entries
 
 
-Event = Ready | Finished | Died | Left
+Event = Ready | Finished | Died | StillInUse
 
 
 class Pool(Protocol):
-    """Workers by name. Nothing here blocks but `wait`, `settle` and `close`."""
+    """Workers by name. Nothing here blocks but `wait`, `release` and `close`."""
 
     def start(self, worker: str) -> None:
         """Begin to make a worker; `Ready` or `Died` follows."""
@@ -53,8 +53,8 @@ class Pool(Protocol):
         """Give a ready worker a row; `Finished` or `Died` follows."""
         ...
 
-    def forget(self, worker: str, entries: Entries) -> None:
-        """Have a worker without a row remove a finished clip's stages before its next row; `Left` follows, always."""
+    def evict(self, worker: str, entries: Entries) -> None:
+        """Have a worker without a row remove a finished clip's stages before its next row; `StillInUse` follows, always."""
         ...
 
     def wait(self, timeout_s: float) -> list[Event]:
@@ -65,7 +65,7 @@ class Pool(Protocol):
         """End a worker at once, whatever it does."""
         ...
 
-    def settle(self) -> int:
+    def release(self) -> int:
         """Have all workers, none of which has a row, let go of their last clip; how often the model was loaded."""
         ...
 

@@ -14,7 +14,7 @@ from ...engine.cameras import parse_camera
 from ...engine.pipeline import Recapture
 from ...engine.planning.estimate import make_plan
 from ...engine.stages import STAGES
-from ...engine.store.remote_path import Place, Roots
+from ...engine.store.remote_path import AllowedRoots, RemotePath
 from ...engine.video import Limits
 from .engine_row_renderer import config_of
 from .manifest import Manifest, is_camera_file
@@ -62,9 +62,9 @@ class _Cost:
 
 def price(
     manifest: Manifest,
-    out: Place,
+    out: RemotePath,
     scan: Scan,
-    roots: Roots,
+    roots: AllowedRoots,
     model: str,
     *,
     device: str = "auto",
@@ -113,7 +113,7 @@ def price(
     )
 
 
-def _sample(manifest: Manifest, left: list[int], roots: Roots, model: str, device: str) -> list[_Cost]:
+def _sample(manifest: Manifest, left: list[int], roots: AllowedRoots, model: str, device: str) -> list[_Cost]:
     chosen = {left[0], left[len(left) // 2], left[-1]}
     by_clip = {manifest.row(index).input_uri: index for index in sorted(chosen)}
     with tempfile.TemporaryDirectory(prefix="recapture-price-") as folder:
@@ -121,7 +121,7 @@ def _sample(manifest: Manifest, left: list[int], roots: Roots, model: str, devic
         return [_plan(manifest, index, roots, engine, Path(folder)) for index in by_clip.values()][:SAMPLES]
 
 
-def _plan(manifest: Manifest, index: int, roots: Roots, engine: Recapture, folder: Path) -> _Cost:
+def _plan(manifest: Manifest, index: int, roots: AllowedRoots, engine: Recapture, folder: Path) -> _Cost:
     row = manifest.row(index)
     place = roots.find(row.input_uri, param="manifest")
     clip = folder / f"clip-{index}"

@@ -11,16 +11,16 @@ from typing import Any
 import ray
 
 from ...engine.errors import InputError
-from ...engine.store.remote_path import Place, Roots, absolute_uri, join_uri, open_place
+from ...engine.store.remote_path import AllowedRoots, RemotePath, absolute_uri, join_uri, open_remote_path
 from ..session import connect, require
 from .driver import Policy, Progress
 from .engine_row_renderer import EngineSetup, Keep, pipeline_of
 from .manifest import Manifest, read_manifest
 from .metrics import BulkMetrics
-from .outcome import Outcome
+from .outcome import RowResult
 from .price import Price, price
 from .ray_pool import RayPool
-from .resume import Resume, operate, scan_output
+from .resume import Resume, run_manifest, scan_output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class BulkRun:
         folder = (base.rpartition("/")[0] or "/") + question + options
         return (absolute_uri(self.out), *(map(absolute_uri, self.allow_roots) if self.allow_roots else (folder,)))
 
-    def open(self) -> tuple[Manifest, Place, Roots]:
+    def open(self) -> tuple[Manifest, RemotePath, AllowedRoots]:
         """The checked manifest, the output and the roots.
 
         Raises:
@@ -68,15 +68,15 @@ class BulkRun:
             raise InputError("Ray hands GPUs to workers by itself; give cuda", param="device")
         if self.keep not in ("results", "adapters", "all"):
             raise InputError(f"{self.keep!r} is not one of results, adapters, all", param="keep")
-        out, roots = open_place(self.out, param="out"), Roots(self.root_uris)
-        return read_manifest(open_place(self.manifest, param="manifest"), roots, out), out, roots
+        out, roots = open_remote_path(self.out, param="out"), AllowedRoots(self.root_uris)
+        return read_manifest(open_remote_path(self.manifest, param="manifest"), roots, out), out, roots
 
 
 def run_bulk(
     bulk: BulkRun,
     *,
     on_wait: Callable[[str], None] = lambda sentence: None,
-    on_beat: Callable[[Progress], None] = lambda progress: None,
+    on_heartbeat: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
     """Run a manifest on a cluster.
 
@@ -87,7 +87,7 @@ def run_bulk(
     """
     manifest, out, _ = bulk.open()
     stages_uri = absolute_uri(bulk.store or join_uri(bulk.out, "stages"))
-    stages = open_place(stages_uri, param="store")
+    stages = open_remote_path(stages_uri, param="store")
     pipeline = pipeline_of(bulk.model, warm_start=bulk.warm_start)
     with connect(bulk.cluster, cpus=bulk.concurrency), _terminable():  # in this order: Ray, too, sets a handler
         gpus = 0 if bulk.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
@@ -105,7 +105,10 @@ def run_bulk(
             warm_start=bulk.warm_start,
         )
         policy = Policy(
-            workers=workers, give_back=bulk.keep != "all", max_gpu_hours=bulk.max_gpu_hours, max_attempts=bulk.attempts
+            workers=workers,
+            evict_stages=bulk.keep != "all",
+            max_gpu_hours=bulk.max_gpu_hours,
+            max_attempts=bulk.attempts,
         )
         metrics: list[BulkMetrics] = []
 
@@ -115,14 +118,14 @@ def run_bulk(
                 setup, driver=driver, shared=str(stages), num_gpus=1 if gpus else 0, num_cpus=0 if gpus else 1
             )
 
-        def outcome_seen(outcome: Outcome, attempts: int) -> None:
+        def outcome_seen(outcome: RowResult, attempts: int) -> None:
             metrics[0].on_outcome(outcome, attempts)
 
-        def beat_seen(progress: Progress) -> None:
-            metrics[0].on_beat(progress)
-            on_beat(progress)
+        def heartbeat_seen(progress: Progress) -> None:
+            metrics[0].on_heartbeat(progress)
+            on_heartbeat(progress)
 
-        return operate(
+        return run_manifest(
             manifest,
             out,
             policy,
@@ -133,7 +136,7 @@ def run_bulk(
             facts={"model": bulk.model, "keep": bulk.keep, "workers": workers},
             on_wait=on_wait,
             on_outcome=outcome_seen,
-            on_beat=beat_seen,
+            on_heartbeat=heartbeat_seen,
         )
 
 

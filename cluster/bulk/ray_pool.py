@@ -13,8 +13,8 @@ from ray.exceptions import RayActorError, RayError
 
 from .leases import Leases
 from .manifest import Row
-from .outcome import Entries, Outcome, Renderer
-from .pool import Died, Event, Finished, Left, Ready
+from .outcome import Entries, Renderer, RowResult
+from .pool import Died, Event, Finished, Ready, StillInUse
 from .single_flight import LeaseClient
 
 NAMESPACE = "recapture"
@@ -103,7 +103,7 @@ class RayLeases:
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
-class Worker:
+class RowWorker:
     """One device with its warm models."""
 
     def __init__(self, setup: RendererSetup, leases: str, holder: str) -> None:
@@ -112,14 +112,14 @@ class Worker:
     def pipeline(self) -> str:
         return self._renderer.pipeline
 
-    def render(self, row: Row) -> Outcome:
+    def render(self, row: Row) -> RowResult:
         return self._renderer.render(row)
 
-    def forget(self, entries: Entries) -> Entries:
-        return self._renderer.forget(entries)
+    def evict(self, entries: Entries) -> Entries:
+        return self._renderer.evict(entries)
 
-    def settle(self) -> int:
-        self._renderer.settle()
+    def release(self) -> int:
+        self._renderer.release()
         return self._renderer.loads
 
     def close(self) -> None:
@@ -144,10 +144,10 @@ class RayPool:
         self._table = lease_table(self._lease_name)
         self._actors: dict[str, Any] = {}
         self._calls: dict[ObjectRef, tuple[str, str, Entries]] = {}
-        """What is under way: kind, worker, and for `forget` what it shall remove."""
+        """What is under way: kind, worker, and for `evict` what it shall remove."""
 
     def start(self, worker: str) -> None:
-        self._actors[worker] = Worker.options(**self._options).remote(
+        self._actors[worker] = RowWorker.options(**self._options).remote(
             self._setup, self._lease_name, self._holder(worker)
         )
         self._calls[self._actors[worker].pipeline.remote()] = "start", worker, ()
@@ -155,8 +155,8 @@ class RayPool:
     def submit(self, worker: str, row: Row) -> None:
         self._calls[self._actors[worker].render.remote(row)] = "render", worker, ()
 
-    def forget(self, worker: str, entries: Entries) -> None:
-        self._calls[self._actors[worker].forget.remote(entries)] = "forget", worker, entries
+    def evict(self, worker: str, entries: Entries) -> None:
+        self._calls[self._actors[worker].evict.remote(entries)] = "evict", worker, entries
 
     def wait(self, timeout_s: float) -> list[Event]:
         if not self._calls:
@@ -172,24 +172,24 @@ class RayPool:
         if actor is None:
             return
         ray.kill(actor, no_restart=True)
-        for ref in [ref for ref, call in self._calls.items() if call[1] == worker and call[0] != "forget"]:
+        for ref in [ref for ref, call in self._calls.items() if call[1] == worker and call[0] != "evict"]:
             del self._calls[ref]
         # The table would find out by itself, but only when the lease has run out.
         with contextlib.suppress(RayError):
             ray.get(self._table.drop.remote(self._holder(worker)), timeout=5)
 
-    def settle(self) -> int:
+    def release(self) -> int:
         loads, starting = 0, {worker for kind, worker, _ in self._calls.values() if kind == "start"}
         for worker, actor in self._actors.items():
             if worker in starting:
                 continue
             with contextlib.suppress(RayError):
-                loads += ray.get(actor.settle.remote(), timeout=30)  # pyright: ignore[reportOperatorIssue]
+                loads += ray.get(actor.release.remote(), timeout=30)  # pyright: ignore[reportOperatorIssue]
         return loads
 
     def close(self) -> None:
         """End all workers, those without a row in order, so that they remove what they wrote aside."""
-        busy = {worker for kind, worker, _ in self._calls.values() if kind != "forget"}
+        busy = {worker for kind, worker, _ in self._calls.values() if kind != "evict"}
         closing = [actor.close.remote() for worker, actor in self._actors.items() if worker not in busy]
         with contextlib.suppress(RayError):
             ray.wait(closing, num_returns=len(closing), timeout=10) if closing else None
@@ -208,13 +208,13 @@ class RayPool:
         try:
             value = ray.get(ref)
         except RayError as error:
-            if kind == "forget":
-                return Left(worker, entries)
+            if kind == "evict":
+                return StillInUse(worker, entries)
             # Also where it may only be out of reach: what is not known to be dead must be, before its row goes on.
             self.stop(worker)
             return Died(worker, _cause(error))
-        if kind == "forget":
-            return Left(worker, value)
+        if kind == "evict":
+            return StillInUse(worker, value)
         return Ready(worker, value) if kind == "start" else Finished(worker, value)
 
 

@@ -12,14 +12,14 @@ from typing import Protocol
 
 from ...engine.errors import Cancelled, RecaptureError, StoreError
 from ...engine.store.entry import EntryInfo
-from ...engine.store.remote_path import Place, Roots
+from ...engine.store.remote_path import AllowedRoots, RemotePath
 from ...engine.store.scratch import Scratch
 from ...engine.video import Limits
 from .manifest import Row, is_camera_file
-from .outcome import Entries, Outcome
+from .outcome import Entries, RowResult
 from .single_flight import SingleFlightStore
 
-MARK = "result.json"
+COMPLETION_MARKER = "result.json"
 """Written last into a row's folder: the bundle is whole, and this is what made it."""
 
 _CAMERA_BYTES = 16 << 20
@@ -29,7 +29,7 @@ class BrokenDevice(Exception):
     """The device answers nothing but errors until this process ends."""
 
 
-class Film(Protocol):
+class RowEngine(Protocol):
     """Makes bundles of local files."""
 
     @property
@@ -38,8 +38,8 @@ class Film(Protocol):
     @property
     def loads(self) -> int: ...
 
-    def __call__(self, row: Row, clip: Path, camera: str, bundle: Path) -> Outcome:
-        """Film the clip and write the bundle, `video.mp4` among it; what it took, without sizes and digests.
+    def __call__(self, row: Row, clip: Path, camera: str, bundle: Path) -> RowResult:
+        """Render the clip and write the bundle, `video.mp4` among it; what it took, without sizes and digests.
 
         Raises:
             RecaptureError: the row's error, or a StoreError that may pass.
@@ -49,31 +49,31 @@ class Film(Protocol):
 
 
 class RowRenderer:
-    """A `Renderer` for any film maker.
+    """A `Renderer` for any row engine.
 
     Args:
-        store: the stage store that the film maker uses.
+        store: the stage store that the engine uses.
         roots: what rows may lie below.
     """
 
-    def __init__(self, film: Film, store: SingleFlightStore, roots: Roots) -> None:
-        self._film, self._store, self._roots = film, store, roots
+    def __init__(self, row_engine: RowEngine, store: SingleFlightStore, roots: AllowedRoots) -> None:
+        self._row_engine, self._store, self._roots = row_engine, store, roots
         self._scratch = Scratch()
         self._clip: tuple[str, Path] | None = None
         """The last input that was fetched: a clip's rows follow one another."""
-        self.pipeline = film.pipeline
+        self.pipeline = row_engine.pipeline
 
     @property
     def loads(self) -> int:
-        return self._film.loads
+        return self._row_engine.loads
 
-    def render(self, row: Row) -> Outcome:
+    def render(self, row: Row) -> RowResult:
         """Do a row; one whose folder holds a whole bundle of this row and pipeline is taken as it is."""
         began_s = time.monotonic()
         waits = self._store.waits, self._store.waited_s
         try:
             out = self._roots.find(row.output_uri, param="output_uri")
-            outcome = self._standing(row, out) or self._make(row, out)
+            outcome = self._existing(row, out) or self._make(row, out)
         except (KeyboardInterrupt, Cancelled):
             raise
         except RecaptureError as error:
@@ -86,11 +86,11 @@ class RowRenderer:
         except Exception as error:  # a fault of ours is this row's error, not the end of the run
             outcome = _failed("internal", f"{type(error).__name__}: {error}", retry=False)
         finally:
-            self._store.settle()
+            self._store.release()
         waited = self._store.waits - waits[0], round(self._store.waited_s - waits[1], 3)
         return replace(outcome, gpu_seconds=round(time.monotonic() - began_s, 3), waits=waited)
 
-    def forget(self, entries: Entries) -> Entries:
+    def evict(self, entries: Entries) -> Entries:
         """Remove a finished clip's stages; those that another worker still uses are returned."""
         self._store.close()
         return tuple(
@@ -99,7 +99,7 @@ class RowRenderer:
             if not self._store.remove(EntryInfo(stage=stage, key=key, files={}, created_at=0, seconds=0, meta={}))
         )
 
-    def settle(self) -> None:
+    def release(self) -> None:
         """Hold none of the last clip's stages; on a local disk remove what killed workers left half-written."""
         self._store.close()
         self._scratch.sweep()
@@ -110,39 +110,39 @@ class RowRenderer:
         self._store.close()
         self._scratch.close()
 
-    def _standing(self, row: Row, out: Place) -> Outcome | None:
+    def _existing(self, row: Row, out: RemotePath) -> RowResult | None:
         """The outcome of an earlier driver that was killed before it could write it down."""
         try:
-            mark = json.loads((out / MARK).read() or b"")
-            if (mark["row_id"], mark["pipeline"]) != (row.row_id, self.pipeline):
+            marker = json.loads((out / COMPLETION_MARKER).read() or b"")
+            if (marker["row_id"], marker["pipeline"]) != (row.row_id, self.pipeline):
                 return None
-            return Outcome(
-                status="completed", sha256=mark["sha256"], metrics=mark["metrics"], output_bytes=mark["bytes"]
+            return RowResult(
+                status="completed", sha256=marker["sha256"], metrics=marker["metrics"], output_bytes=marker["bytes"]
             )
         except (ValueError, KeyError, TypeError):
             return None
 
-    def _make(self, row: Row, out: Place) -> Outcome:
+    def _make(self, row: Row, out: RemotePath) -> RowResult:
         clip = self._fetch(row)
         with tempfile.TemporaryDirectory(prefix="row-", dir=self._scratch.path) as folder:
-            outcome = self._film(row, clip, self._camera(row, Path(folder)), Path(folder, "bundle"))
+            outcome = self._row_engine(row, clip, self._camera(row, Path(folder)), Path(folder, "bundle"))
             return self._publish(row, outcome, Path(folder, "bundle"), out)
 
-    def _publish(self, row: Row, outcome: Outcome, bundle: Path, out: Place) -> Outcome:
+    def _publish(self, row: Row, outcome: RowResult, bundle: Path, out: RemotePath) -> RowResult:
         files = sorted(path for path in bundle.rglob("*") if path.is_file())
         with (bundle / "video.mp4").open("rb") as video:
             sha256 = hashlib.file_digest(video, "sha256").hexdigest()
         for path in files:
             (out / path.relative_to(bundle).as_posix()).upload(path)
         size = sum(path.stat().st_size for path in files)
-        mark = {
+        marker = {
             "row_id": row.row_id,
             "pipeline": self.pipeline,
             "sha256": sha256,
             "metrics": outcome.metrics,
             "bytes": size,
         }
-        (out / MARK).write(json.dumps(mark, indent=1).encode())
+        (out / COMPLETION_MARKER).write(json.dumps(marker, indent=1).encode())
         return replace(outcome, sha256=sha256, output_bytes=size)
 
     def _fetch(self, row: Row) -> Path:
@@ -170,5 +170,5 @@ class RowRenderer:
         return str(target)
 
 
-def _failed(code: str, message: str, *, retry: bool) -> Outcome:
-    return Outcome(status="retry" if retry else "failed", error_code=code, error_message=message)
+def _failed(code: str, message: str, *, retry: bool) -> RowResult:
+    return RowResult(status="retry" if retry else "failed", error_code=code, error_message=message)

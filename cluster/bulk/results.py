@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from ...engine.store.remote_path import Place, steadily
+from ...engine.store.remote_path import RemotePath, with_retries
 
 VERSION = 1
 _REPLACES = b"recapture.replaces"
@@ -76,7 +76,7 @@ class Scan:
 class Results:
     """The shards below `<out>/results`."""
 
-    def __init__(self, out: Place) -> None:
+    def __init__(self, out: RemotePath) -> None:
         self.folder = out / "results"
 
     def last_numbers(self) -> dict[int, int]:
@@ -131,17 +131,17 @@ class Results:
         table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
         self._put(fence, number, table, replaces)
 
-    def drop(self, scan: Scan, fence: int, number: int, gone: Callable[[pa.Table], Any]) -> int:
+    def drop(self, scan: Scan, fence: int, number: int, is_dropped: Callable[[pa.Table], Any]) -> int:
         """Take rows out, so that they are done again; the next free shard number.
 
         Args:
-            gone: mask of a shard's rows that go.
+            is_dropped: mask of a shard's rows that go.
         """
         for name in scan.shards:
             table = self._columns(name, None)
             if table is None:
                 continue
-            mask = gone(table)
+            mask = is_dropped(table)
             if not pc.any(mask).as_py():
                 continue
             kept = table.filter(pc.invert(mask))
@@ -176,7 +176,7 @@ class Results:
                 return parquet.ParquetFile(source).read(columns)
 
         try:
-            table = steadily(once)
+            table = with_retries(once)
         except (FileNotFoundError, pa.ArrowInvalid):
             return None
         at = table.schema.get_field_index("status")

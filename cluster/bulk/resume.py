@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 
 from ...engine.errors import InputError
 from ...engine.store.references import References
-from ...engine.store.remote_path import Place
+from ...engine.store.remote_path import RemotePath
 from .driver import Driver, Policy, Progress
 from .manifest import Manifest
-from .outcome import Outcome
+from .outcome import RowResult
 from .ownership import Ownership, read_owner
 from .pool import Pool
 from .results import Results, Scan
@@ -55,19 +55,19 @@ class UpgradeError(InputError):
         self.rows = rows
 
 
-def operate(
+def run_manifest(
     manifest: Manifest,
-    out: Place,
+    out: RemotePath,
     policy: Policy,
     make_pool: Callable[[str], Pool],
     *,
     pipeline: str,
     resume: Resume | None = None,
-    stages: Place | None = None,
+    stages: RemotePath | None = None,
     facts: dict[str, Any] | None = None,
     on_wait: Callable[[str], None] = lambda sentence: None,
-    on_outcome: Callable[[Outcome, int], None] = lambda outcome, attempts: None,
-    on_beat: Callable[[Progress], None] = lambda progress: None,
+    on_outcome: Callable[[RowResult, int], None] = lambda outcome, attempts: None,
+    on_heartbeat: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
     """Run a manifest into an output, from wherever an earlier run stopped.
 
@@ -117,12 +117,12 @@ def operate(
         first_shard=first_shard,
         references=None if stages is None else References(stages, owned.owner.driver),
         on_outcome=on_outcome,
-        on_beat=on_beat,
+        on_heartbeat=on_heartbeat,
     )
     return driver.run()
 
 
-def scan_output(out: Place) -> Scan:
+def scan_output(out: RemotePath) -> Scan:
     """The current content of an output, also while a run writes to it."""
     owner = read_owner(out)
     return Results(out).scan({} if owner is None else owner.sealed, 0 if owner is None else owner.fence)
@@ -145,10 +145,10 @@ def _resume(results: Results, owned: Ownership, pipeline: str, resume: Resume) -
     number = 1
     if changed or redo & set(scan.status.values()):
 
-        def gone(table: pa.Table) -> Any:
+        def is_dropped(table: pa.Table) -> Any:
             mask = pc.is_in(table["status"], value_set=pa.array(sorted(redo), pa.string()))
             return pc.or_(mask, pc.not_equal(table["pipeline"], pipeline)) if changed else mask
 
-        number = results.drop(scan, fence, number, gone)
+        number = results.drop(scan, fence, number, is_dropped)
         scan = results.scan(sealed, fence)
     return scan, number

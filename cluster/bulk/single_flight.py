@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ...engine.store import Entry, Store
-from ...engine.store.remote_path import Place
+from ...engine.store.remote_path import RemotePath
 
 _WAIT_S = 5.0
 """The store is asked again after this long, in case another cluster has published what is waited for."""
@@ -27,11 +27,11 @@ class LeaseClient(Protocol):
 class SingleFlightStore(Store):
     """A `Store` whose `get` waits while another worker computes what is asked for.
 
-    It holds at most one lease, taken when `get` finds nothing and given up at the next `get` (or `settle`), by when the
+    It holds at most one lease, taken when `get` finds nothing and given up at the next `get` (or `release`), by when the
     result is published. So no worker waits while it holds a lease, and workers cannot deadlock.
     """
 
-    def __init__(self, place: Place, *, leases: LeaseClient, local_dir: Path | None = None) -> None:
+    def __init__(self, place: RemotePath, *, leases: LeaseClient, local_dir: Path | None = None) -> None:
         super().__init__(place.path, filesystem=None if place.local else place.filesystem, local_dir=local_dir)
         self.local = place.local
         self._leases = leases
@@ -42,7 +42,7 @@ class SingleFlightStore(Store):
 
     def get(self, stage: str, key: str) -> Entry | None:
         """As `Store.get`; None means that this worker is the one to compute it."""
-        self.settle()
+        self.release()
         entry = super().get(stage, key)
         if entry is not None:
             return entry
@@ -54,7 +54,7 @@ class SingleFlightStore(Store):
             self.waited_s += time.monotonic() - began_s
         entry = entry or super().get(stage, key)  # its last holder may have published just before it let go
         if entry is not None:
-            self.settle()
+            self.release()
         return entry
 
     def _lease(self, name: str, wait_s: float) -> bool:
@@ -62,7 +62,7 @@ class SingleFlightStore(Store):
         self._lease_held = None if fence is None else (name, fence)
         return fence is not None
 
-    def settle(self) -> None:
+    def release(self) -> None:
         """Give up the lease that is held."""
         if self._lease_held is not None:
             held, self._lease_held = self._lease_held, None

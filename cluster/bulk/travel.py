@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...engine.errors import InputError
-from ...engine.store.remote_path import open_place
+from ...engine.store.remote_path import open_remote_path
 from .manifest import ManifestError, Problem, is_camera_file, raw_rows
 
 MAX_BYTES = 64 << 20
@@ -60,7 +60,7 @@ def pack(manifest: Path, folder: Path) -> tuple[str, bool]:
 
 def _relative(manifest: Path) -> Iterator[tuple[str, str, str]]:
     """Line, column and text of every relative path in a manifest."""
-    for where, record in raw_rows(open_place(str(manifest), param="manifest")):
+    for where, record in raw_rows(open_remote_path(str(manifest), param="manifest")):
         for column in ("input_uri", "output_uri", "camera"):
             value = record.get(column)
             if not isinstance(value, str) or not value or "://" in value or os.path.isabs(value):

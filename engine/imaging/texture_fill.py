@@ -38,7 +38,7 @@ _TORN_PX = 3.0
 _WEIGHTS = Weights(*(np.float32(v) for v in (0.2, 2000, 0.02, 1500, 1000)))
 
 
-class View(NamedTuple):
+class FrameView(NamedTuple):
     """A frame as the fill reads it, at the clip's size.
 
     Attributes:
@@ -85,7 +85,7 @@ class TextureFill:
     """
 
     def __init__(
-        self, view: Callable[[int], View], c2w: np.ndarray, K_px: np.ndarray, *, scale: float, seed: int = 0
+        self, view: Callable[[int], FrameView], c2w: np.ndarray, K_px: np.ndarray, *, scale: float, seed: int = 0
     ) -> None:
         self._view, self._c2w, self._K_px, self._scale, self._seed = view, c2w, K_px, scale, seed
         first = view(0)
@@ -130,15 +130,15 @@ class TextureFill:
         share = np.where(hole, cv2.GaussianBlur(share, (0, 0), 2), 0).astype(np.float32)
         return picture + share[..., None] * self._copied(copies, points), share
 
-    def _log_depth(self, view: View) -> np.ndarray:
+    def _log_depth(self, view: FrameView) -> np.ndarray:
         with np.errstate(invalid="ignore", divide="ignore"):
             log = np.minimum(np.log(view.depth), self._sky).astype(np.float32)
         return np.where(view.real & np.isfinite(log), log, np.nan).astype(np.float32)
 
-    def _guide(self, view: View) -> np.ndarray:
+    def _guide(self, view: FrameView) -> np.ndarray:
         return cv2.GaussianBlur(view.generated.astype(np.float32), (0, 0), _GUIDE_PX * self._scale)
 
-    def _detail_of(self, view: View) -> np.ndarray:
+    def _detail_of(self, view: FrameView) -> np.ndarray:
         """What footage has beyond the model's picture, int16 [h, w, 3] in levels of 255; coarse differences left out."""
         missed = view.color.astype(np.float32) - view.generated
         weight, sigma = view.real.astype(np.float32)[..., None], _DETAIL_PX * self._scale
@@ -146,7 +146,7 @@ class TextureFill:
         share = cv2.GaussianBlur(weight, (0, 0), sigma)[..., None]
         return ((missed - around / np.maximum(share, 1e-4)) * weight).round().astype(np.int16)
 
-    def _pictures(self, views: list[View], times: list[int]) -> Pictures:
+    def _pictures(self, views: list[FrameView], times: list[int]) -> Pictures:
         logs = [self._log_depth(view) for view in views]
         patch = np.ones((2 * RADIUS + 3,) * 2, np.uint8)
         nearest = [
@@ -186,7 +186,7 @@ class TextureFill:
     def _search(
         self,
         t: int,
-        view: View,
+        view: FrameView,
         log: np.ndarray,
         behind: np.ndarray,
         points: np.ndarray,

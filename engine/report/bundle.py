@@ -18,7 +18,7 @@ from ..stage_results import StageResults, tuned_adapters
 from ..stages import STAGES
 from ..store.durable import DISK_FULL, write_synced
 from ..video import Limits, VideoWriter, add_sound, write_png
-from . import gather, render_report
+from . import collect_report, render_report
 from .collect import versions
 from .html.pictures import contact_sheet, flat_holes, spread, tinted_holes
 
@@ -56,24 +56,24 @@ def write_bundle(
     missing = [stage.name for stage in STAGES if stage.name not in result.entries]
     if missing:
         raise InputError(f"only a finished run can be saved; this one stopped before {missing[0]}")
-    with _aside(folder) as aside:
-        _write_videos(result, aside, add_sound)
-        write_png(aside / "contact.png", _contact(result))
+    with _staging_dir(folder) as staging:
+        _write_videos(result, staging, add_sound)
+        write_png(staging / "contact.png", _contact(result))
         camera = result.camera.to_json().encode()
-        facts = gather(result)
-        page = render_report(result, facts, aside)
-        for leftover in aside.glob("wipe-*.mp4"):
+        facts = collect_report(result)
+        page = render_report(result, facts, staging)
+        for leftover in staging.glob("wipe-*.mp4"):
             leftover.unlink()
-        write_synced(aside / "camera.json", camera)
-        write_synced(aside / "config.json", _json(_config(result, facts)))
-        write_synced(aside / "report.json", _json(facts))
-        write_synced(aside / "report.html", page.encode())
+        write_synced(staging / "camera.json", camera)
+        write_synced(staging / "config.json", _json(_config(result, facts)))
+        write_synced(staging / "report.json", _json(facts))
+        write_synced(staging / "report.html", page.encode())
         if passes:
-            _write_passes(result, aside / "passes")
-            write_synced(aside / "passes" / "camera.json", camera)
+            _write_passes(result, staging / "passes")
+            write_synced(staging / "passes" / "camera.json", camera)
         if tuned:
             for name, adapter in tuned_adapters(result.entries).items():
-                shutil.copytree(adapter, aside / "adapters" / name)
+                shutil.copytree(adapter, staging / "adapters" / name)
     if not passes and (folder / "passes" / "camera.json").exists():
         shutil.rmtree(folder / "passes")  # of an earlier run: it would lie beside a video that it is not of
     return folder / "video.mp4"
@@ -105,29 +105,31 @@ def write_anchor_sheet(
 
 
 @contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
+def _staging_dir(folder: Path) -> Iterator[Path]:
     """A hidden folder inside `folder` whose content moves into it when the block ends well, and is gone otherwise."""
     existed = folder.is_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".recapture-", dir=folder))
+        staging = Path(tempfile.mkdtemp(prefix=".recapture-", dir=folder))
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {error.strerror or error}", param="out") from error
     try:
-        yield aside
-        for path in sorted(aside.iterdir()):
+        yield staging
+        for path in sorted(staging.iterdir()):
             target = folder / path.name
             if target.is_dir():
                 shutil.rmtree(target)
             os.replace(path, target)
     except OutputError as error:
         # The hidden folder is nothing that the user knows.
-        raise OutputError(error.message.replace(str(aside), str(folder)), param=error.param, code=error.code) from None
+        raise OutputError(
+            error.message.replace(str(staging), str(folder)), param=error.param, code=error.code
+        ) from None
     except OSError as error:
         code = "disk_full" if error.errno in DISK_FULL else None
         raise OutputError(f"cannot write to {folder}: {error.strerror or error}", param="out", code=code) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         if not existed and not any(folder.iterdir()):
             folder.rmdir()
 

@@ -34,7 +34,7 @@ _LENS = {
 }
 
 
-def gather(result: StageResults) -> dict[str, Any]:
+def collect_report(result: StageResults) -> dict[str, Any]:
     """The account of a finished run.
 
     Numbers that do not exist (a PSNR over no pixels) are null; infinite ones (identical pictures) are the text "inf".

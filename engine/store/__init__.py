@@ -1,13 +1,13 @@
 """The stage store: results by key, published whole or not at all. Start at `store.py`."""
 
 from .entry import Entry, EntryInfo, canonical_json, stage_key
-from .store import GcReport, Problem, Store, Writer, default_store
+from .store import Damage, GcReport, Store, Writer, default_store
 
 __all__ = [
+    "Damage",
     "Entry",
     "EntryInfo",
     "GcReport",
-    "Problem",
     "Store",
     "Writer",
     "canonical_json",

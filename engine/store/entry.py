@@ -109,7 +109,7 @@ def manifest_bytes(info: EntryInfo) -> bytes:
     return canonical_json(body)
 
 
-def seal(folder: Path) -> dict[str, tuple[int, str]]:
+def fsync_and_hash(folder: Path) -> dict[str, tuple[int, str]]:
     """Sync every file below `folder` to disk; path -> (bytes, sha256)."""
     files = {}
     for path in sorted(folder.rglob("*")):

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterable
 
-from .remote_path import Place
+from .remote_path import RemotePath
 
 STALE_S = 900.0
 """A run that did not sign for this long is dead; its stages may be removed."""
@@ -19,10 +19,10 @@ STALE_S = 900.0
 class References:
     """One run's claim on entries."""
 
-    def __init__(self, stages: Place, driver: str) -> None:
+    def __init__(self, stages: RemotePath, driver: str) -> None:
         self._place = stages / ".runs" / f"{driver}.json"
 
-    def sign(self, keys: Iterable[str]) -> None:
+    def renew(self, keys: Iterable[str]) -> None:
         """Say that the run lives and needs these keys."""
         self._place.write(json.dumps({"signed_at": time.time(), "keys": sorted(keys)}).encode())
 
@@ -30,7 +30,7 @@ class References:
         self._place.delete()
 
 
-def live_keys(stages: Place, now: float | None = None) -> set[str]:
+def live_keys(stages: RemotePath, now: float | None = None) -> set[str]:
     """Keys that runs which still sign need."""
     now, folder, keys = time.time() if now is None else now, stages / ".runs", set()
     for name in folder.sizes():

@@ -28,7 +28,7 @@ _PAUSES_S = (0.2, 0.8, 3.2)
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
-def steadily(call: Callable[[], _T]) -> _T:
+def with_retries(call: Callable[[], _T]) -> _T:
     """The call's result; a store that times out or answers with an error is asked again, three times.
 
     Raises:
@@ -45,15 +45,15 @@ def steadily(call: Callable[[], _T]) -> _T:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RemotePath:
     """A file or folder: its filesystem, its path there, and how the user writes it."""
 
     filesystem: fs.FileSystem
     path: str
     uri: str
 
-    def __truediv__(self, name: str) -> "Place":
-        return Place(self.filesystem, posixpath.join(self.path, name), f"{self.uri.rstrip('/')}/{name}")
+    def __truediv__(self, name: str) -> "RemotePath":
+        return RemotePath(self.filesystem, posixpath.join(self.path, name), f"{self.uri.rstrip('/')}/{name}")
 
     def __str__(self) -> str:
         return re.sub("//[^/@]*@", "//", self.uri.split("?")[0])  # a URI may carry credentials
@@ -71,7 +71,7 @@ class Place:
                 return stream.read()
 
         try:
-            return steadily(once)
+            return with_retries(once)
         except FileNotFoundError:
             return None
 
@@ -89,7 +89,7 @@ class Place:
 
     def _steadily_write(self, call: Callable[[], None]) -> None:
         try:
-            steadily(call)
+            with_retries(call)
         except OSError as error:
             full = disk_errno(error) is not None
             raise OutputError(
@@ -145,7 +145,7 @@ class Place:
                     out.write(chunk)
 
         try:
-            steadily(once)
+            with_retries(once)
         except FileNotFoundError:
             raise InputError(f"{self} does not exist", param=param, code="input_missing") from None
         except _FINAL as error:
@@ -155,7 +155,7 @@ class Place:
     def sizes(self) -> dict[str, int]:
         """Files directly in this folder by name, with their bytes; empty where there is no folder."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
-        found = steadily(lambda: self.filesystem.get_file_info(selector))
+        found = with_retries(lambda: self.filesystem.get_file_info(selector))
         return {info.base_name: info.size for info in found if info.is_file}
 
     def delete(self) -> None:
@@ -168,10 +168,10 @@ class Place:
             elif kind == fs.FileType.File:
                 self.filesystem.delete_file(self.path)
 
-        steadily(once)
+        with_retries(once)
 
 
-class Roots:
+class AllowedRoots:
     """The folders that rows may name.
 
     Args:
@@ -182,16 +182,16 @@ class Roots:
     """
 
     def __init__(self, uris: Iterable[str]) -> None:
-        self._roots = [open_place(uri, param="allow_root") for uri in dict.fromkeys(uris)]
+        self._roots = [open_remote_path(uri, param="allow_root") for uri in dict.fromkeys(uris)]
 
     @classmethod
-    def of(cls, places: Iterable[Place]) -> "Roots":
+    def of(cls, places: Iterable[RemotePath]) -> "AllowedRoots":
         """Roots on filesystems that are already open."""
         made = cls(())
         made._roots = list(places)
         return made
 
-    def find(self, uri: str, *, param: str, base: str | None = None) -> Place:
+    def find(self, uri: str, *, param: str, base: str | None = None) -> RemotePath:
         """The place of a URI.
 
         Args:
@@ -204,24 +204,24 @@ class Roots:
         scheme, path = _split(uri, param, base)
         for root in self._roots:
             if _scheme(root.uri) == scheme and (path + "/").startswith(root.path.rstrip("/") + "/"):
-                return Place(root.filesystem, path, uri)
+                return RemotePath(root.filesystem, path, uri)
         allowed = ", ".join(map(str, self._roots)) or "none"
         raise InputError(f"{uri} is below no allowed root ({allowed}); see `allow_root`", param=param)
 
 
-def open_place(uri: str, *, param: str) -> Place:
+def open_remote_path(uri: str, *, param: str) -> RemotePath:
     """A place by the operator's own word: any URI that `pyarrow.fs` opens, or a local path.
 
     Raises:
         InputError: no filesystem for it.
     """
     if "://" not in uri:
-        return Place(fs.LocalFileSystem(), os.path.realpath(os.path.expanduser(uri)), uri)
+        return RemotePath(fs.LocalFileSystem(), os.path.realpath(os.path.expanduser(uri)), uri)
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
     except (ValueError, OSError) as error:
         raise InputError(f"{uri.split('?')[0]} cannot be opened: {error}", param=param) from None
-    return Place(filesystem, os.path.realpath(path) if uri.startswith("file:") else path, uri.split("?")[0])
+    return RemotePath(filesystem, os.path.realpath(path) if uri.startswith("file:") else path, uri.split("?")[0])
 
 
 def join_uri(uri: str, name: str) -> str:

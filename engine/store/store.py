@@ -45,7 +45,7 @@ from .durable import (
     unlock,
     write_synced,
 )
-from .entry import MANIFEST, Entry, EntryInfo, canonical_json, manifest_bytes, parse_manifest, place, seal
+from .entry import MANIFEST, Entry, EntryInfo, canonical_json, fsync_and_hash, manifest_bytes, parse_manifest, place
 
 _UPLOAD_MAX_S = 86_400.0  # an object that no manifest names is a dead upload only after a day
 
@@ -63,7 +63,7 @@ def user_cache() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class Damage:
     """One finding of `Store.verify`."""
 
     path: str
@@ -123,7 +123,7 @@ class Writer:
                 info = EntryInfo(
                     stage=self.stage,
                     key=self.key,
-                    files=seal(self.path),
+                    files=fsync_and_hash(self.path),
                     created_at=time.time(),
                     seconds=round(time.monotonic() - self._began_s, 3),
                     meta=dict(meta or {}),
@@ -144,8 +144,8 @@ class Writer:
         """
         if not self._claim_checkpoints():
             return
-        standing = self._checkpoints()
-        number = int(standing[-1].name) + 1 if standing else 0
+        existing = self._checkpoints()
+        number = int(existing[-1].name) + 1 if existing else 0
         aside = self.checkpoint_dir / f"new-{secrets.token_hex(4)}"
         try:
             with as_store_error(aside, "write the checkpoint"):
@@ -164,8 +164,8 @@ class Writer:
 
     def load_checkpoint(self) -> Path | None:
         """Folder of the newest complete checkpoint of any earlier attempt, or None."""
-        standing = self._checkpoints() if self._claim_checkpoints() else []
-        return standing[-1] if standing else None
+        existing = self._checkpoints() if self._claim_checkpoints() else []
+        return existing[-1] if existing else None
 
     def _checkpoints(self) -> list[Path]:
         return sorted(path for path in self.checkpoint_dir.iterdir() if path.name.isdigit())
@@ -310,7 +310,7 @@ class Store:
                 total -= info.bytes
         return GcReport(removed, leftovers, sum(info.bytes for info in removed))
 
-    def verify(self) -> list[Problem]:
+    def verify(self) -> list[Damage]:
         """Read everything: each file of each entry against its sha256, and what no live process owns."""
         problems = []
         with as_store_error(self.uri, "verify"):
@@ -320,7 +320,7 @@ class Store:
                     problems += found
             with self._locked():
                 dead = [path for path in self._dead() if not path.name.startswith(_TRASH)]  # somebody is deleting those
-            problems += [Problem(str(path.relative_to(self.root)), "left by a dead process") for path in dead]
+            problems += [Damage(str(path.relative_to(self.root)), "left by a dead process") for path in dead]
         return problems
 
     def close(self) -> None:
@@ -416,14 +416,14 @@ class Store:
         """Rename scratch to the entry unless a whole one stands (with `over`, unless an equal one stands)."""
         folder, trash = self.root / info.where, None
         with self._locked():
-            standing = self._read(info.where)
-            if standing is None or (over and standing.digest != info.digest):
+            existing = self._read(info.where)
+            if existing is None or (over and existing.digest != info.digest):
                 trash = self._set_aside(folder)
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 scratch.rename(folder)
                 sync(folder.parent)
-                standing = self._read(info.where)
-            entry = self._hold(standing)
+                existing = self._read(info.where)
+            entry = self._hold(existing)
         if trash:
             shutil.rmtree(trash, ignore_errors=True)
         if entry is None:
@@ -473,16 +473,16 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def _check(self, where: str) -> list[Problem]:
+    def _check(self, where: str) -> list[Damage]:
         info = self._info(where)
         if info is None:
-            return [Problem(where, "no valid manifest")]
+            return [Damage(where, "no valid manifest")]
         problems = []
         for name, (_, sha256) in info.files.items():
             found = self._sha256(str(PurePosixPath(where, info.attempt, name)))
             if found != sha256:
                 what = "missing" if found is None else "content differs from what was published"
-                problems.append(Problem(f"{where}/{name}", what))
+                problems.append(Damage(f"{where}/{name}", what))
         return problems
 
     def _dead(self, older_than_s: float | None = None) -> list[Path]:

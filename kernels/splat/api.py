@@ -59,7 +59,7 @@ class Splat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class SplatOptions:
     """What `splat` was asked for, as the backends take it: see its arguments."""
 
     size: tuple[int, int]
@@ -127,7 +127,7 @@ def splat(
     depth = depth.detach().float()
     if valid is not None:
         depth = depth.masked_fill(~valid, 0.0)
-    options = Options(
+    options = SplatOptions(
         size=size,
         depth_tolerance=depth_tolerance,
         min_coverage=min_coverage,
@@ -177,7 +177,7 @@ def camera_rows(source_K_px: Tensor, w2c: Tensor, target_K_px: Tensor) -> Tensor
     return torch.cat([M.flatten(1), b.flatten(1)], dim=1).float()
 
 
-Draw = Callable[[Tensor, Tensor, Tensor, Options], Splat]
+Draw = Callable[[Tensor, Tensor, Tensor, SplatOptions], Splat]
 """A backend's footprint, of (frames, depth, cameras, options)."""
 
 

@@ -3,11 +3,24 @@
 import numpy as np
 from torch import Tensor
 
-from .api import Options, Splat
-from .numba_backend import EMPTY, HALF, NEAREST, ZERO, Scratch, each_frame, f32, i32, i64, jit, project_frame, slope
+from .api import Splat, SplatOptions
+from .numba_backend import (
+    EMPTY,
+    HALF,
+    NEAREST,
+    ZERO,
+    DrawingScratch,
+    each_frame,
+    f32,
+    i32,
+    i64,
+    jit,
+    project_frame,
+    slope,
+)
 
 
-def mesh(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
+def mesh(frames: Tensor, depth: Tensor, cameras: Tensor, options: SplatOptions) -> Splat:
     """`mesh_torch.mesh`, bit for bit."""
     return each_frame(
         _draw,
@@ -20,7 +33,7 @@ def mesh(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Sp
     )
 
 
-def _draw(color, z_bits, winner, frame, depth, camera, scratch: Scratch, flying, beyond):
+def _draw(color, z_bits, winner, frame, depth, camera, scratch: DrawingScratch, flying, beyond):
     places, q, keys = scratch.places, scratch.q, scratch.keys
     across, along = scratch.counts
     project_frame(q, places, depth, camera, flying)

@@ -11,19 +11,19 @@ of what is torn on all sides.
 import torch
 from torch import Tensor
 
-from .api import Options, Splat
+from .api import Splat, SplatOptions
 from .torch_backend import EMPTY, NEAREST, Pixels, each_frame, float32, key_index, point_keys, project_pixels, slopes
 
 _AT_ONCE = 1 << 22
 """Pixels of triangles' boxes that are tested together: bounds the memory."""
 
 
-def mesh(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
+def mesh(frames: Tensor, depth: Tensor, cameras: Tensor, options: SplatOptions) -> Splat:
     """Triangles between neighbors of one surface."""
     return each_frame(_mesh_frame, frames, depth, cameras, options)
 
 
-def _mesh_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+def _mesh_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: SplatOptions) -> tuple[Tensor, Tensor, Tensor]:
     h, w = options.size
     height, width = depth.shape
     pixels = project_pixels(depth, camera, options)
@@ -37,7 +37,7 @@ def _mesh_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: Options) 
     return _resolve(frame, pixels, keys, options.size)
 
 
-def _draw_points(keys: Tensor, pixels: Pixels, options: Options) -> None:
+def _draw_points(keys: Tensor, pixels: Pixels, options: SplatOptions) -> None:
     """Every pixel into the one it falls into, one band behind its surface; their ids come after the triangles'."""
     h, w = options.size
     kept = pixels.drawn & (pixels.x >= 0) & (pixels.x < w) & (pixels.y >= 0) & (pixels.y < h)

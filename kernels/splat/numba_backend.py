@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..backends import njit
 from . import torch_backend as twin
-from .api import Options, Splat
+from .api import Splat, SplatOptions
 
 # Division by zero gives infinity, as everywhere else; Python's exception for it would keep the loops scalar.
 jit: Callable[[Callable[..., Any]], Callable[..., Any]] = partial(njit, error_model="numpy")
@@ -41,12 +41,12 @@ LINE = 16
 """Values in a line of the cache."""
 
 
-def nearest(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
+def nearest(frames: Tensor, depth: Tensor, cameras: Tensor, options: SplatOptions) -> Splat:
     """`torch_backend.nearest`, bit for bit."""
     return each_frame(_draw_nearest, frames, depth, cameras, options.size, f32(options.flying_pixel_threshold))
 
 
-def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
+def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: SplatOptions) -> Splat:
     """`torch_backend.soft`, bit for bit."""
     settings = (
         f32(options.flying_pixel_threshold),
@@ -88,7 +88,7 @@ def each_frame(
     return Splat(color=color, depth=z, mask=mask, winner=winner)
 
 
-class Scratch:
+class DrawingScratch:
     """Memory that a worker uses frame after frame, made when first asked for."""
 
     def __init__(self, channels: int, height: int, width: int, h: int, w: int) -> None:
@@ -169,18 +169,18 @@ class Scratch:
 
 _KEPT_BYTES = 256 << 20
 """Scratch memory up to this size in all, and a result's, is kept for the next clip: new memory costs as much as a frame."""
-_kept: list[Scratch] = []
+_kept: list[DrawingScratch] = []
 
 
 @contextmanager
-def _borrowed(*shape: int) -> Iterator[Scratch]:
+def _borrowed(*shape: int) -> Iterator[DrawingScratch]:
     """Scratch memory for frames of this shape, kept from before or new; nobody else has it meanwhile."""
     try:
         scratch = _kept.pop()
     except IndexError:
-        scratch = Scratch(*shape)
+        scratch = DrawingScratch(*shape)
     if scratch.shape != shape:
-        scratch = Scratch(*shape)
+        scratch = DrawingScratch(*shape)
     yield scratch
     if scratch.bytes() + sum(other.bytes() for other in tuple(_kept)) <= _KEPT_BYTES:
         _kept.append(scratch)
@@ -203,7 +203,7 @@ def _output(*shape: int) -> np.ndarray:
     return block if unused and block.shape == shape else np.empty(shape, f32)
 
 
-def _draw_nearest(color, z_bits, winner, frame, depth, camera, scratch: Scratch, flying):
+def _draw_nearest(color, z_bits, winner, frame, depth, camera, scratch: DrawingScratch, flying):
     keys = scratch.keys
     keys.fill(EMPTY)
     _nearest_keys(
@@ -214,7 +214,7 @@ def _draw_nearest(color, z_bits, winner, frame, depth, camera, scratch: Scratch,
         _gather(*(color[c] for c in three), *(frame[c].reshape(-1) for c in three), winner)
 
 
-def _draw_soft(color, z_bits, winner, frame, depth, camera, scratch: Scratch, flying, beyond, least, most):
+def _draw_soft(color, z_bits, winner, frame, depth, camera, scratch: DrawingScratch, flying, beyond, least, most):
     q, z, keys, sums = scratch.q, scratch.places[2], scratch.bordered_keys, scratch.sums
     taps = scratch.cells, *scratch.fractions, *scratch.counts
     h, w = winner.shape

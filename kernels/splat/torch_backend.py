@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .api import Options, Splat
+from .api import Splat, SplatOptions
 
 
 def float32(value: float) -> float:
@@ -69,12 +69,12 @@ class Pixels:
     drawn: Tensor
 
 
-def nearest(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
+def nearest(frames: Tensor, depth: Tensor, cameras: Tensor, options: SplatOptions) -> Splat:
     """Every point into the pixel it falls into."""
     return each_frame(_nearest_frame, frames, depth, cameras, options)
 
 
-def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
+def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: SplatOptions) -> Splat:
     """Every point onto the 2x2 pixels around it, averaged within a band of depth."""
     return each_frame(_soft_frame, frames, depth, cameras, options)
 
@@ -96,7 +96,7 @@ def project(camera: Tensor, u: Tensor, v: Tensor, q: Tensor) -> tuple[Tensor, Te
     return X * s, Y * s, D
 
 
-def project_pixels(depth: Tensor, camera: Tensor, options: Options) -> Pixels:
+def project_pixels(depth: Tensor, camera: Tensor, options: SplatOptions) -> Pixels:
     """Where the pixels of a frame land, and which are drawn."""
     height, width = depth.shape
     q = 1 / depth
@@ -152,7 +152,9 @@ def key_index(keys: Tensor) -> Tensor:
     return keys & 0xFFFFFFFF
 
 
-def _nearest_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+def _nearest_frame(
+    frame: Tensor, depth: Tensor, camera: Tensor, options: SplatOptions
+) -> tuple[Tensor, Tensor, Tensor]:
     h, w = options.size
     pixels = project_pixels(depth, camera, options)
     x, y = pixels.x, pixels.y
@@ -187,7 +189,7 @@ class _Samples:
                 yield self.cell + dy * (width + 2) + dx, wx * wy
 
 
-def _soft_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+def _soft_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: SplatOptions) -> tuple[Tensor, Tensor, Tensor]:
     h, w = options.size
     beyond = float32(1 + options.depth_tolerance)
     samples = _sample(frame, depth, camera, options)
@@ -212,7 +214,7 @@ def _soft_frame(frame: Tensor, depth: Tensor, camera: Tensor, options: Options) 
     return color, torch.where(hit, key_depth(keys), torch.nan), torch.where(hit, key_index(keys), -1).int()
 
 
-def _sample(frame: Tensor, depth: Tensor, camera: Tensor, options: Options) -> list[_Samples]:
+def _sample(frame: Tensor, depth: Tensor, camera: Tensor, options: SplatOptions) -> list[_Samples]:
     """One sample at the center of each pixel; where the view magnifies, a grid of them over the pixel's plane."""
     h, w = options.size
     pixels = project_pixels(depth, camera, options)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..backends import interpreted, on_device
 from . import torch_backend as twin
-from .api import Options, Splat
+from .api import Splat, SplatOptions
 
 BLOCK, WARPS = (4096 if interpreted() else 128), 4
 """One point a thread: it needs many registers, and what it reads its neighbors read too. The interpreter counts calls."""
@@ -366,7 +366,7 @@ def _soft_resolve_kernel(
         tl.store(color_ptr + (t * channels + c) * h * w + i, value, mask=mask)
 
 
-def nearest(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
+def nearest(frames: Tensor, depth: Tensor, cameras: Tensor, options: SplatOptions) -> Splat:
     """`torch_backend.nearest`, bit for bit."""
     (count, channels, height, width), (h, w) = frames.shape, options.size
     color, z, winner = _outputs(frames, options)
@@ -406,7 +406,7 @@ def nearest(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) ->
     return Splat(color=color, depth=z, mask=winner >= 0, winner=winner)
 
 
-def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Splat:
+def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: SplatOptions) -> Splat:
     """`torch_backend.soft`, bit for bit."""
     (count, channels, height, width), (h, w) = frames.shape, options.size
     color, z, winner = _outputs(frames, options)
@@ -460,7 +460,7 @@ def soft(frames: Tensor, depth: Tensor, cameras: Tensor, options: Options) -> Sp
     return Splat(color=color, depth=z, mask=winner >= 0, winner=winner)
 
 
-def _outputs(frames: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+def _outputs(frames: Tensor, options: SplatOptions) -> tuple[Tensor, Tensor, Tensor]:
     shape = (len(frames), *options.size)
     color = frames.new_empty(len(frames), frames.shape[1], *options.size)
     return color, frames.new_empty(shape), torch.empty(shape, dtype=torch.int32, device=frames.device)

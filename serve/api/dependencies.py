@@ -10,7 +10,7 @@ from fastapi import Depends, Header, Request
 from ..database import Database
 from ..jobs.jobs import Jobs
 from ..jobs.records import Job
-from ..jobs.worker_registry import Workers
+from ..jobs.worker_registry import WorkerRegistry
 from ..metrics import Metrics
 from ..safe_http import Outbound
 from ..settings import Settings
@@ -33,7 +33,7 @@ class State:
     jobs: Jobs
     uploads: Uploads
     roots: InputRoots
-    workers: Workers
+    workers: WorkerRegistry
     metrics: Metrics
     outbound: Outbound
     offer: Offer
@@ -48,7 +48,7 @@ class State:
             InputError: a folder of the allow-list cannot be used.
         """
         database = settings.open_database()
-        jobs, workers = Jobs(database, quota=settings.quota), Workers(database)
+        jobs, workers = Jobs(database, quota=settings.quota), WorkerRegistry(database)
         return State(
             settings=settings,
             database=database,

@@ -59,7 +59,7 @@ async def _done(service: State, tenant: str, kind: str, request: dict[str, Any],
     """The result of a short job, which is forgotten as soon as it is known, or its caller has gone away.
 
     One that is worked on when the time is up ends all the same: its stages are then in the store, and who asks again
-    waits for the rest alone. The keeper removes its record.
+    waits for the rest alone. Maintenance removes its record.
 
     Raises:
         Busy: no worker was through with it in time.

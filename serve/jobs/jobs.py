@@ -89,12 +89,12 @@ class Jobs:
         with self.database.writing() as connection:
             # Counting and adding must be one thing, or a burst gets past the quota.
             self.database.serialize(connection, f"submit {tenant}")
-            if key is not None and (standing := by_key(connection, tenant, key)) is not None:
-                if standing.fingerprint != fingerprint:
+            if key is not None and (existing := by_key(connection, tenant, key)) is not None:
+                if existing.fingerprint != fingerprint:
                     raise IdempotencyConflict(
                         "this key was used for another request; use a new one", param="Idempotency-Key"
                     )
-                if (job := load_job(connection, standing.subject)) is not None:
+                if (job := load_job(connection, existing.subject)) is not None:
                     return job, False
             self._admit(connection, tenant, kind)
             if "input" in request:  # from here on it is in use, or it is gone and was not

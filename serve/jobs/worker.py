@@ -52,7 +52,7 @@ from .lease import Lease, Lost, Stopped
 from .options import digest_of
 from .preview import OpenClip, Previewer, clip_key
 from .records import Job, Refused
-from .worker_registry import Workers
+from .worker_registry import WorkerRegistry
 
 _IDLE_S, _AWAKE_S, _AWAKE_FOR_S = 0.2, 0.02, 20.0
 """Between two looks at the queue; more often for a while after a job, when a person may be dragging a slider."""
@@ -63,7 +63,7 @@ _AWAY_S = 1.0
 log = get_logger("worker")
 
 
-class Worker:
+class JobWorker:
     """One process's worth of work. `run` returns when `stop` is set.
 
     Args:
@@ -90,7 +90,7 @@ class Worker:
         self.inputs, self.files = Inputs(settings, uploads), uploads.files
         with tempfile.TemporaryDirectory() as folder:  # the engine wants a store; each job brings its tenant's
             self.models = Recapture.from_pretrained(settings.model, device=settings.device, store=folder).models
-        self.workers = Workers(database)
+        self.workers = WorkerRegistry(database)
         self.previewer = Previewer()
         self._beaten_at = 0.0
 
@@ -197,7 +197,7 @@ class Worker:
                 write_bundle(result, folder, add_sound=partial(self._add_sound, check=lease.check))
                 answer = {
                     "folder": str(job.fence),
-                    "content": seal(folder),
+                    "content": content_of(folder),
                     "hole_share": result.hole_share,
                     "generated_share": result.generated_share,
                     "frames_digest": digest_of([result.entries[stage].digest for stage in ("deliver", "generate")]),
@@ -358,7 +358,7 @@ def camera_of(kept: str | dict[str, Any], folder: Path) -> CameraSpec:
     return parse_camera(str(path))
 
 
-def seal(folder: Path) -> dict[str, dict[str, Any]]:
+def content_of(folder: Path) -> dict[str, dict[str, Any]]:
     """Sync a bundle's files; their sizes and sha256 by the name that callers use."""
     content = {}
     for variant, (name, kind) in CONTENT.items():
@@ -379,7 +379,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     scratch = Scratch()  # of the whole process, which is this worker's alone
     try:
-        Worker(settings, sys.argv[1:], stop=stop).run()
+        JobWorker(settings, sys.argv[1:], stop=stop).run()
     finally:
         scratch.close()
 

@@ -22,7 +22,7 @@ class LiveWorker:
     device: str
 
 
-class Workers:
+class WorkerRegistry:
     """The workers' own rows."""
 
     def __init__(self, database: Database) -> None:

@@ -72,15 +72,17 @@ class _Replica:
 
 
 @serve.deployment
-class Renderer(_Replica):
+class RenderReplica(_Replica):
     """A worker in a replica. It takes its jobs from the records, so no request ever waits for it."""
 
     def __init__(self, settings: str, kinds: list[str]) -> None:
         from ...engine.store.scratch import Scratch
-        from ..jobs.worker import Worker  # with torch, which the ingress does without
+        from ..jobs.worker import JobWorker  # with torch, which the ingress does without
 
         self._scratch = Scratch()  # of the replica's process; when it has ended, the next one removes what it left
-        self.worker = self.start(settings, lambda read, stop: Worker(read, kinds, stop=stop, head_start_s=HEAD_START_S))
+        self.worker = self.start(
+            settings, lambda read, stop: JobWorker(read, kinds, stop=stop, head_start_s=HEAD_START_S)
+        )
 
     @serve.multiplexed(max_num_models_per_replica=HELD_ADAPTERS)
     async def adapters(self, render: str) -> "HeldAdapters":
@@ -93,13 +95,13 @@ class Renderer(_Replica):
 
 
 @serve.deployment
-class Keeping(_Replica):
-    """The keeper in a replica: delivers webhooks, removes old uploads."""
+class MaintenanceReplica(_Replica):
+    """Maintenance in a replica: delivers webhooks, removes old uploads."""
 
     def __init__(self, settings: str) -> None:
-        from .maintenance import Keeper
+        from .maintenance import Maintenance
 
-        self.start(settings, lambda read, stop: Keeper(read, stop=stop))
+        self.start(settings, lambda read, stop: Maintenance(read, stop=stop))
 
 
 @serve.deployment
@@ -145,19 +147,19 @@ def application(settings: Settings) -> Application:
             "SQLite is for one node; this cluster has more, so give database=postgresql://...", param="database"
         )
     # Ray hides the GPUs from actors that reserve none.
-    renderer = Renderer.options(
+    renderer = RenderReplica.options(
         name="Renderer",
         num_replicas=settings.renderers,
         ray_actor_options={"num_cpus": 1, "num_gpus": RENDERER_GPU if on_gpus(settings) else 0},
         graceful_shutdown_timeout_s=30,
     )
     # All of it fits on a machine of two cores: what does not is waited for without an end.
-    previewer = Renderer.options(
+    previewer = RenderReplica.options(
         name="Previewer", ray_actor_options={"num_cpus": 0.5, "num_gpus": 1 - RENDERER_GPU if on_gpus(settings) else 0}
     )
-    keeper = Keeping.options(name="Keeper", ray_actor_options={"num_cpus": 0.1})
+    maintenance = MaintenanceReplica.options(name="Maintenance", ray_actor_options={"num_cpus": 0.1})
     return ingress(
-        settings, renderer.bind(text, ["render"]), previewer.bind(text, ["preview", "estimate"]), keeper.bind(text)
+        settings, renderer.bind(text, ["render"]), previewer.bind(text, ["preview", "estimate"]), maintenance.bind(text)
     )
 
 

@@ -1,4 +1,4 @@
-"""The keeper: delivers webhooks and removes unused uploads and records. `python -m recapture.serve.processes.maintenance`.
+"""Maintenance: delivers webhooks and removes unused uploads and records. `python -m recapture.serve.processes.maintenance`.
 
 It is a process of its own, so its outgoing calls delay no request and no render. Several may run.
 """
@@ -23,10 +23,10 @@ _AT_ONCE = 16
 _TRY_S = 15.0
 """A receiver answers within this, or is tried again."""
 
-log = get_logger("keeper")
+log = get_logger("maintenance")
 
 
-class Keeper:
+class Maintenance:
     """Returns from `run` when `stop` is set.
 
     Args:
@@ -130,7 +130,7 @@ def main() -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Keeper(settings, stop=stop).run()
+    Maintenance(settings, stop=stop).run()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ PROCESSES: Mapping[str, Sequence[str]] = {
     "renderer": ("recapture.serve.jobs.worker", "render"),
     # Apart from the renderer, so that interactive previews never queue behind renders.
     "previewer": ("recapture.serve.jobs.worker", "preview", "estimate"),
-    "keeper": ("recapture.serve.processes.maintenance",),
+    "maintenance": ("recapture.serve.processes.maintenance",),
 }
 
 _LOOK_EVERY_S = 0.2

@@ -16,7 +16,7 @@ from pyarrow import fs
 from ...engine.errors import InputError, RecaptureError
 from ...engine.store import Store
 from ...engine.store.durable import disk_errno
-from ...engine.store.remote_path import Place, Roots, steadily
+from ...engine.store.remote_path import AllowedRoots, RemotePath, with_retries
 from ..jobs.options import digest_of
 from ..jobs.records import Job
 from ..settings import Settings
@@ -50,9 +50,9 @@ class InputRoots:
     """
 
     def __init__(self, roots: Mapping[str, list[str]]) -> None:
-        self._roots = {tenant: Roots(uris) for tenant, uris in roots.items()}
+        self._roots = {tenant: AllowedRoots(uris) for tenant, uris in roots.items()}
 
-    def find(self, tenant: str, uri: str) -> Place:
+    def find(self, tenant: str, uri: str) -> RemotePath:
         """Raises InputRefused: it is below none of the tenant's roots, or carries options, credentials or `..`."""
         roots = self._roots.get(tenant)
         if roots is None:
@@ -94,7 +94,7 @@ class Inputs:
             raise InputError("the uploaded clip no longer exists", param="input", code="upload_gone") from None
         return SourceClip(path=path, sha256=upload.sha256, info=upload.clip)
 
-    def _fetched(self, place: Place, store: Store, check: Check) -> SourceClip:
+    def _fetched(self, place: RemotePath, store: Store, check: Check) -> SourceClip:
         try:
             return self._copied(place, store, check)
         except OSError as error:
@@ -104,8 +104,8 @@ class Inputs:
                 f"{place} cannot be read now ({type(error).__name__})", param="input.uri", code="input_unreadable"
             ) from error
 
-    def _copied(self, place: Place, store: Store, check: Check) -> SourceClip:
-        found = steadily(lambda: place.filesystem.get_file_info(place.path))
+    def _copied(self, place: RemotePath, store: Store, check: Check) -> SourceClip:
+        found = with_retries(lambda: place.filesystem.get_file_info(place.path))
         if found.type != fs.FileType.File:
             raise InputError(f"{place} does not exist", param="input.uri", code="input_missing")
         most = self._settings.max_upload_bytes

@@ -147,7 +147,7 @@ def test_a_manifest_reads_as_the_cluster_reads_it(tmp_path):
     """The same rows for both: options flat and by section, clips that repeat, outputs left out."""
     from recapture.cluster.bulk.manifest import options_of
     from recapture.cluster.bulk.manifest import read_manifest as read_on_cluster
-    from recapture.engine.store.remote_path import Roots, open_place
+    from recapture.engine.store.remote_path import AllowedRoots, open_remote_path
 
     common = {"clip_id": "walk", "input_uri": "walk.mp4"}
     flat, nested = (
@@ -159,7 +159,9 @@ def test_a_manifest_reads_as_the_cluster_reads_it(tmp_path):
     manifest.write_text("\n".join(map(json.dumps, rows)))
     here = read_manifest(manifest)
     there = read_on_cluster(
-        open_place(str(manifest), param="m"), Roots([str(tmp_path)]), open_place(str(tmp_path), param="o")
+        open_remote_path(str(manifest), param="m"),
+        AllowedRoots([str(tmp_path)]),
+        open_remote_path(str(tmp_path), param="o"),
     )
     assert [row.options.temporal_steps for row in here] == [5, 5]
     assert here[0].options.guidance == 2.0

@@ -85,21 +85,23 @@ class DiesOnce:
 @pytest.mark.ci
 def test_a_frame_worker_killed_in_the_middle_of_its_share(two_machines, small_svd, clip, alone, tmp_path):
     cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["DiesOnce"]))
-    with Filming(small_svd, tmp_path / "store", 2) as (engine, crew):
-        before = crew.ask("pid")
-        parts = crew.map_frames(alone.context, DiesOnce(tmp_path / "mark"), 11, scratch=crew._store.root / ".scratch")
+    with Filming(small_svd, tmp_path / "store", 2) as (engine, executor):
+        before = executor.ask("pid")
+        parts = executor.map_frames(
+            alone.context, DiesOnce(tmp_path / "mark"), 11, scratch=executor._store.root / ".scratch"
+        )
         assert np.concatenate([part["t"].copy() for part in parts]).tolist() == [*range(11)]
         assert (tmp_path / "mark").exists()
-        assert not list((crew._store.root / ".scratch").glob("parts-*"))
+        assert not list((executor._store.root / ".scratch").glob("parts-*"))
         result = film(engine, clip)
-        assert crew.ask("pid") != before
+        assert executor.ask("pid") != before
     assert digests(result) == digests(alone)
 
 
 def test_the_tuning_worker_killed_between_two_checkpoints(two_machines, small_svd, clip, alone, tmp_path):
     steps: list[int] = []
-    with Filming(small_svd, tmp_path / "store", 1) as (engine, crew):
-        (pid,) = crew.ask("pid")
+    with Filming(small_svd, tmp_path / "store", 1) as (engine, executor):
+        (pid,) = executor.ask("pid")
         kill = once(lambda stage, done: stage == "temporal" and done >= 7, lambda: os.kill(pid, signal.SIGKILL))
 
         def on_progress(stage: str, done: int, total: int, detail: object) -> None:
@@ -108,7 +110,7 @@ def test_the_tuning_worker_killed_between_two_checkpoints(two_machines, small_sv
                 steps.append(done)
 
         result = film(engine, clip, on_progress=on_progress)
-        assert crew.ask("pid") != [pid]
+        assert executor.ask("pid") != [pid]
     assert digests(result) == digests(alone)
     again = next(i for i in range(1, len(steps)) if steps[i] != steps[i - 1] + 1)
     assert (steps[again] - 1) % 5 == 0
@@ -116,9 +118,9 @@ def test_the_tuning_worker_killed_between_two_checkpoints(two_machines, small_sv
 
 
 def test_a_machine_removed_while_it_works(two_machines, small_svd, clip, alone, tmp_path):
-    with Filming(small_svd, tmp_path / "store", 2) as (engine, crew):
+    with Filming(small_svd, tmp_path / "store", 2) as (engine, executor):
         worker_node = two_machines.list_all_nodes()[-1]
         remove = once(lambda stage, done: stage == "depth", lambda: two_machines.remove_node(worker_node))
         result = film(engine, clip, on_progress=remove)
-        assert len(crew.ask("pid")) == 1
+        assert len(executor.ask("pid")) == 1
     assert digests(result) == digests(alone)

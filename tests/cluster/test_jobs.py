@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from ray.job_submission import JobSubmissionClient
 
-from recapture.cluster.jobs import Jobs, build_wheel
+from recapture.cluster.jobs import RayJobs, build_wheel
 from recapture.engine.errors import ClusterError, InputError
 
 from ..cli.test_cli import recapture  # noqa: F401 - the fixture
@@ -98,7 +98,7 @@ def test_a_call_without_the_token_is_refused(dashboard, recapture, monkeypatch, 
     assert answer(dashboard, {"Authorization": f"Bearer {TOKEN}"}) == 200
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
     with pytest.raises(ClusterError, match="RAY_AUTH_TOKEN") as caught:
-        Jobs(dashboard).list()
+        RayJobs(dashboard).list()
     assert caught.value.code == "unauthorized"
     said = recapture("jobs", "list", "--address", dashboard)
     assert said.code == 1
@@ -107,7 +107,7 @@ def test_a_call_without_the_token_is_refused(dashboard, recapture, monkeypatch, 
 
 @pytest.mark.ci
 def test_what_cannot_be_sent_is_refused(dashboard, recapture, tmp_path):  # noqa: F811
-    jobs = Jobs(dashboard)
+    jobs = RayJobs(dashboard)
     with pytest.raises(InputError, match="no job"):
         jobs.status("recapture-nothing")
     with pytest.raises(InputError, match="does not exist"):
@@ -170,11 +170,11 @@ def test_a_job_runs_on_the_sent_wheel_and_is_followed_from_outside(dashboard, re
 def wait_for(address: str, job: str, done) -> dict:
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
-        state = json.loads(json.dumps(asdict(Jobs(address).status(job))))
+        state = json.loads(json.dumps(asdict(RayJobs(address).status(job))))
         if done(state):
             return state
         time.sleep(0.5)
-    raise TimeoutError(Jobs(address).logs(job))
+    raise TimeoutError(RayJobs(address).logs(job))
 
 
 def test_a_stopped_job_goes_on_when_it_is_sent_again(dashboard, recapture, small_svd, tmp_path):  # noqa: F811

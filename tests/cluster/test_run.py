@@ -7,7 +7,7 @@ import pytest
 from ray import cloudpickle
 from ray.util.placement_group import placement_group_table
 
-from recapture.cluster.frames.workers import Workers, order_of, workers
+from recapture.cluster.frames.ray_executor import RayExecutor, order_of, ray_executor
 from recapture.cluster.session import connect
 from recapture.engine.config import override
 from recapture.engine.errors import CameraError, Cancelled, InputError
@@ -53,7 +53,7 @@ def alone(small_svd, clip, tmp_path_factory) -> Result:
 
 
 @pytest.fixture
-def crew_of(small_svd, cluster, tmp_path) -> Callable[[int], "Filming"]:
+def executor_of(small_svd, cluster, tmp_path) -> Callable[[int], "Filming"]:
     return lambda count: Filming(small_svd, tmp_path / f"store-{count}", count)
 
 
@@ -63,11 +63,11 @@ class Filming:
     def __init__(self, model: Path, folder: Path, count: int) -> None:
         self.store = Store(folder)
         self.engine = Recapture.from_pretrained(model, device="cpu", store=self.store)
-        self.made = workers(self.engine.models, self.store, count=count, patience_s=240)
+        self.made = ray_executor(self.engine.models, self.store, count=count, patience_s=240)
 
-    def __enter__(self) -> tuple[Recapture, Workers]:
-        crew = self.made.__enter__()
-        return Recapture(self.engine.models, store=self.store, executor=crew), crew
+    def __enter__(self) -> tuple[Recapture, RayExecutor]:
+        executor = self.made.__enter__()
+        return Recapture(self.engine.models, store=self.store, executor=executor), executor
 
     def __exit__(self, *error: object) -> None:
         self.made.__exit__(*error)
@@ -76,31 +76,31 @@ class Filming:
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.ci), 3])
-def test_any_number_of_workers_gives_the_bits_of_one_process(crew_of, clip, alone, count):
-    with crew_of(count) as (engine, crew):
+def test_any_number_of_workers_gives_the_bits_of_one_process(executor_of, clip, alone, count):
+    with executor_of(count) as (engine, executor):
         first = film(engine, clip)
         assert digests(first) == digests(alone)
         second = film(engine, clip, "truck(-0.1)")
         assert {record.name for record in second.records if record.reused} >= {"frames", "depth", "source", "spatial"}
         # Everybody encodes, and one of them tunes and samples: each has loaded once, for both paths.
-        assert crew.ask("loads") == [1] * count
+        assert executor.ask("loads") == [1] * count
         assert engine.models.loads == 0
 
 
 @pytest.mark.ci
-def test_synthesized_anchors_have_the_bits_of_one_process_too(crew_of, small_svd, clip, tmp_path):
+def test_synthesized_anchors_have_the_bits_of_one_process_too(executor_of, small_svd, clip, tmp_path):
     folder = write_small_multiview(tmp_path / "multiview", small_svd)
     options = {"route": "auto", "multiview": str(folder)}
     alone = Recapture.from_pretrained(small_svd, device="cpu", store=tmp_path / "alone")
     expected = film(alone, clip, "arc(80deg)", options, until="anchor")
     assert expected.entries["anchor"].json("coverage")["route"] == "multiview"
-    with crew_of(2) as (engine, _):
+    with executor_of(2) as (engine, _):
         assert digests(film(engine, clip, "arc(80deg)", options, until="anchor")) == digests(expected)
 
 
 @pytest.mark.ci
-def test_a_callback_that_would_not_be_called_is_refused(crew_of, clip):
-    with crew_of(1) as (engine, _), pytest.raises(InputError, match="on_progress does on both"):
+def test_a_callback_that_would_not_be_called_is_refused(executor_of, clip):
+    with executor_of(1) as (engine, _), pytest.raises(InputError, match="on_progress does on both"):
         film(engine, clip, callback_on_step_end=lambda *of: {})
 
 
@@ -112,26 +112,26 @@ def test_arrays_do_not_go_through_ray(alone):
         assert len(cloudpickle.dumps(order_of(alone.context, work))) < 40_000
 
 
-def test_errors_of_the_work_arrive_as_they_are(crew_of, clip, tmp_path):
+def test_errors_of_the_work_arrive_as_they_are(executor_of, clip, tmp_path):
     picture = tmp_path / "masks" / "0.png"
     picture.parent.mkdir()
     picture.write_bytes(b"no picture")
-    with crew_of(1) as (engine, crew):
-        pids = crew.ask("pid")
+    with executor_of(1) as (engine, executor):
+        pids = executor.ask("pid")
         with pytest.raises(InputError, match=r"mask_dir: .*cannot be read as a PNG"):
             film(engine, clip, mask_dir=picture.parent, until="anchor")
         with pytest.raises(CameraError, match="sees nothing"):
             film(engine, clip, "pan(150deg, start=150deg)", until="anchor")
-        assert crew.ask("pid") == pids
+        assert executor.ask("pid") == pids
 
 
-def test_a_stopped_run_stops_the_worker_and_goes_on_from_its_checkpoint(crew_of, clip, alone):
+def test_a_stopped_run_stops_the_worker_and_goes_on_from_its_checkpoint(executor_of, clip, alone):
     def stop(stage: str, done: int, total: int, detail: object) -> None:
         if stage == "temporal":
             raise Cancelled("stop")
 
     steps: list[int] = []
-    with crew_of(1) as (engine, _):
+    with executor_of(1) as (engine, _):
         with pytest.raises(Cancelled):
             film(engine, clip, on_progress=stop)
         result = film(
@@ -146,18 +146,18 @@ def test_what_cannot_be_is_refused(small_svd, cluster, tmp_path):
     engine = Recapture.from_pretrained(small_svd, device="cpu", store=tmp_path)
     with (
         pytest.raises(InputError, match="needs 9 CPUs, the cluster has 3"),
-        workers(engine.models, engine.store, count=9),
+        ray_executor(engine.models, engine.store, count=9),
     ):
         pytest.fail("there is no room")
     with (
         pytest.raises(InputError, match="needs 1 GPU, the cluster has 0"),
-        workers(engine.models, engine.store, count=2, gpus=1),
+        ray_executor(engine.models, engine.store, count=2, gpus=1),
     ):
         pytest.fail("there is no GPU")
 
 
-def test_workers_on_one_machine_share_what_is_free(crew_of):
-    with crew_of(2) as (engine, crew):
-        budget, whole = crew.budget(), engine.models.budget()
+def test_workers_on_one_machine_share_what_is_free(executor_of):
+    with executor_of(2) as (engine, executor):
+        budget, whole = executor.budget(), engine.models.budget()
     assert (budget.device, budget.dtype) == (whole.device, whole.dtype)
     assert 0 < budget.free < 0.75 * whole.free

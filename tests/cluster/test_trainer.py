@@ -13,7 +13,7 @@ import pytest
 import torch
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from recapture.cluster.frames.workers import workers
+from recapture.cluster.frames.ray_executor import ray_executor
 from recapture.cluster.session import connect
 from recapture.cluster.tuning.deepspeed_optimizer import read_settings
 from recapture.cluster.tuning.trainer import Tuning, failure_of
@@ -51,8 +51,8 @@ def tuned(model: Path, clip: Path, folder: Path, tuning: Tuning | None = None, *
     config = override(engine.default_config(), {**OPTIONS, "tune": {**OPTIONS["tune"], **tune}})
     if tuning is None:
         return engine(clip, "truck(0.1)", config=config, until="temporal")
-    with workers(engine.models, store, count=1, tuning=tuning, patience_s=240) as crew:
-        spread = Recapture(engine.models, store=store, executor=crew)
+    with ray_executor(engine.models, store, count=1, tuning=tuning, patience_s=240) as executor:
+        spread = Recapture(engine.models, store=store, executor=executor)
         result = spread(clip, "truck(0.1)", config=config, until="temporal")
     assert not list((store.root / ".scratch").iterdir())
     assert not list((store.root / ".checkpoints").iterdir())

@@ -7,7 +7,7 @@ import pytest
 from recapture.engine.geometry.source_motion import source_poses
 from recapture.engine.imaging.hole_depth import hole_depth, lifted
 from recapture.engine.imaging.metrics import psnr
-from recapture.engine.imaging.texture_fill import TextureFill, View
+from recapture.engine.imaging.texture_fill import FrameView, TextureFill
 
 H, W, FOCAL, WALL, NEAR = 96, 128, 120.0, 10.0, 4.0
 K_PX = np.array([[FOCAL, 0, W / 2], [0, FOCAL, H / 2], [0, 0, 1.0]])
@@ -23,7 +23,7 @@ def wall(seed: int = 0) -> np.ndarray:
     return np.repeat((tone + 18 * noise / noise.std())[..., None], 3, -1).astype(np.float32)
 
 
-def shot(count: int = 4, *, near: bool = False) -> tuple[list[np.ndarray], list[View], np.ndarray, np.ndarray]:
+def shot(count: int = 4, *, near: bool = False) -> tuple[list[np.ndarray], list[FrameView], np.ndarray, np.ndarray]:
     """Truth, views, c2w and K of a camera that moves along a wall, a hole at rest on it; the model's picture is soft.
 
     With `near` a thing of loud colors stands at the hole's left rim, at rest in the picture.
@@ -43,19 +43,21 @@ def shot(count: int = 4, *, near: bool = False) -> tuple[list[np.ndarray], list[
         color = np.where(hole[..., None], 0, picture).round().clip(0, 255).astype(np.uint8)
         depth[hole] = np.nan
         truth.append(picture)
-        views.append(View(color=color, real=~hole, depth=depth, front=front, generated=generated))
+        views.append(FrameView(color=color, real=~hole, depth=depth, front=front, generated=generated))
         pose = np.eye(4)
         pose[0, 3] = STEP_PX * t * WALL / FOCAL
         c2w.append(pose)
     return truth, views, np.stack(c2w), np.repeat(K_PX[None], count, 0)
 
 
-def filled(views: list[View], c2w: np.ndarray, K_px: np.ndarray, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+def filled(
+    views: list[FrameView], c2w: np.ndarray, K_px: np.ndarray, seed: int = 0
+) -> list[tuple[np.ndarray, np.ndarray]]:
     fill = TextureFill(views.__getitem__, c2w, K_px, scale=1.4, seed=seed)
     return [fill(t, soft(view)) for t, view in enumerate(views)]
 
 
-def soft(view: View) -> np.ndarray:
+def soft(view: FrameView) -> np.ndarray:
     return np.where(view.real[..., None], view.color, view.generated).astype(np.float32)
 
 

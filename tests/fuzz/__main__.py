@@ -20,7 +20,7 @@ with atheris.instrument_imports(
     from recapture.client import bulk
     from recapture.cluster.bulk.manifest import read_manifest
     from recapture.engine.cameras import SourceView, parse_camera
-    from recapture.engine.store.remote_path import Roots, open_place
+    from recapture.engine.store.remote_path import AllowedRoots, open_remote_path
 from recapture.client.errors import ClientError
 from recapture.engine.errors import CameraError, InputError
 
@@ -70,9 +70,9 @@ def folder(kind: str, data: bytes) -> None:
 
 def manifest(suffix: str, data: bytes) -> None:
     (scratch / f"manifest.{suffix}").write_bytes(data)
-    place = open_place(str(scratch / f"manifest.{suffix}"), param="manifest")
+    place = open_remote_path(str(scratch / f"manifest.{suffix}"), param="manifest")
     try:
-        read_manifest(place, Roots([str(scratch)]), open_place(str(scratch / "out"), param="out"))
+        read_manifest(place, AllowedRoots([str(scratch)]), open_remote_path(str(scratch / "out"), param="out"))
     except InputError:
         return
 

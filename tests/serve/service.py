@@ -60,10 +60,10 @@ class Server:
 @contextlib.contextmanager
 def worker_thread(settings: Settings, *kinds: str) -> Iterator[threading.Event]:
     """A worker in this process; the event stops it."""
-    from recapture.serve.jobs.worker import Worker
+    from recapture.serve.jobs.worker import JobWorker
 
     stop = threading.Event()
-    worker = Worker(settings, kinds or ("render", "preview", "estimate"), stop=stop)
+    worker = JobWorker(settings, kinds or ("render", "preview", "estimate"), stop=stop)
     thread = threading.Thread(target=worker.run, daemon=True)
     thread.start()
     try:

@@ -26,7 +26,7 @@ from recapture.serve.jobs.jobs import UNCLAIMED_S
 from recapture.serve.jobs.options import resampled
 from recapture.serve.jobs.records import FINAL, Job
 from recapture.serve.logs import redacted
-from recapture.serve.processes.maintenance import Keeper
+from recapture.serve.processes.maintenance import Maintenance
 from recapture.serve.settings import Settings
 from recapture.serve.uploads.uploads import UploadRecord
 
@@ -261,9 +261,9 @@ def test_work_under_way_outlives_the_wait_for_it_but_not_its_caller(clip, tmp_pa
             assert job.deadline_at > time.time() + 60
             assert refused(asked.result(), 503)["code"] == "busy"
             jobs.complete(job.claim, {"width": 1}, warnings=[])  # it went on
-            Keeper(settings)._tidy()
+            Maintenance(settings)._tidy()
             assert jobs.counts() == {("preview", "completed"): 1}  # somebody may be about to fetch it
-            Keeper(settings, clock=lambda: time.time() + UNCLAIMED_S)._tidy()
+            Maintenance(settings, clock=lambda: time.time() + UNCLAIMED_S)._tidy()
             assert jobs.counts() == {}
             with raw(
                 server, client, "POST", "/v1/previews", json.dumps(body).encode(), Content_Type="application/json"

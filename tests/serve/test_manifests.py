@@ -66,7 +66,7 @@ def command_of(container: Mapping[str, Any]) -> list[str]:
         ("deployments.yaml", "ingress", "cuda"),
         ("deployments.yaml", "renderer", "cuda"),
         ("deployments.yaml", "previewer", "cpu"),
-        ("deployments.yaml", "keeper", "cuda"),
+        ("deployments.yaml", "maintenance", "cuda"),
         ("service.yaml", "ray-head", "cuda"),
         ("service.yaml", "ray-worker", "cuda"),
     ],
@@ -90,7 +90,7 @@ def test_renderers_of_the_service_reserve_gpus(monkeypatch, tmp_path):
     (app,) = yaml.safe_load(of_kind("service.yaml", "RayService")["spec"]["serveConfigV2"])["applications"]
     bound = application(Settings.model_validate(app["args"]))._bound_deployment
     parts = {each._bound_deployment.name: each._bound_deployment for each in bound.init_args[1:]}
-    gpus = {name: part.ray_actor_options["num_gpus"] for name, part in parts.items() if name != "Keeper"}
+    gpus = {name: part.ray_actor_options["num_gpus"] for name, part in parts.items() if name != "Maintenance"}
     assert gpus["Renderer"] > 0.5  # two would not meet on one GPU
     assert sum(gpus.values()) == 1
 

@@ -11,7 +11,7 @@ from pyarrow import fs
 from recapture.client import Client
 from recapture.client.schema import UploadCreate
 from recapture.engine.errors import InputError
-from recapture.engine.store.remote_path import open_place
+from recapture.engine.store.remote_path import open_remote_path
 from recapture.serve.files import ObjectFiles
 from recapture.serve.keys import create_key
 from recapture.serve.settings import Settings
@@ -34,7 +34,7 @@ def options():
 def machine(options, tmp_path):
     """Settings of the machine of this name."""
     bucket = tmp_path.name.replace("_", "-")
-    place = open_place(f"s3://{bucket}?{options}", param="objects")
+    place = open_remote_path(f"s3://{bucket}?{options}", param="objects")
     place.filesystem.create_dir(place.path)
 
     def made(name: str, **more) -> Settings:
@@ -50,7 +50,7 @@ def machine(options, tmp_path):
 
 
 def objects(settings: Settings) -> set[str]:
-    place = open_place(settings.objects or "", param="objects")
+    place = open_remote_path(settings.objects or "", param="objects")
     found = place.filesystem.get_file_info(fs.FileSelector(place.path, recursive=True, allow_not_found=True))
     return {info.path.removeprefix(place.path + "/") for info in found if info.is_file}
 

@@ -28,7 +28,7 @@ from recapture.serve import database as db
 from recapture.serve.database import Database, ensure_tenant
 from recapture.serve.jobs.jobs import IdempotencyConflict, Jobs, QueueFull, Quota, UploadGone
 from recapture.serve.jobs.records import FINAL, MOST_ATTEMPTS, Claim, Job, Refused
-from recapture.serve.jobs.worker_registry import Workers
+from recapture.serve.jobs.worker_registry import WorkerRegistry
 from recapture.serve.settings import Settings
 from recapture.serve.uploads.uploads import UNFINISHED_S, Uploads
 
@@ -461,7 +461,7 @@ def test_a_failed_upload_stands_in_nobodys_way(database, tmp_path):
 
 
 def test_a_worker_that_slept_is_back_with_its_next_sign_of_life(database):
-    workers, others = Workers(database), Workers(database)
+    workers, others = WorkerRegistry(database), WorkerRegistry(database)
     workers.register("sleeper", ["render"], {"id": "tiny"}, "cpu")
     with database.writing() as connection:
         connection.execute(db.workers.update().values(seen_at=time.time() - 3600))

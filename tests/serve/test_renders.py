@@ -333,7 +333,7 @@ def test_a_worker_that_holds_the_adapters_does_not_read_them_again(small_svd, cl
     offered: list[str] = []
     with Server(settings, offer=lambda job: offered.append(job.id)) as server, server.client() as client:
         asked = client.renders.create(client.uploads.create(clip), "truck(0.1)", options=QUICK)
-        worker = module.Worker(settings, ["render"])
+        worker = module.JobWorker(settings, ["render"])
         worker.work(worker.jobs.take(worker.name, ["render"], lease_s=60))
         first = client.renders.retrieve(asked)
         held = worker.hold_adapters(first.id)
@@ -365,7 +365,7 @@ def test_a_worker_never_opens_what_was_uploaded(small_svd, tmp_path, monkeypatch
     settings = Settings(data=tmp_path / "data", model=str(small_svd), device="cpu")
     with Server(settings) as server, server.client() as client:
         asked = client.renders.create(client.uploads.create(clip), "truck(0.1)", options=QUICK)
-        worker = module.Worker(settings, ["render"])
+        worker = module.JobWorker(settings, ["render"])
         opened, really = [], av.open
 
         def watched(file, *rest, **more):

@@ -19,7 +19,7 @@ from recapture.client.webhooks import sign_webhook
 from recapture.serve import database as db
 from recapture.serve.database import Database
 from recapture.serve.jobs.jobs import Jobs
-from recapture.serve.processes.maintenance import Keeper
+from recapture.serve.processes.maintenance import Maintenance
 from recapture.serve.settings import Settings
 from recapture.serve.webhooks import HOLD_S, RETRY_S, Messages, webhook_secret
 
@@ -59,8 +59,8 @@ def ended(database: Database, url: str, clock: Clock, tenant: str = "studio") ->
     return job.id
 
 
-def deliver(keeper: Keeper) -> int:
-    return asyncio.run(keeper.deliver_due())
+def deliver(maintenance: Maintenance) -> int:
+    return asyncio.run(maintenance.deliver_due())
 
 
 def test_signatures_are_those_of_the_standard():
@@ -125,17 +125,17 @@ def test_a_long_reason_is_cut(settings):
 def test_a_message_is_tried_until_it_is_taken(settings):
     clock, database = Clock(), settings.open_database()
     secret = webhook_secret(database, "studio")
-    keeper = Keeper(settings, clock=clock)
+    maintenance = Maintenance(settings, clock=clock)
     with Receiver(lambda n: [(500, {}), (302, {"Location": "/elsewhere"}), (200, {})][n]) as receiver:
         render = ended(database, receiver.url + "/hook?x=1", clock)
-        assert deliver(keeper) == 1
-        assert deliver(keeper) == 0  # not at once
+        assert deliver(maintenance) == 1
+        assert deliver(maintenance) == 0  # not at once
         clock.now += 1.2 * RETRY_S[0]
-        assert deliver(keeper) == 1
+        assert deliver(maintenance) == 1
         clock.now += 1.2 * RETRY_S[1]
-        assert deliver(keeper) == 1
+        assert deliver(maintenance) == 1
         clock.now += 1e9
-        assert deliver(keeper) == 0
+        assert deliver(maintenance) == 0
         assert [(came.method, came.path) for came in receiver.came] == 3 * [("POST", "/hook?x=1")]  # no redirect
         events = [
             verify_webhook(came.body, came.headers, secret, now=clock.now, tolerance_s=2e9) for came in receiver.came
@@ -143,25 +143,25 @@ def test_a_message_is_tried_until_it_is_taken(settings):
         assert len({event.id for event in events}) == len({came.body for came in receiver.came}) == 1
         assert len({came.headers["webhook-timestamp"] for came in receiver.came}) == 3
         assert (events[0].type, events[0].data.id, events[0].data.status) == ("render.cancelled", render, "cancelled")
-    assert keeper.messages.counts() == {"delivered": 1}
-    keeper.messages.tidy()
-    assert keeper.messages.counts() == {}
+    assert maintenance.messages.counts() == {"delivered": 1}
+    maintenance.messages.tidy()
+    assert maintenance.messages.counts() == {}
     database.close()
 
 
 def test_what_is_never_taken_is_given_up(settings):
     clock, database = Clock(), settings.open_database()
     webhook_secret(database, "studio")
-    keeper = Keeper(settings, clock=clock)
+    maintenance = Maintenance(settings, clock=clock)
     with Receiver(lambda n: (503, {})) as receiver, Receiver(lambda n: (410, {})) as gone:
         ended(database, receiver.url, clock)
         ended(database, gone.url, clock)
         for pause_s in (0, *RETRY_S, 1e6):
             clock.now += 1.2 * pause_s
-            deliver(keeper)
+            deliver(maintenance)
         assert len(receiver.came) == len(RETRY_S) + 1
         assert len(gone.came) == 1
-    assert keeper.messages.counts() == {"failed": 2}
+    assert maintenance.messages.counts() == {"failed": 2}
     database.close()
 
 
@@ -170,11 +170,11 @@ def test_a_keeper_that_dies_with_a_message_costs_a_wait(settings):
     webhook_secret(database, "studio")
     with Receiver() as receiver:
         ended(database, receiver.url, clock)
-        assert Keeper(settings, clock=clock).messages.take() is not None  # and is never heard of again
-        keeper = Keeper(settings, clock=clock)
-        assert deliver(keeper) == 0
+        assert Maintenance(settings, clock=clock).messages.take() is not None  # and is never heard of again
+        maintenance = Maintenance(settings, clock=clock)
+        assert deliver(maintenance) == 0
         clock.now += HOLD_S + 1
-        assert deliver(keeper) == 1
+        assert deliver(maintenance) == 1
         assert len(receiver.came) == 1
     database.close()
 
@@ -187,12 +187,12 @@ def test_a_changed_secret_signs_beside_the_one_before(settings):
     assert webhook_secret(database, "other") not in (old, new)
     with Receiver() as receiver:
         ended(database, receiver.url, clock)
-        deliver(Keeper(settings, clock=clock))
+        deliver(Maintenance(settings, clock=clock))
         (came,) = receiver.came
         assert verify_webhook(came.body, came.headers, old) == verify_webhook(came.body, came.headers, new)
         clock.now += 2 * 86_400
         ended(database, receiver.url, clock)
-        deliver(Keeper(settings, clock=clock))
+        deliver(Maintenance(settings, clock=clock))
         late = receiver.came[1]
         assert verify_webhook(late.body, late.headers, new, now=clock.now).type == "render.cancelled"
         with pytest.raises(WebhookInvalid):
@@ -200,7 +200,7 @@ def test_a_changed_secret_signs_beside_the_one_before(settings):
     database.close()
 
 
-def keeper_process(settings: Settings) -> subprocess.Popen[bytes]:
+def maintenance_process(settings: Settings) -> subprocess.Popen[bytes]:
     import os
 
     environment = {**os.environ, **settings.variables()}
@@ -228,18 +228,18 @@ def test_the_keeper_delivers_for_renders_asked_for_over_http(tmp_path):
         secret = webhook_secret(database, "studio")
         first = client.renders.create(upload, "static", webhook_url=receiver.url)
         client.renders.cancel(first)
-        keeper = keeper_process(settings)
+        maintenance = maintenance_process(settings)
         # Killed between the answer and the record it would send the message again: that is `at least once`, not this test.
         until(lambda: Messages(database).counts() == {"delivered": 1})
-        keeper.kill()
-        keeper.wait()
+        maintenance.kill()
+        maintenance.wait()
         second = client.renders.create(upload, "pan(1deg)", webhook_url=receiver.url)
-        client.renders.cancel(second)  # while no keeper lives
+        client.renders.cancel(second)  # while no maintenance process lives
         client.renders.delete(second)
-        keeper = keeper_process(settings)
+        maintenance = maintenance_process(settings)
         until(lambda: len(receiver.came) == 2)
-        keeper.send_signal(signal.SIGTERM)
-        assert keeper.wait(30) == 0
+        maintenance.send_signal(signal.SIGTERM)
+        assert maintenance.wait(30) == 0
         events = [verify_webhook(came.body, came.headers, secret) for came in receiver.came]
         assert [event.data.id for event in events] == [first.id, second.id]
         with httpx2.Client(headers=client._headers) as http:

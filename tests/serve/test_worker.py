@@ -16,7 +16,7 @@ from recapture.client import Client
 from recapture.client.errors import InvalidRequest, ServerError
 from recapture.engine.store import Store
 from recapture.serve.jobs.lease import Lease
-from recapture.serve.jobs.worker import Worker
+from recapture.serve.jobs.worker import JobWorker
 from recapture.serve.settings import Settings
 from recapture.serve.uploads import decoding
 
@@ -81,7 +81,7 @@ def test_a_cancelled_decoder_is_killed_and_leaves_nothing(settings, tmp_path, mo
     long = write_video(tmp_path / "long.mp4", 200, (640, 360))
     with Server(settings) as server, server.client() as client:
         asked = client.renders.create(client.uploads.create(long), "static", options=QUICK)
-        worker = Worker(settings, ["render"])
+        worker = JobWorker(settings, ["render"])
         thread = threading.Thread(target=worker.work, args=[worker.jobs.take(worker.name, ["render"], lease_s=60)])
         thread.start()
         scratch, until = settings.store_path("studio") / ".scratch", time.monotonic() + 60
@@ -127,7 +127,7 @@ def test_what_was_committed_is_kept_though_nobody_heard_of_it(settings, clip, tm
     """The connection is lost behind a COMMIT once, and before one once."""
     with Server(settings) as server, server.client() as client:
         first, second = submitted(client, clip), submitted(client, clip)
-        worker = Worker(settings, ["render"])
+        worker = JobWorker(settings, ["render"])
         complete = worker.jobs.complete
 
         def committed(*what: Any, **more: Any) -> None:
@@ -158,7 +158,7 @@ def test_what_was_committed_is_kept_though_nobody_heard_of_it(settings, clip, tm
 def test_a_query_that_fails_costs_neither_the_lease_nor_the_worker(settings, clip, monkeypatch):
     with Server(settings) as server, server.client() as client:
         render = submitted(client, clip)
-        worker = Worker(settings, ["render"])
+        worker = JobWorker(settings, ["render"])
         job = worker.jobs.take(worker.name, ["render"], lease_s=0.3)
         away = [True]
         renew, take = worker.jobs.renew, worker.jobs.take

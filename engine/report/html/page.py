@@ -34,7 +34,7 @@ def render_report(result: StageResults, facts: dict[str, Any], scratch: Path) ->
     """The report's HTML.
 
     Args:
-        facts: of `gather`.
+        facts: of `collect_report`.
         scratch: a folder for the page's own small videos; they can be deleted afterwards.
 
     Raises:

@@ -21,7 +21,7 @@ MOST_POSES = 300
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class PlanView:
     """An orthographic look at the scene: two axes of source camera space to the picture's right and up."""
 
     name: str
@@ -33,13 +33,13 @@ class View:
 
 
 VIEWS = (
-    View("top", "From above: right is right, up is away from the source camera", 0, 2, 0),
-    View("side", "From the side: right is away from the source camera, up is up", 2, 1, 1),
+    PlanView("top", "From above: right is right, up is away from the source camera", 0, 2, 0),
+    PlanView("side", "From the side: right is away from the source camera, up is up", 2, 1, 1),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class PlanScene:
     """What is drawn: points [P, 3] with colors uint8 [P, 3], the poses, and the distances worth marking."""
 
     points: np.ndarray
@@ -53,7 +53,7 @@ class Scene:
     far: float
 
 
-def scene_of(result: StageResults) -> Scene:
+def scene_of(result: StageResults) -> PlanScene:
     """The scene as the middle frame's depth gives it."""
     lens, summary = result.entries["intrinsics"].json("intrinsics"), result.entries["depth"].json("summary")
     K = np.array(lens["K_px"])
@@ -71,7 +71,7 @@ def scene_of(result: StageResults) -> Scene:
     usable &= depth <= far
     path = result.camera
     focal = path.K_px[:, [0, 1], [0, 1]]
-    return Scene(
+    return PlanScene(
         points=(rays * depth[:, None])[usable],
         colors=color[usable],
         c2w=path.c2w,
@@ -86,7 +86,7 @@ def scene_of(result: StageResults) -> Scene:
 class Sheet:
     """One view's mapping from scene units to the picture, chosen so that everything that matters fits."""
 
-    def __init__(self, scene: Scene, view: View) -> None:
+    def __init__(self, scene: PlanScene, view: PlanView) -> None:
         self.scene, self.view = scene, view
         wide = scene.source_half[view.across] * scene.far
         corners = np.array([[0, 0, 0], [0, 0, scene.far], [0, 0, scene.far]], float)
@@ -114,7 +114,7 @@ class Sheet:
         return " ".join(f"{x:.1f},{y:.1f}" for x, y in self((local @ c2w.T)[:, :3]))
 
 
-def draw_view(scene: Scene, view: View) -> str:
+def draw_view(scene: PlanScene, view: PlanView) -> str:
     """One SVG; the marker that the page moves is drawn at the first frame."""
     sheet, count = Sheet(scene, view), len(scene.c2w)
     size = 0.2 * scene.subject
@@ -143,7 +143,7 @@ def draw_view(scene: Scene, view: View) -> str:
     )
 
 
-def marker_positions(scene: Scene, view: View) -> list[str]:
+def marker_positions(scene: PlanScene, view: PlanView) -> list[str]:
     """The marker's `points` at each of `poses_of`."""
     sheet = Sheet(scene, view)
     return [sheet.frustum(scene.c2w[t], scene.half[t], 0.2 * scene.subject) for t in poses_of(len(scene.c2w))]
@@ -154,7 +154,7 @@ def poses_of(count: int) -> list[int]:
     return sorted({round(t) for t in np.linspace(0, count - 1, min(count, MOST_POSES))})
 
 
-def _points(scene: Scene, sheet: Sheet) -> str:
+def _points(scene: PlanScene, sheet: Sheet) -> str:
     step = 255 / (_TONES - 1)
     tones = (np.round(scene.colors / step) * step).astype(int)
     where = sheet(scene.points)

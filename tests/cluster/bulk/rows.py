@@ -12,15 +12,15 @@ from pyarrow import fs, parquet
 
 from recapture.cluster.bulk.driver import Policy, Progress
 from recapture.cluster.bulk.manifest import COLUMNS, Manifest, Row, read_manifest
-from recapture.cluster.bulk.outcome import Entries, Outcome
-from recapture.cluster.bulk.pool import Died, Event, Finished, Left, Ready
+from recapture.cluster.bulk.outcome import Entries, RowResult
+from recapture.cluster.bulk.pool import Died, Event, Finished, Ready, StillInUse
 from recapture.cluster.bulk.render import RowRenderer
 from recapture.cluster.bulk.results import Results
-from recapture.cluster.bulk.resume import operate, scan_output
+from recapture.cluster.bulk.resume import run_manifest, scan_output
 from recapture.cluster.bulk.single_flight import LeaseClient, SingleFlightStore
 from recapture.engine.errors import InputError
 from recapture.engine.store import Store, stage_key
-from recapture.engine.store.remote_path import Place, Roots, open_place
+from recapture.engine.store.remote_path import AllowedRoots, RemotePath, open_remote_path
 
 
 class NoLeases:
@@ -33,7 +33,7 @@ class NoLeases:
 
 
 class Sketch:
-    """A `Film` of two stages: the clip's bytes counted (shared by its paths), and a text that stands for the video."""
+    """A `RowEngine` of two stages: the clip's bytes counted (shared by its paths), and a text that stands for the video."""
 
     pipeline = "sketch-1"
 
@@ -41,7 +41,7 @@ class Sketch:
         self._store, self._on_stage = store, on_stage
         self.loads = 1
 
-    def __call__(self, row: Row, clip: Path, camera: str, bundle: Path) -> Outcome:
+    def __call__(self, row: Row, clip: Path, camera: str, bundle: Path) -> RowResult:
         data = clip.read_bytes()
         if data == b"broken":
             raise InputError("the clip is broken", param="CLIP", code="invalid_video")
@@ -62,7 +62,7 @@ class Sketch:
         bundle.mkdir()
         said = [entry.json("said") for entry in entries]
         (bundle / "video.mp4").write_text(json.dumps(said))
-        return Outcome(
+        return RowResult(
             status="completed",
             metrics={"bytes": float(len(data))},
             stage_seconds=worked,
@@ -86,8 +86,8 @@ class SketchSetup:
     def make(self, leases: LeaseClient) -> RowRenderer:
         self.on_make()
         leases = NoLeases() if self.alone else leases
-        store = SingleFlightStore(open_place(self.stages, param="store"), leases=leases)
-        return RowRenderer(Sketch(store, self.on_stage), store, Roots(self.roots))
+        store = SingleFlightStore(open_remote_path(self.stages, param="store"), leases=leases)
+        return RowRenderer(Sketch(store, self.on_stage), store, AllowedRoots(self.roots))
 
 
 class HerePool:
@@ -108,8 +108,8 @@ class HerePool:
     def submit(self, worker: str, row: Row) -> None:
         self._todo.append((worker, row))
 
-    def forget(self, worker: str, entries: Entries) -> None:
-        self._events.append(Left(worker, self._workers[worker].forget(entries)))
+    def evict(self, worker: str, entries: Entries) -> None:
+        self._events.append(StillInUse(worker, self._workers[worker].evict(entries)))
 
     def wait(self, timeout_s: float) -> list[Event]:
         if self._todo:
@@ -126,9 +126,9 @@ class HerePool:
     def stop(self, worker: str) -> None:
         self._workers.pop(worker).close()
 
-    def settle(self) -> int:
+    def release(self) -> int:
         for renderer in self._workers.values():
-            renderer.settle()
+            renderer.release()
         return sum(renderer.loads for renderer in self._workers.values())
 
     def close(self) -> None:
@@ -143,21 +143,21 @@ class Bulk:
     folder: Path
     rows: list[dict[str, Any]]
     policy: Policy = field(default_factory=lambda: Policy(workers=2, shard_rows=3, beat_s=0.2))
-    stages: Place | None = None
-    place: Place | None = None
+    stages: RemotePath | None = None
+    place: RemotePath | None = None
 
     @property
-    def out(self) -> Place:
-        return self.place or open_place(str(self.folder / "out"), param="out")
+    def out(self) -> RemotePath:
+        return self.place or open_remote_path(str(self.folder / "out"), param="out")
 
     @property
-    def roots(self) -> Roots:
-        return Roots.of([open_place(str(self.folder), param="allow_root"), self.out])
+    def roots(self) -> AllowedRoots:
+        return AllowedRoots.of([open_remote_path(str(self.folder), param="allow_root"), self.out])
 
     def manifest(self) -> Manifest:
         path = self.folder / "manifest.parquet"
         parquet.write_table(pa.Table.from_pylist(self.rows, schema=COLUMNS), path)
-        return read_manifest(open_place(str(path), param="manifest"), self.roots, self.out)
+        return read_manifest(open_remote_path(str(path), param="manifest"), self.roots, self.out)
 
     def renderer(self) -> RowRenderer:
         stages = self.stages or self.out / "stages"
@@ -168,7 +168,7 @@ class Bulk:
         self.pool = pool or HerePool(self.renderer)
         options = {"policy": self.policy, "pipeline": Sketch.pipeline, **options}
         policy = options.pop("policy")
-        return operate(
+        return run_manifest(
             self.manifest(), self.out, policy, lambda driver: self.pool, stages=self.out / "stages", **options
         )
 
@@ -206,6 +206,6 @@ def make_bulk(folder: Path, *, clips: int = 3, paths: int = 2, broken: tuple[int
     return Bulk(folder, rows)
 
 
-def files_below(place: Place) -> set[str]:
+def files_below(place: RemotePath) -> set[str]:
     found = place.filesystem.get_file_info(fs.FileSelector(place.path, recursive=True, allow_not_found=True))
     return {info.path.removeprefix(place.path + "/") for info in found if info.is_file}

@@ -19,7 +19,7 @@ from recapture.engine.errors import Cancelled, InputError, OutputError
 from recapture.engine.pipeline import Recapture
 from recapture.engine.store import Store
 from recapture.engine.store.references import References
-from recapture.engine.store.remote_path import Roots, open_place
+from recapture.engine.store.remote_path import AllowedRoots, open_remote_path
 
 from ...cli.test_cli import recapture  # noqa: F401 - the fixture
 from ...engine.test_pipeline import write_clip
@@ -28,9 +28,11 @@ from .rows import Bulk, HerePool, files_below, make_bulk
 
 def read(folder: Path, name: str, text: str | bytes):
     (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    roots = Roots([str(folder)])
+    roots = AllowedRoots([str(folder)])
     return read_manifest(
-        open_place(str(folder / name), param="manifest"), roots, open_place(str(folder / "out"), param="out")
+        open_remote_path(str(folder / name), param="manifest"),
+        roots,
+        open_remote_path(str(folder / "out"), param="out"),
     )
 
 
@@ -142,7 +144,7 @@ def test_every_bad_row_is_named_with_line_and_column(tmp_path):
     assert "dolly_zoom" in problems[2]
 
 
-@pytest.mark.parametrize(
+@pytest.marker.parametrize(
     ("name", "text", "said"),
     [
         ("m.csv", "clip_id,input_uri,camera\na,x.mp4\n", "line 2, row: it has not 3 fields"),
@@ -184,7 +186,9 @@ def test_a_parquet_row_is_named_by_number_and_another_version_is_refused(tmp_pat
         read(tmp_path, "m.parquet", (tmp_path / "m.parquet").read_bytes())
 
 
-@pytest.mark.parametrize("text", [b"clip_id,input_uri,camera\n\xff\xfe,x,static\n", b"", b"clip_id,input_uri,camera\n"])
+@pytest.marker.parametrize(
+    "text", [b"clip_id,input_uri,camera\n\xff\xfe,x,static\n", b"", b"clip_id,input_uri,camera\n"]
+)
 def test_what_is_no_manifest_is_refused(tmp_path, text):
     with pytest.raises(InputError):
         read(tmp_path, "m.csv", text)
@@ -200,7 +204,7 @@ def test_a_million_bad_rows_are_counted_not_printed(tmp_path):
 # Roots
 
 
-@pytest.mark.parametrize(
+@pytest.marker.parametrize(
     "uri",
     [
         "/etc/passwd",
@@ -224,8 +228,8 @@ def test_a_million_bad_rows_are_counted_not_printed(tmp_path):
 def test_nothing_outside_the_roots_is_found(tmp_path, uri):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "link").symlink_to("/etc")
-    bucket = open_place("s3://bucket?region=eu-north-1", param="allow_root")
-    roots = Roots.of([open_place(str(tmp_path / "in"), param="allow_root"), bucket])
+    bucket = open_remote_path("s3://bucket?region=eu-north-1", param="allow_root")
+    roots = AllowedRoots.of([open_remote_path(str(tmp_path / "in"), param="allow_root"), bucket])
     with pytest.raises(InputError):
         roots.find(uri, param="input_uri", base=str(tmp_path / "in"))
     assert roots.find("s3://bucket/a%20b/x.mp4", param="input_uri").path == "bucket/a b/x.mp4"
@@ -240,14 +244,14 @@ def test_what_cannot_be_read_is_refused_by_the_name_that_it_was_given(tmp_path):
         ("long", "invalid_input", "more than 4 bytes"),
     ):
         with pytest.raises(InputError, match=said) as caught:
-            open_place(str(tmp_path / name), param="").download(tmp_path / "copy", 4, param="camera")
+            open_remote_path(str(tmp_path / name), param="").download(tmp_path / "copy", 4, param="camera")
         assert (caught.value.code, caught.value.param) == (code, "camera")
 
 
 def test_credentials_of_a_root_stay_out_of_messages():
-    root = open_place("s3://key:secret@bucket?region=eu-north-1", param="allow_root")
+    root = open_remote_path("s3://key:secret@bucket?region=eu-north-1", param="allow_root")
     with pytest.raises(InputError) as caught:
-        Roots.of([root]).find("s3://other/x", param="input_uri")
+        AllowedRoots.of([root]).find("s3://other/x", param="input_uri")
     assert "secret" not in str(caught.value)
 
 
@@ -327,16 +331,16 @@ def test_rows_that_were_filmed_but_not_written_down_are_not_filmed_again(tmp_pat
 
 def counting(bulk: Bulk, made: list[str]):
     renderer = bulk.renderer()
-    film = renderer._film
+    row_engine = renderer._row_engine
 
     class Counting:
-        pipeline, loads = film.pipeline, film.loads
+        pipeline, loads = row_engine.pipeline, row_engine.loads
 
         def __call__(self, row, *rest):
             made.append(row.row_id)
-            return film(row, *rest)
+            return row_engine(row, *rest)
 
-    renderer._film = Counting()
+    renderer._row_engine = Counting()
     return renderer
 
 
@@ -405,12 +409,12 @@ def test_the_budget_stops_admission_and_more_budget_goes_on(tmp_path):
 
 
 def test_stages_are_given_back_or_kept(tmp_path):
-    for name, give_back in (("back", True), ("kept", False)):
+    for name, evict_stages in (("back", True), ("kept", False)):
         (tmp_path / name).mkdir()
         bulk = make_bulk(tmp_path / name)
-        progress = bulk.run(policy=Policy(workers=2, give_back=give_back))
+        progress = bulk.run(policy=Policy(workers=2, evict_stages=evict_stages))
         left = {path for path in files_below(bulk.out / "stages") if path.startswith(("shared/", "path/"))}
-        assert bool(left) != give_back
+        assert bool(left) != evict_stages
         assert progress.stage_bytes > 0
         assert not any(path.startswith((".runs/", ".live/", ".scratch/")) for path in files_below(bulk.out / "stages"))
 
@@ -458,18 +462,18 @@ def test_a_broken_device_costs_its_worker_and_the_row_goes_on(tmp_path):
 
     def renderer():
         made = bulk.renderer()
-        film = made._film
+        row_engine = made._row_engine
 
         class BreaksOnce:
-            pipeline, loads = film.pipeline, film.loads
+            pipeline, loads = row_engine.pipeline, row_engine.loads
 
             def __call__(self, *row):
                 if not broken:
                     broken.append(True)
                     raise BrokenDevice("CUDA error: an illegal memory access was encountered")
-                return film(*row)
+                return row_engine(*row)
 
-        made._film = BreaksOnce()
+        made._row_engine = BreaksOnce()
         return made
 
     pool = HerePool(renderer)
@@ -487,8 +491,8 @@ def test_gc_spares_what_a_run_elsewhere_needs(tmp_path, recapture):  # noqa: F81
         writer.json("summary", {})
         writer.publish()
     store.close()
-    claim = References(open_place(str(tmp_path / "stages"), param="store"), "elsewhere")
-    claim.sign(["ab" * 32])
+    claim = References(open_remote_path(str(tmp_path / "stages"), param="store"), "elsewhere")
+    claim.renew(["ab" * 32])
     words = ["store", "gc", "--max-gb", 0, "--store", tmp_path / "stages", "--json"]
     assert json.loads(recapture(*words).out)["removed"] == []
     claim.drop()
@@ -513,7 +517,7 @@ def test_the_part_of_a_clip_is_frames(tmp_path, small_svd):
 
 
 def test_an_empty_output_has_an_empty_table(tmp_path):
-    results = Results(open_place(str(tmp_path), param="out"))
+    results = Results(open_remote_path(str(tmp_path), param="out"))
     assert results.table(Scan()).schema.names == SCHEMA.names
     assert results.last_numbers() == {}
 
@@ -525,7 +529,7 @@ def test_an_output_that_cannot_be_written_is_an_error_of_the_run(tmp_path):
 
 
 def test_place_writes_whole(tmp_path):
-    place = open_place(str(tmp_path / "deep" / "file"), param="out")
+    place = open_remote_path(str(tmp_path / "deep" / "file"), param="out")
     place.write(b"one")
     place.write(b"two")
     assert place.read() == b"two"

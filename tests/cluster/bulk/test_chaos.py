@@ -25,12 +25,12 @@ from recapture.cluster.session import connect
 from recapture.engine.errors import RecaptureError
 from recapture.engine.store import Store, remote_path
 from recapture.engine.store.durable import busy
-from recapture.engine.store.remote_path import Place, open_place
+from recapture.engine.store.remote_path import RemotePath, open_remote_path
 
 from .faulty_filesystem import Faulty
 from .rows import Bulk, SketchSetup, files_below, make_bulk
 
-pytestmark = [pytest.mark.chaos, pytest.mark.slow]
+pytestmark = [pytest.marker.chaos, pytest.marker.slow]
 
 ROOT = Path(__file__).parents[3]
 
@@ -72,7 +72,7 @@ def go_on(folder: Path, count: int) -> Bulk:
     return bulk
 
 
-@pytest.mark.ci
+@pytest.marker.ci
 def test_a_driver_killed_between_any_two_lasting_steps_is_taken_up(tmp_path, undisturbed):
     """First the number of steps, then a kill at every fourth of them."""
     counts = [1, *range(2, 60, 4)]
@@ -114,12 +114,12 @@ def faulty_bulk(folder: Path, fails) -> tuple[Bulk, Faulty]:
     (folder / "store").mkdir()
     handler = Faulty(fs.SubTreeFileSystem(str(folder / "store"), fs.LocalFileSystem()), fails)
     bulk = make_bulk(folder, clips=2, paths=2)
-    bulk.place = Place(fs.PyFileSystem(handler), "bucket", "faulty://bucket")
+    bulk.place = RemotePath(fs.PyFileSystem(handler), "bucket", "faulty://bucket")
     return bulk, handler
 
 
-@pytest.mark.ci
-@pytest.mark.parametrize("how", ["timeout", "error", "half", "silent half"])
+@pytest.marker.ci
+@pytest.marker.parametrize("how", ["timeout", "error", "half", "silent half"])
 def test_a_store_that_fails_now_and_then_changes_nothing(tmp_path, undisturbed, no_pauses, monkeypatch, how):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     chance = random.Random(0)
@@ -149,13 +149,13 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", disk], check=True)
 
 
-@pytest.mark.parametrize("full", ["stages", "out"])
+@pytest.marker.parametrize("full", ["stages", "out"])
 def test_a_full_disk_fails_rows_and_room_mends_them(small_disk, tmp_path, undisturbed, full):
     bulk = make_bulk(tmp_path, clips=2, paths=2)
     if full == "out":
-        bulk.place = open_place(str(small_disk / "out"), param="out")
+        bulk.place = open_remote_path(str(small_disk / "out"), param="out")
     else:
-        bulk.stages = open_place(str(small_disk / "stages"), param="store")
+        bulk.stages = open_remote_path(str(small_disk / "stages"), param="store")
         Store(small_disk / "stages")
     ballast = small_disk / "ballast"
     fd = os.open(ballast, os.O_CREAT | os.O_WRONLY)
@@ -185,9 +185,9 @@ def cluster():
 
 
 def die_once(folder: Path, at: str, stage: str, row) -> None:
-    mark = folder / f"died-at-{at}"
-    if stage == at and not mark.exists():
-        mark.touch()
+    marker = folder / f"died-at-{at}"
+    if stage == at and not marker.exists():
+        marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -204,7 +204,7 @@ def living_workers() -> list:
     ]
 
 
-@pytest.mark.ci
+@pytest.marker.ci
 def test_a_worker_killed_in_the_middle_of_a_row(cluster, tmp_path, undisturbed):
     bulk = make_bulk(tmp_path, clips=2, paths=2)
     progress = bulk.run(pool(bulk, on_stage=partial(die_once, tmp_path, "path")))
@@ -217,7 +217,7 @@ def test_a_worker_killed_in_the_middle_of_a_row(cluster, tmp_path, undisturbed):
     assert living_workers() == []
 
 
-@pytest.mark.parametrize("at", ["shared", "publish"])
+@pytest.marker.parametrize("at", ["shared", "publish"])
 def test_a_worker_killed_at_other_moments(cluster, tmp_path, undisturbed, at):
     bulk = make_bulk(tmp_path, clips=2, paths=2)
     assert bulk.run(pool(bulk, on_stage=partial(die_once, tmp_path, at))).exit_code == 0
@@ -287,9 +287,9 @@ with connect(None, cpus=2):
 
 def wait_while_it_is_there(folder: Path, stage: str, row) -> None:
     """The first row that gets here waits for its node to be taken away."""
-    mark = folder / "node"
-    if stage == "path" and not mark.exists():
-        mark.write_text(ray.get_runtime_context().get_node_id())
+    marker = folder / "node"
+    if stage == "path" and not marker.exists():
+        marker.write_text(ray.get_runtime_context().get_node_id())
         time.sleep(120)
 
 
@@ -355,7 +355,7 @@ def test_two_drivers_on_one_output(tmp_path, undisturbed):
     assert_as_undisturbed(taken[0], undisturbed)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.marker.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_command_writes_down_where_it_is(tmp_path, how):
     """As a cluster ends a job, and as a person does."""
     bulk = make_bulk(tmp_path, clips=1, paths=1)  # no video: the workers are never got so far

@@ -10,9 +10,9 @@ from recapture.cluster.bulk.driver import Policy
 from recapture.cluster.bulk.manifest import COLUMNS, Manifest, ManifestError, read_manifest
 from recapture.cluster.bulk.render import RowRenderer
 from recapture.cluster.bulk.results import Results
-from recapture.cluster.bulk.resume import operate, scan_output
+from recapture.cluster.bulk.resume import run_manifest, scan_output
 from recapture.cluster.bulk.single_flight import SingleFlightStore
-from recapture.engine.store.remote_path import Roots, join_uri, open_place
+from recapture.engine.store.remote_path import AllowedRoots, join_uri, open_remote_path
 
 from ...s3_server import s3_server
 from .rows import HerePool, NoLeases, Sketch, files_below
@@ -31,7 +31,7 @@ def uri(server, tmp_path, monkeypatch):
     """URI of a fresh bucket, with what it takes to reach it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     found = f"s3://{tmp_path.name.replace('_', '-')}?{server}"
-    place = open_place(found, param="out")
+    place = open_remote_path(found, param="out")
     place.filesystem.create_dir(place.path)
     return found
 
@@ -40,9 +40,9 @@ class S3Bulk:
     """Clips, manifest and output below one bucket; rows name it without its options."""
 
     def __init__(self, uri: str, clips: int = 2, paths: int = 2) -> None:
-        self.bucket = open_place(uri, param="out")
-        self.out = open_place(join_uri(uri, "run"), param="out")
-        self.roots = Roots([uri])
+        self.bucket = open_remote_path(uri, param="out")
+        self.out = open_remote_path(join_uri(uri, "run"), param="out")
+        self.roots = AllowedRoots([uri])
         rows = []
         for number in range(clips):
             (self.bucket / f"in/clip {number}.mp4").write(b"clip" * (number + 1))
@@ -63,7 +63,7 @@ class S3Bulk:
 
     def run(self, **policy):
         self.pool = HerePool(self.renderer)
-        return operate(
+        return run_manifest(
             self.manifest(),
             self.out,
             Policy(workers=2, shard_rows=3, beat_s=0.2, **policy),
@@ -114,7 +114,7 @@ def test_a_lost_bundle_mark_and_a_lost_shard_are_made_again(uri):
 
 
 def test_another_bucket_is_out_of_reach(uri, server):
-    other = open_place(f"s3://another-bucket?{server}", param="out")
+    other = open_remote_path(f"s3://another-bucket?{server}", param="out")
     other.filesystem.create_dir(other.path)
     (other / "clip.mp4").write(b"clip")
     bulk = S3Bulk(uri, clips=1, paths=1)

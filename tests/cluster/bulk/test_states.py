@@ -20,7 +20,7 @@ from recapture.cluster.bulk.schedule import Schedule
 from recapture.engine.errors import OutputError
 from recapture.engine.store import remote_path
 from recapture.engine.store.references import STALE_S, References, live_keys
-from recapture.engine.store.remote_path import Place, open_place
+from recapture.engine.store.remote_path import RemotePath, open_remote_path
 
 from .faulty_filesystem import Faulty
 from .rows import Bulk, make_bulk
@@ -196,7 +196,7 @@ def test_an_idle_worker_takes_from_the_clip_with_most_rows():
 
 @pytest.fixture
 def out(tmp_path: Path):
-    return open_place(str(tmp_path), param="out")
+    return open_remote_path(str(tmp_path), param="out")
 
 
 def claim(out, *, takeover: bool = False, last: dict[int, int] | None = None) -> Ownership:
@@ -206,7 +206,7 @@ def claim(out, *, takeover: bool = False, last: dict[int, int] | None = None) ->
 def as_elsewhere(out, owned: Ownership) -> None:
     """As if the owner ran on another machine, where this one cannot see whether its process lives."""
     owned.owner = replace(owned.owner, host="elsewhere")
-    owned.sign()
+    owned.renew()
 
 
 def test_a_living_driver_is_not_disturbed_and_a_released_output_is_free(out):
@@ -216,7 +216,7 @@ def test_a_living_driver_is_not_disturbed_and_a_released_output_is_free(out):
 
     def live() -> None:
         while not stop.wait(0.02):
-            first.sign()
+            first.renew()
 
     thread = threading.Thread(target=live)
     thread.start()
@@ -236,9 +236,9 @@ def test_a_silent_driver_loses_and_notices(out):
     second = claim(out, last={1: 7})
     assert (second.owner.fence, second.owner.sealed) == (2, {1: 7})
     with pytest.raises(OwnershipError, match="has taken over"):
-        first.sign()
+        first.renew()
     first.release()  # and cannot undo it
-    second.sign()
+    second.renew()
     assert not read_owner(out).released
 
 
@@ -265,8 +265,8 @@ def test_a_broken_signature_is_no_owner(out):
 
 def test_live_runs_are_told_from_dead_ones(out):
     here = References(out, "here")
-    here.sign(["k1", "k2"])
-    References(out, "gone").sign(["k3"])
+    here.renew(["k1", "k2"])
+    References(out, "gone").renew(["k3"])
     assert live_keys(out) == {"k1", "k2", "k3"}
     assert live_keys(out, now=1e12 + STALE_S) == set()
     here.drop()
@@ -292,7 +292,7 @@ def silent_owner(tmp_path, monkeypatch) -> tuple[Bulk, SilentOwner]:
     (tmp_path / "store").mkdir()
     handler = SilentOwner(fs.SubTreeFileSystem(str(tmp_path / "store"), fs.LocalFileSystem()), lambda count: None)
     bulk = make_bulk(tmp_path)
-    bulk.place = Place(fs.PyFileSystem(handler), "bucket", "faulty://bucket")
+    bulk.place = RemotePath(fs.PyFileSystem(handler), "bucket", "faulty://bucket")
     bulk.policy = Policy(workers=1, shard_rows=1, beat_s=0.0)
     return bulk, handler
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from recapture.cluster.bulk.travel import pack
-from recapture.cluster.jobs import Jobs
+from recapture.cluster.jobs import RayJobs
 from recapture.engine.errors import InputError
 
 
@@ -83,4 +83,4 @@ def test_too_much_is_refused_before_it_is_copied(home, tmp_path):
 def test_an_output_that_would_be_lost_is_refused(monkeypatch, home):
     monkeypatch.setattr("recapture.cluster.jobs.JobSubmissionClient", lambda *address, **more: None)
     with pytest.raises(InputError, match="out: results would be lost with the job's folder"):
-        Jobs("http://127.0.0.1:1").submit(str(rows_of(home)), [], out="results", wheel=None)
+        RayJobs("http://127.0.0.1:1").submit(str(rows_of(home)), [], out="results", wheel=None)

@@ -32,7 +32,7 @@ from ...engine.graph.warm_models import WarmModels
 from ...engine.store import Entry, Store
 from ...engine.store.arrays import read_array
 from ..session import placement
-from .worker import Worker
+from .frame_worker import FrameWorker
 
 if TYPE_CHECKING:  # DeepSpeed takes seconds to import
     from ..tuning.trainer import Tuning
@@ -45,8 +45,8 @@ Call = Callable[[Any], Any]
 """Calls a worker's method, given the worker; what it returns is Ray's promise of the result."""
 
 
-class Workers:
-    """Warm workers, one a device. Made by `workers`."""
+class RayExecutor:
+    """Warm workers, one a device. Made by `ray_executor`."""
 
     def __init__(
         self,
@@ -87,10 +87,10 @@ class Workers:
         """
         self._group = self._reserved.enter_context(placement(self._bundles, timeout_s=self._patience_s))
         for index in range(len(self._bundles)):
-            self._hire(index)
+            self._start_worker(index)
         for promise, worker in list(self._arriving.items()):
             self._get(promise, self._patience_s)
-            self._welcome(promise, worker)
+            self._mark_ready(promise, worker)
 
     def close(self) -> None:
         """End the workers and give their places back."""
@@ -226,11 +226,11 @@ class Workers:
                 worker.stop.remote()
                 raise
 
-    def _hire(self, index: int) -> None:
+    def _start_worker(self, index: int) -> None:
         """Start a worker in a bundle of the placement group; it is ready when its promise is kept."""
         bundle = self._bundles[index]
         worker = (
-            cast(Any, Worker)
+            cast(Any, FrameWorker)
             .options(
                 num_cpus=bundle.get("CPU", 0),
                 num_gpus=bundle.get("GPU", 0),
@@ -249,10 +249,10 @@ class Workers:
             del self._arriving[promise]
             self._lost(worker)
             return False
-        self._welcome(promise, worker)
+        self._mark_ready(promise, worker)
         return True
 
-    def _welcome(self, promise: Any, worker: Any) -> None:
+    def _mark_ready(self, promise: Any, worker: Any) -> None:
         del self._arriving[promise]
         self._ready.append(worker)
 
@@ -264,7 +264,7 @@ class Workers:
         self._losses_left -= 1
         if self._losses_left < 0:
             raise ClusterError("workers die again and again; `ray logs` on their machines says why")
-        self._hire(index)
+        self._start_worker(index)
 
     def _get(self, promise: Any, timeout_s: float | None = None) -> Any:
         try:
@@ -276,7 +276,7 @@ class Workers:
 
 
 @contextmanager
-def workers(
+def ray_executor(
     models: WarmModels,
     store: Store,
     *,
@@ -285,7 +285,7 @@ def workers(
     dtype: torch.dtype | None = None,
     tuning: "Tuning | None" = None,
     patience_s: float = 300.0,
-) -> Iterator[Workers]:
+) -> Iterator[RayExecutor]:
     """Within the context `count` warm workers are at hand; this process must be connected (`session.connect`).
 
     Args:
@@ -302,14 +302,14 @@ def workers(
     """
     bundle = {"CPU": 1.0} | ({"GPU": gpus / count} if gpus else {})
     with store.scratch("driver") as mark:
-        crew = Workers(
+        executor = RayExecutor(
             [bundle] * count, models, store, mark=mark.name, dtype=dtype, tuning=tuning, patience_s=patience_s
         )
         try:
-            crew.open()
-            yield crew
+            executor.open()
+            yield executor
         finally:
-            crew.close()
+            executor.close()
 
 
 def order_of(context: StageContext, task: FrameTask) -> tuple[RenderRequest, FrameTask]:

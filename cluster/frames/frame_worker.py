@@ -26,7 +26,7 @@ Event = tuple[str, int, int, Mapping[str, Any]]
 
 
 @ray.remote(concurrency_groups={"watch": 1})  # pyright: ignore[reportCallIssue]
-class Worker:
+class FrameWorker:
     """Work runs one call at a time; the group `watch` is answered meanwhile."""
 
     def prepare(

@@ -81,7 +81,7 @@ def test_requests_are_counted(tmp_path):
     assert counting.bytes["read"] == 3
 
 
-@pytest.marker.slow
+@pytest.mark.slow
 def test_the_driver_is_measured():
     from recapture.benchmarks.bulk import rows_without_work
 

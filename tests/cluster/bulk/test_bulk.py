@@ -144,7 +144,7 @@ def test_every_bad_row_is_named_with_line_and_column(tmp_path):
     assert "dolly_zoom" in problems[2]
 
 
-@pytest.marker.parametrize(
+@pytest.mark.parametrize(
     ("name", "text", "said"),
     [
         ("m.csv", "clip_id,input_uri,camera\na,x.mp4\n", "line 2, row: it has not 3 fields"),
@@ -186,7 +186,7 @@ def test_a_parquet_row_is_named_by_number_and_another_version_is_refused(tmp_pat
         read(tmp_path, "m.parquet", (tmp_path / "m.parquet").read_bytes())
 
 
-@pytest.marker.parametrize(
+@pytest.mark.parametrize(
     "text", [b"clip_id,input_uri,camera\n\xff\xfe,x,static\n", b"", b"clip_id,input_uri,camera\n"]
 )
 def test_what_is_no_manifest_is_refused(tmp_path, text):
@@ -204,7 +204,7 @@ def test_a_million_bad_rows_are_counted_not_printed(tmp_path):
 # Roots
 
 
-@pytest.marker.parametrize(
+@pytest.mark.parametrize(
     "uri",
     [
         "/etc/passwd",

@@ -30,7 +30,7 @@ from recapture.engine.store.remote_path import RemotePath, open_remote_path
 from .faulty_filesystem import Faulty
 from .rows import Bulk, SketchSetup, files_below, make_bulk
 
-pytestmark = [pytest.marker.chaos, pytest.marker.slow]
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[3]
 
@@ -72,7 +72,7 @@ def go_on(folder: Path, count: int) -> Bulk:
     return bulk
 
 
-@pytest.marker.ci
+@pytest.mark.ci
 def test_a_driver_killed_between_any_two_lasting_steps_is_taken_up(tmp_path, undisturbed):
     """First the number of steps, then a kill at every fourth of them."""
     counts = [1, *range(2, 60, 4)]
@@ -118,8 +118,8 @@ def faulty_bulk(folder: Path, fails) -> tuple[Bulk, Faulty]:
     return bulk, handler
 
 
-@pytest.marker.ci
-@pytest.marker.parametrize("how", ["timeout", "error", "half", "silent half"])
+@pytest.mark.ci
+@pytest.mark.parametrize("how", ["timeout", "error", "half", "silent half"])
 def test_a_store_that_fails_now_and_then_changes_nothing(tmp_path, undisturbed, no_pauses, monkeypatch, how):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     chance = random.Random(0)
@@ -149,7 +149,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", disk], check=True)
 
 
-@pytest.marker.parametrize("full", ["stages", "out"])
+@pytest.mark.parametrize("full", ["stages", "out"])
 def test_a_full_disk_fails_rows_and_room_mends_them(small_disk, tmp_path, undisturbed, full):
     bulk = make_bulk(tmp_path, clips=2, paths=2)
     if full == "out":
@@ -204,7 +204,7 @@ def living_workers() -> list:
     ]
 
 
-@pytest.marker.ci
+@pytest.mark.ci
 def test_a_worker_killed_in_the_middle_of_a_row(cluster, tmp_path, undisturbed):
     bulk = make_bulk(tmp_path, clips=2, paths=2)
     progress = bulk.run(pool(bulk, on_stage=partial(die_once, tmp_path, "path")))
@@ -217,7 +217,7 @@ def test_a_worker_killed_in_the_middle_of_a_row(cluster, tmp_path, undisturbed):
     assert living_workers() == []
 
 
-@pytest.marker.parametrize("at", ["shared", "publish"])
+@pytest.mark.parametrize("at", ["shared", "publish"])
 def test_a_worker_killed_at_other_moments(cluster, tmp_path, undisturbed, at):
     bulk = make_bulk(tmp_path, clips=2, paths=2)
     assert bulk.run(pool(bulk, on_stage=partial(die_once, tmp_path, at))).exit_code == 0
@@ -355,7 +355,7 @@ def test_two_drivers_on_one_output(tmp_path, undisturbed):
     assert_as_undisturbed(taken[0], undisturbed)
 
 
-@pytest.marker.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_command_writes_down_where_it_is(tmp_path, how):
     """As a cluster ends a job, and as a person does."""
     bulk = make_bulk(tmp_path, clips=1, paths=1)  # no video: the workers are never got so far

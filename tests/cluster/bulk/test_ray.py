@@ -53,8 +53,8 @@ def say_that_it_is_there(folder: Path) -> None:
     (folder / f"made-{os.getpid()}").touch()
 
 
-@pytest.marker.slow
-@pytest.marker.ci
+@pytest.mark.slow
+@pytest.mark.ci
 def test_workers_do_all_rows_and_load_once_each(cluster, tmp_path):
     bulk = make_bulk(tmp_path, clips=4, paths=3, broken=(2,))
     progress = bulk.run(ray_pool(bulk, "d"))
@@ -64,8 +64,8 @@ def test_workers_do_all_rows_and_load_once_each(cluster, tmp_path):
     assert len({row["row_id"] for row in bulk.results()}) == 12
 
 
-@pytest.marker.slow
-@pytest.marker.ci
+@pytest.mark.slow
+@pytest.mark.ci
 def test_two_workers_on_one_clip_compute_its_shared_stage_once(cluster, tmp_path):
     bulk = make_bulk(tmp_path, clips=1, paths=4)
     pool = ray_pool(
@@ -77,8 +77,8 @@ def test_two_workers_on_one_clip_compute_its_shared_stage_once(cluster, tmp_path
     assert progress.waited_s > 0
 
 
-@pytest.marker.slow
-@pytest.marker.ci
+@pytest.mark.slow
+@pytest.mark.ci
 def test_leases_are_handed_on(cluster):
     first, second = RayLeases("leases-test", "a"), RayLeases("leases-test", "b")
     fence = first.acquire("k", 0.0)
@@ -111,8 +111,8 @@ def manifest_of(folder: Path, cameras: list[str], clips: list[Path]) -> Path:
     return path
 
 
-@pytest.marker.slow
-@pytest.marker.ci
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_command_films_every_row_and_keeps_what_it_is_told(cluster, recapture, small_svd, tmp_path):  # noqa: F811
     clip, broken = write_clip(tmp_path / "walk.mp4"), tmp_path / "broken.mp4"
     broken.write_bytes(clip.read_bytes()[:600])
@@ -140,7 +140,7 @@ def test_the_command_films_every_row_and_keeps_what_it_is_told(cluster, recaptur
     assert json.loads(left.out)["rows"] == 0
 
 
-@pytest.marker.slow
+@pytest.mark.slow
 def test_metrics_reach_the_nodes_exporter(cluster, tmp_path):
     """What Prometheus would read of a run: rows by outcome, seconds by stage, hits, the queue."""
     bulk, metrics = make_bulk(tmp_path, clips=2, paths=2, broken=(1,)), BulkMetrics("run-1")

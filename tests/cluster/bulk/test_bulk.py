@@ -186,9 +186,7 @@ def test_a_parquet_row_is_named_by_number_and_another_version_is_refused(tmp_pat
         read(tmp_path, "m.parquet", (tmp_path / "m.parquet").read_bytes())
 
 
-@pytest.mark.parametrize(
-    "text", [b"clip_id,input_uri,camera\n\xff\xfe,x,static\n", b"", b"clip_id,input_uri,camera\n"]
-)
+@pytest.mark.parametrize("text", [b"clip_id,input_uri,camera\n\xff\xfe,x,static\n", b"", b"clip_id,input_uri,camera\n"])
 def test_what_is_no_manifest_is_refused(tmp_path, text):
     with pytest.raises(InputError):
         read(tmp_path, "m.csv", text)

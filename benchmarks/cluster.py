@@ -20,6 +20,7 @@ from ..cluster.frames.ray_executor import RayExecutor, ray_executor
 from ..cluster.session import connect
 from ..engine.config import TuneConfig
 from ..engine.diffusion.conditioning import AnchorConditioning
+from ..engine.diffusion.edm import training_sigmas
 from ..engine.diffusion.tuner import Tuner, adamw, tune
 from ..engine.frame_tasks import DrawAnchor, EncodeAnchor, PredictDepth
 from ..engine.graph.context import StageServices
@@ -177,7 +178,7 @@ def _bare(model: VideoModel, config: TuneConfig, conditioning: AnchorConditionin
     clean, mask = conditioning.latents[None], conditioning.latent_mask[None]
     for step in range(_STEPS):
         draw = torch.Generator().manual_seed(step)
-        sigma = (torch.randn(1, generator=draw) * config.sigma_std + config.sigma_mean).exp()
+        sigma = training_sigmas(1, config.sigma_mean, config.sigma_std, draw)
         noisy = clean + sigma.view(-1, 1, 1, 1, 1) * torch.randn(clean.shape, generator=draw)
         parts = [noisy / torch.sqrt(sigma**2 + 1), conditioning.image_latents[:1, None].expand_as(noisy)]
         if model.shape.guided:

@@ -41,6 +41,7 @@ def estimate(values: Sequence[float]) -> Interval:
     data = np.asarray(values, np.float64)
     if not data.size:
         raise ValueError("a mean needs at least one value")
+    # scipy.stats.bootstrap is as long to call, warns of constant values, and draws otherwise: published intervals would move.
     index = np.random.default_rng(0).integers(len(data), size=(RESAMPLES, len(data)))
     low, high = np.quantile(data[index].mean(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(mean=float(data.mean()), low=float(low), high=float(high), count=len(data))

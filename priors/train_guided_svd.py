@@ -31,6 +31,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..engine.catalog import find_model
+from ..engine.diffusion.edm import training_sigmas
 from ..engine.hub import weights_digest
 from ..engine.layout import COMPONENTS
 from ..engine.models.adapters import ADAPTERS, target_names
@@ -160,7 +161,7 @@ def train(args: argparse.Namespace, folder: Path, device: torch.device, dtype: t
         bypass = pairs[0].rng.random() < args.image_share
         # As one-frame clips all but the first, which is what the image prompt shows.
         batch = pairs[0].draw(args.batch, frames - 1 if bypass else frames, bypass).to(device)
-        sigma = (0.7 + 1.6 * torch.randn(len(batch.clean))).exp().to(device)
+        sigma = training_sigmas(len(batch.clean), mean=0.7, std=1.6).to(device)
         drop, blind = (torch.rand(2, len(sigma)) < 0.1).to(device)
         # Held over the backward pass: checkpointing runs the blocks once more there.
         with temporal_bypass(guided.unet) if bypass else nullcontext():

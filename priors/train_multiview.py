@@ -22,6 +22,7 @@ import torch
 from diffusers import UNet2DConditionModel, UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
 
+from ..engine.diffusion.edm import training_sigmas
 from ..engine.models.multiview import attend_across_views, input_channels, predict
 from ..engine.models.video import load_network
 from .train_unet import MOTION_BUCKET, NOISE_AUGMENTATION
@@ -157,7 +158,7 @@ def main() -> None:
     torch.manual_seed(args.seed + run.step)
     pairs, held_out, losses = Pairs(args.pairs / "train", args.seed + run.step), HeldOut(args.pairs / "held_out"), []
     while run.step < args.steps:
-        sigma = (0.9 + 1.6 * torch.randn(args.batch)).exp()
+        sigma = training_sigmas(args.batch, mean=0.9, std=1.6)
         no_source, no_points = torch.rand(args.batch) < 0.1, torch.rand(args.batch) < 0.25
         loss = denoising_loss(prior.unet, pairs.draw(args.batch), sigma, no_source, no_points).mean()
         run.update(loss)

@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from ..engine.diffusion.edm import training_sigmas
 from ..engine.models.temporal_bypass import temporal_bypass
 from .train_vae import CONFIG as VAE_CONFIG
 from .training import Run, mixed_precision, recipe_arguments
@@ -267,7 +268,7 @@ def main() -> None:
     while run.step < args.steps:
         bypass = run.step < args.images_until or latents.rng.random() < args.image_share
         batch = latents.draw(4, 3, True) if bypass else latents.draw(args.batch, args.frames, False)
-        sigma = (0.7 + 1.6 * torch.randn(len(batch.clean))).exp()
+        sigma = training_sigmas(len(batch.clean), mean=0.7, std=1.6)
         drop, blind = torch.rand(len(sigma)) < 0.1, torch.rand(len(sigma)) < 0.1
         with temporal_bypass(prior.unet) if bypass else nullcontext():
             loss = denoising_loss(prior, batch, sigma, drop, blind).mean()

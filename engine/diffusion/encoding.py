@@ -10,7 +10,7 @@ from ..anchor.render import to_tensor
 from ..config import ConditionConfig
 from ..imaging.push_pull import push_pull
 from ..models.video import VideoModel
-from .sampler import seeded_noise
+from .edm import seeded_noise
 
 
 def to_working(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..models.video import VideoModel
 from .conditioning import AnchorConditioning
+from .edm import clean_estimate, euler_step, karras_sigmas, seeded_noise
 
 
 class Sampler(Protocol):
@@ -40,7 +41,7 @@ class EulerSampler:
 
     def step(self, latents: Tensor, clean: Tensor, sigma: float, below: float) -> Tensor:
         """See `Sampler`."""
-        return latents + (latents - clean) / sigma * (below - sigma)
+        return euler_step(latents, clean, sigma, below)
 
 
 EULER = EulerSampler()
@@ -56,12 +57,6 @@ def plan_windows(count: int, size: int, overlap: int) -> list[range]:
     overlap = min(overlap, size - 1)
     starts = [*range(0, count - size, size - overlap), count - size]
     return [range(start, start + size) for start in starts]
-
-
-def karras_sigmas(steps: int, sigma_max: float, sigma_min: float, rho: float = 7.0) -> list[float]:
-    """`steps` noise levels from sigma_max to sigma_min and a final 0 (Karras et al. 2022, equation 5)."""
-    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    return [(high + i / max(1, steps - 1) * (low - high)) ** rho for i in range(steps)] + [0.0]
 
 
 def denoise(
@@ -113,16 +108,11 @@ def denoise(
             mask,
         )
         predicted = output[0] if not guide else output[1] + scales * (output[0] - output[1])
-        clean = latents / (sigma**2 + 1) - sigma / (sigma**2 + 1) ** 0.5 * predicted
+        clean = clean_estimate(latents, predicted, sigma)
         latents = sampler.step(latents, clean, sigma, below)
         replaced = on_step(step, latents)
         latents = latents if replaced is None else replaced
     return latents if known is None else torch.cat([known, latents[len(known) :]])
-
-
-def seeded_noise(shape: tuple[int, ...], seed: int, *, device: torch.device) -> Tensor:
-    """Standard normal noise drawn on the CPU, so that every device starts from the same."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from ..models.temporal_bypass import temporal_bypass
 from ..models.video import VideoModel
 from ..store import Writer
 from .conditioning import AnchorConditioning, SourceBank
+from .edm import training_sigmas
 
 _PASSES: dict[AdapterName, int] = {"spatial": 1, "temporal": 2}
 _HELD_OUT = 1 << 40
@@ -108,8 +109,7 @@ class Tuner:
         return torch.Generator().manual_seed(mixed)
 
     def _noised(self, clean: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        sigma = torch.randn(len(clean), generator=draw) * self.config.sigma_std + self.config.sigma_mean
-        sigma = sigma.exp().to(clean.device)
+        sigma = training_sigmas(len(clean), self.config.sigma_mean, self.config.sigma_std, draw).to(clean.device)
         noise = torch.randn(clean.shape, generator=draw).to(clean.device)
         return clean + sigma.view(-1, 1, 1, 1, 1) * noise, sigma
 

@@ -167,6 +167,7 @@ def save(unet: nn.Module, adapter: AdapterName, folder: Path, *, base_model: str
         inference_mode=True,
     )
     folder.mkdir(parents=True, exist_ok=True)
+    # peft's `save_pretrained` writes sets in any order, and its state dict is of a model that peft itself wrapped.
     fields = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     (folder / "adapter_config.json").write_text(json.dumps(fields, indent=2, sort_keys=True, default=str) + "\n")
     save_file(state, folder / "adapter_model.safetensors")

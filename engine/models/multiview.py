@@ -27,8 +27,8 @@ from ..anchor.render import to_uint8
 from ..cameras import CameraPath
 from ..cameras.rigid import rotation_angle_deg
 from ..config import AnchorConfig
+from ..diffusion.edm import clean_estimate, euler_step, karras_sigmas, network_input, seeded_noise
 from ..diffusion.encoding import to_working, working_anchor
-from ..diffusion.sampler import karras_sigmas, seeded_noise
 from ..errors import ModelError
 from ..hub import EMBEDDED, weights_digest
 from ..imaging.composite import composite, to_clip_size
@@ -111,14 +111,14 @@ def predict(
         rays: [B, 2, 6, h, w], of the given and the asked view.
         image_embeds: image token of the given view [B, 1, D].
     """
-    s = sigma.view(-1, 1, 1, 1).to(noisy)
-    scaled = noisy / torch.sqrt(s * s + 1)
+    scaled, label = network_input(noisy, sigma)
     source_known = (source != 0).any(1, keepdim=True).to(noisy)  # a source that was dropped is not known either
     given = torch.cat([torch.zeros_like(scaled), source, source_known, rays[:, 0]], 1)
     asked = torch.cat([scaled, known, mask[:, None], rays[:, 1]], 1)
     inputs = torch.stack([given, asked], 1).flatten(0, 1)
-    label = (0.25 * torch.log(sigma)).repeat_interleave(2)
-    output = unet(inputs.to(unet.dtype), label, image_embeds.repeat_interleave(2, 0).to(unet.dtype)).sample
+    output = unet(
+        inputs.to(unet.dtype), label.repeat_interleave(2), image_embeds.repeat_interleave(2, 0).to(unet.dtype)
+    ).sample
     return output.float().unflatten(0, (-1, 2))[:, 1]
 
 
@@ -342,8 +342,7 @@ class DirectoryMultiview:
             noisy = torch.cat([latents] * len(unet_inputs[0]))
             output = predict(self.unet, noisy, noisy.new_full((len(noisy),), sigma), *unet_inputs)
             F_hat = output[1:] + self.guidance * (output[:1] - output[1:]) if guided else output
-            clean = latents / (sigma**2 + 1) - sigma / (sigma**2 + 1) ** 0.5 * F_hat
-            latents = latents + (latents - clean) / sigma * (below - sigma)
+            latents = euler_step(latents, clean_estimate(latents, F_hat, sigma), sigma, below)
         return latents
 
 

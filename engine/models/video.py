@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..diffusion.edm import network_input
 from ..errors import ModelError
 
 ENCODER_PARTS = ("vae", "image_encoder", "feature_extractor")
@@ -189,15 +190,14 @@ class VideoModel(Codec):
         """
         if self.offload:
             self._place_encoders(torch.device("cpu"))
-        s = sigma.view(-1, 1, 1, 1, 1).to(noisy)
-        parts = [noisy / torch.sqrt(s * s + 1), image_latents[:, None].expand_as(noisy)]
+        scaled, label = network_input(noisy, sigma)
+        parts = [scaled, image_latents[:, None].expand_as(noisy)]
         if self.shape.guided:
             parts.append(torch.zeros_like(noisy) if anchor is None else anchor)
             parts.append(
                 torch.zeros_like(noisy[:, :, :1]) if latent_mask is None else latent_mask[:, :, None].to(noisy)
             )
         inputs = torch.cat(parts, dim=2).to(self.dtype)
-        label = 0.25 * torch.log(sigma)
         return self.unet(inputs, label, image_embeds.to(self.dtype), added_time_ids.to(self.dtype)).sample.float()
 
 

@@ -23,7 +23,8 @@ from .durable import disk_errno, write_synced
 _T = TypeVar("_T")
 
 _PAUSES_S = (0.2, 0.8, 3.2)
-"""Before the second, third and fourth try of what a store refused."""
+"""Before the second, third and fourth try of what a store refused. The client's back-off is not below the engine, and a
+store, unlike a service, never says when to come back."""
 
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 
+from ...client.retries import backoff_s
 from ...engine.errors import RecaptureError
 from ..logs import get_logger
 from ..settings import Settings
@@ -37,15 +38,15 @@ class Child:
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.name, self._command, self._environment = name, command, environment
         self.process: subprocess.Popen[bytes] | None = None
-        self._began, self._pause_s, self._not_before = 0.0, 0.5, 0.0
+        self._began, self._early_ends, self._not_before = 0.0, 0, 0.0
 
     def look(self) -> None:
         """Start it if it does not run, later each time that it ends soon."""
         now = time.monotonic()
         if self.process is not None and (code := self.process.poll()) is not None:
             steady = now - self._began > _STEADY_S
-            self._pause_s = 0.5 if steady else min(_LONGEST_PAUSE_S, 2 * self._pause_s)
-            self._not_before = now if steady else now + self._pause_s
+            self._early_ends = 0 if steady else self._early_ends + 1
+            self._not_before = now if steady else now + backoff_s(self._early_ends, longest_s=_LONGEST_PAUSE_S)
             self.process = None
             log.warning("process_ended", process=self.name, code=code, again_in_s=round(self._not_before - now, 1))
         if self.process is None and now >= self._not_before:

@@ -7,7 +7,8 @@ import torch
 from diffusers import EulerDiscreteScheduler
 
 from recapture.engine.diffusion.conditioning import AnchorConditioning
-from recapture.engine.diffusion.sampler import denoise, karras_sigmas, plan_windows, sample
+from recapture.engine.diffusion.edm import karras_sigmas
+from recapture.engine.diffusion.sampler import denoise, plan_windows, sample
 from recapture.engine.imaging.metrics import frame_changes, psnr, seam_ratios
 from recapture.engine.models.video import ModelShape, VideoModel
 

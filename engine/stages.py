@@ -420,8 +420,8 @@ def _own_depth(context: StageContext, files: DepthFiles, images: np.ndarray, out
         context.warn(sentence)
     if files.kind is None:
         embedded = context.models.depth("embedded")
-        against = runs_backwards(files.read, images, lambda picture: predict_frame(embedded, picture)["raw"][0])
-        refuse_backwards(against, files.where, context.warn)
+        backwards = runs_backwards(files.read, images, lambda picture: predict_frame(embedded, picture)["raw"][0])
+        refuse_backwards(backwards, files.where, context.warn)
     refine = structure_of(images) if context.config.depth.structure else None
     return read_depth(files, _depth_rows(out), refine=refine)
 

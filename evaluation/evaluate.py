@@ -179,7 +179,7 @@ class _ShotAtWork:
 
     def engine_run(self, config: RunConfig, depth_dir: Path | None, *, until: str) -> Result:
         run = self.evaluation
-        config = override(config, {"depth": {"fov_deg": field_of_view_deg(self.shot)}})
+        config = override(config, {"depth": {"fov_deg": field_of_view_deg(self.shot), "kind": "depth"}})
         return run.engine(
             self.clip, parse_camera(str(self.camera)), config=config, until=until, depth_dir=depth_dir, force=True
         )

@@ -16,17 +16,19 @@ _CHANGED, _DISTINCT = 40, 0.02
 which its depth must differ from the scene's to count."""
 _LEAST = 50
 _BEHIND, _BEFORE = 0.8, 0.5
-_AGAINST = -0.4
-"""Rank correlation with an estimate from which that is no accident."""
+_AGAINST, _FOR = -0.4, 0.2
+"""Rank correlations with an estimate from which that is no accident."""
 
 
 def runs_backwards(
     depth: Callable[[int], np.ndarray], frames: np.ndarray, estimate: Callable[[np.ndarray], np.ndarray]
-) -> Literal["motion", "estimate"] | None:
-    """What says that the maps are large where things are near; None if nothing does.
+) -> Literal["certain", "likely"] | None:
+    """How sure it is that the maps are large where things are near; None if nothing says so.
 
-    Before a camera that stands still, things that pass hide the scene, so they are nearer than it. That is proof. Where
-    nothing passes, or the camera moves, the maps are compared with the estimate of a network, which may err.
+    Before a camera that stands still, things that pass hide the scene, so they are nearer than it. (A thing that rests for
+    most of the clip and then leaves is taken for the scene, and shows what was behind.) Besides, the maps are compared with
+    the estimate of a network. It is certain where motion says so and the estimate does not contradict, and likely where
+    one of them says so.
 
     Args:
         depth: map of a frame, [h, w].
@@ -39,32 +41,32 @@ def runs_backwards(
     maps = np.stack([cv2.resize(depth(t), size, interpolation=cv2.INTER_NEAREST) for t in chosen])
     finite = np.isfinite(maps)
     maps = np.where(finite, maps, np.nan)
-    if len(chosen) > 2 and stands_still(frames):
-        behind = _share_behind(pictures, maps)
-        if behind is not None and behind > _BEHIND:
-            return "motion"
-        if behind is not None and behind < _BEFORE:
-            return None
+    behind = _share_behind(pictures, maps) if len(chosen) > 2 and stands_still(frames) else None
+    if behind is not None and behind < _BEFORE:
+        return None
     middle = len(chosen) // 2
-    agreement = [_rank_correlation(maps[i], estimate(frames[chosen[i]])) for i in sorted({0, middle, len(chosen) - 1})]
-    return "estimate" if np.median(agreement) < _AGAINST else None
+    looked_at = sorted({0, middle, len(chosen) - 1})
+    agreement = np.median([_rank_correlation(maps[i], estimate(frames[chosen[i]])) for i in looked_at])
+    if behind is not None and behind > _BEHIND:
+        return "certain" if agreement < _FOR else "likely"
+    return "likely" if agreement < _AGAINST else None
 
 
-def refuse_backwards(against: Literal["motion", "estimate"] | None, where: str, warn: Callable[[str], None]) -> None:
+def refuse_backwards(found: Literal["certain", "likely"] | None, where: str, warn: Callable[[str], None]) -> None:
     """Say what `runs_backwards` found.
 
     Raises:
-        InputError: moving things prove that the maps are no depth.
+        InputError: it is certain.
     """
-    if against is None:
+    if found is None:
         return
     way_out = "set `depth.kind` to disparity (or inverse, for 1/depth) if near things have the large values"
-    if against == "motion":
+    if found == "certain":
         raise InputError(
             f"in {where}, what passes before the background lies behind it; {way_out}, or to depth if it is right as it is",
             param="depth_dir",
         )
-    warn(f"the depth in {where} runs against the picture's estimate; {way_out}")
+    warn(f"the depth in {where} seems to run the wrong way, far for near; {way_out}")
 
 
 def _share_behind(pictures: np.ndarray, maps: np.ndarray) -> float | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...engine.errors import InputError
 from ...engine.store.remote_path import open_remote_path
-from .manifest import ManifestError, Problem, is_camera_file, raw_rows
+from .manifest import ManifestError, ManifestProblem, is_camera_file, raw_rows
 
 MAX_BYTES = 64 << 20
 """What travels altogether; Ray refuses more than 100 MB."""
@@ -29,13 +29,15 @@ def pack(manifest: Path, folder: Path) -> tuple[str, bool]:
     for where, column, name in _relative(manifest):
         path = Path(os.path.realpath(home / name))
         if column == "output_uri":
-            problems.append(Problem(where, column, f"{name} would be lost with the job's folder; give s3:// or gs://"))
+            problems.append(
+                ManifestProblem(where, column, f"{name} would be lost with the job's folder; give s3:// or gs://")
+            )
         elif not path.is_relative_to(home):
             problems.append(
-                Problem(where, column, f"{name} is not below the manifest's folder, so it cannot travel along")
+                ManifestProblem(where, column, f"{name} is not below the manifest's folder, so it cannot travel along")
             )
         elif not path.is_file():
-            problems.append(Problem(where, column, f"{name} is not a file beside the manifest"))
+            problems.append(ManifestProblem(where, column, f"{name} is not a file beside the manifest"))
         else:
             files[path] = path.relative_to(home)
     if problems:

@@ -18,7 +18,7 @@ import ray
 from pyarrow import fs, parquet
 
 from ..cluster.bulk.driver import Policy, Progress
-from ..cluster.bulk.engine_row_renderer import EngineSetup, RecaptureRowEngine, pipeline_of
+from ..cluster.bulk.engine_row_renderer import EngineSetup, RecaptureRowEngine, RowDefaults, pipeline_of
 from ..cluster.bulk.manifest import COLUMNS, Manifest, Row, read_manifest
 from ..cluster.bulk.outcome import Entries, RowResult
 from ..cluster.bulk.ray_pool import RayPool, RendererSetup, lease_table
@@ -122,7 +122,7 @@ def paths_of_one_clip(*, frames: int, model: str = "tiny") -> list[BenchRow]:
             )
             write_footage(folder / "c.mp4", frames)
             write_footage(folder / "other.mp4", frames, seed=1)
-            renderer = bulk.engine_setup(model, warm_start=warm).make(NobodyElse())
+            renderer = bulk.engine_setup(model, RowDefaults(options={"tune.warm_start": warm})).make(NobodyElse())
             stack.callback(renderer.close)
             bulks[warm] = bulk.manifest, renderer
         manifest, renderer = bulks[True]
@@ -165,7 +165,7 @@ def requests_of_a_row(*, frames: int, model: str = "tiny") -> list[BenchRow]:
         with tempfile.TemporaryDirectory() as cache:
             store = SingleFlightStore(root / "stages", leases=NobodyElse(), local_dir=Path(cache))
             row_engine = RecaptureRowEngine(
-                Recapture.from_pretrained(model, device="cpu", store=store), tuned=False, warm_start=False
+                Recapture.from_pretrained(model, device="cpu", store=store), RowDefaults(), tuned=False
             )
             renderer = RowRenderer(row_engine, store, AllowedRoots.of([replace(root, uri=folder)]))
             try:
@@ -188,8 +188,8 @@ def real_runs(*, clips: int, paths: int, frames: int, model: str = "tiny") -> li
             bulk = _Setting(Path(folder), asked)
             for number in range(clips):
                 write_footage(bulk.folder / f"c{number}.mp4", frames, seed=number)
-            setup = bulk.engine_setup(model, warm_start=False)
-            pipeline = pipeline_of(model, warm_start=False)
+            setup = bulk.engine_setup(model)
+            pipeline = pipeline_of(model, RowDefaults())
             began_s = time.perf_counter()
             with connect(None, cpus=workers):
                 connected_s = time.perf_counter() - began_s
@@ -243,9 +243,9 @@ def waits_on_one_clip(*, frames: int, model: str = "tiny") -> list[BenchRow]:
     with tempfile.TemporaryDirectory() as folder:
         bulk = _Setting(Path(folder), [{"clip_id": "c", "input_uri": "c.mp4", "camera": each} for each in CAMERAS[:4]])
         write_footage(bulk.folder / "c.mp4", frames)
-        pipeline = pipeline_of(model, warm_start=False)
+        pipeline = pipeline_of(model, RowDefaults())
         with connect(None, cpus=2):
-            progress = bulk.run(bulk.engine_setup(model, warm_start=False), pipeline, 2, evict_stages=True)
+            progress = bulk.run(bulk.engine_setup(model), pipeline, 2, evict_stages=True)
     shared = {stage.name for stage in STAGES if stage.per_clip}
     done = sum(1 for _, outcome in bulk.seen for name in outcome.stage_seconds if name in shared)
     return [
@@ -283,14 +283,14 @@ class _Setting:
         self.manifest = _manifest(folder, rows, options)
         self.seen: list[tuple[float, RowResult]] = []
 
-    def engine_setup(self, model: str, *, warm_start: bool) -> EngineSetup:
+    def engine_setup(self, model: str, defaults: RowDefaults | None = None) -> EngineSetup:
         return EngineSetup(
             model=model,
             device="cpu",
             stages=str(self.folder / "out" / "stages"),
             roots=(str(self.folder),),
             threads=1,
-            warm_start=warm_start,
+            defaults=defaults or RowDefaults(),
         )
 
     def run(self, setup: RendererSetup, pipeline: str, workers: int, *, evict_stages: bool) -> Progress:

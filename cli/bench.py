@@ -8,7 +8,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..engine.config import OPTIONS
+from ..engine.options import by_section
 from .clip import silence_libraries
+from .options import takes
 from .output import Json, emit
 
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer repetitions and rivals: seconds, not minutes.")]
@@ -108,6 +111,49 @@ def bulk(
         "waits": lambda: measure.waits_on_one_clip(frames=frames, model=model),
     }
     _measure([(name, calls[name]) for name in chosen], out, as_json)
+
+
+@bench.command("full-size")
+@takes(*(OPTIONS[path] for path in ("memory", "dtype", "offload", "tune.checkpointing", "sample.decode_chunk")))
+def full_size(
+    options: dict[str, Any],
+    model: Annotated[
+        str, typer.Option(help="svd or svd-xt with random weights, or a directory in the diffusers layout.")
+    ] = "svd",
+    height: Annotated[int, typer.Option(help="Working height.", min=64)] = 256,
+    width: Annotated[int, typer.Option(help="Working width.", min=64)] = 384,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Device to run on.")] = "cpu",
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the random weights, 4.5 GB.", show_default="none is kept")
+    ] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Run Stable Video Diffusion at full size, a step of everything: seconds and memory by stage beside the plan."""
+    silence_libraries()
+    from ..benchmarks import full_size as measure
+    from ..engine.errors import InputError
+    from ..engine.models.stable_video import FRAMES
+
+    if model not in FRAMES and not Path(model).is_dir():
+        raise InputError(f"{model!r} is neither svd, svd-xt nor a directory", param="model")
+    rows = measure.rows(
+        model=model if model in FRAMES else Path(model),
+        size=(height, width),
+        device=device,
+        options=by_section(options),
+        folder=weights,
+        on_row=lambda row: _append([row], out),
+    )
+    if as_json:
+        emit(rows)
+        return
+    typer.echo(f"{'stage':12}{'seconds':>10}{'peak GiB':>10}{'planned':>10}{'ratio':>8}")
+    for row in rows:
+        typer.echo(
+            f"{row['implementation']:12}{row['seconds']:10.1f}{row['peak_gib']:10.2f}{row['planned_gib']:10.2f}"
+            f"{row['planned_over_peak']:8.2f}"
+        )
 
 
 SERVE_PARTS = ("queue", "ingress", "ray", "memory", "preview", "resample")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..engine.config import OPTIONS
+from ..engine.config import OPTIONS, Quality
 from .clip import Device
-from .options import spelling, takes
+from .options import RENDER_OPTIONS, by_path, spelling, takes
 from .output import Json, emit
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Rows:
         int | None, typer.Option(help="Workers.", show_default="one per GPU; without GPUs one per CPU")
     ] = None
     device: Device = "auto"
+    quality: Annotated[Quality, typer.Option(help="Of rows whose options name none.")] = "standard"
     keep: Annotated[
         Literal["results", "adapters", "all"],
         typer.Option(help="Of a finished clip: results; also the tuned adapters, in each bundle; also every stage."),
@@ -74,10 +75,7 @@ class Rows:
         return said
 
 
-_OPTIONS = OPTIONS["model"], OPTIONS["tune.warm_start"]
-
-
-@takes(*_OPTIONS)
+@takes(*RENDER_OPTIONS)
 def bulk(
     rows: Rows,
     options: dict[str, Any],
@@ -96,23 +94,25 @@ def bulk(
     from .clip import silence_libraries
 
     silence_libraries()
+    from ..cluster.bulk.engine_row_renderer import RowDefaults
     from ..cluster.bulk.ray_entrypoint import BulkRun, price_bulk, run_bulk
     from ..cluster.bulk.resume import Resume
     from ..engine.geometry.depth_models import find_depth_model
 
+    given = by_path(options)
     asked = BulkRun(
         manifest=rows.manifest,
         out=rows.out,
         cluster=cluster,
         concurrency=rows.concurrency,
-        model=options.get("model", "tiny"),
+        model=given.pop("model", "tiny"),
         device=rows.device,
         keep=rows.keep,
         allow_roots=tuple(rows.allow_root or ()),
         store=rows.store,
         max_gpu_hours=rows.max_gpu_hours,
         attempts=rows.attempts,
-        warm_start=options.get("tune.warm_start", False),
+        defaults=RowDefaults(quality=rows.quality, options=given),
         resume=Resume(takeover=rows.takeover, upgrade=rows.upgrade, retry_failed=rows.retry_failed),
     )
     if dry_run:
@@ -188,7 +188,7 @@ JobId = Annotated[str, typer.Argument(help="As `submit` printed it.", metavar="J
 jobs = typer.Typer(help="Bulk runs that were submitted to a cluster.", no_args_is_help=True)
 
 
-@takes(*_OPTIONS)
+@takes(*RENDER_OPTIONS)
 def submit(
     rows: Rows,
     options: dict[str, Any],
@@ -206,7 +206,9 @@ def submit(
 
     from ..cluster.jobs import RayJobs, build_wheel
 
-    words = rows.words() + [word for path, value in options.items() for word in OPTIONS[path].words(value) or ()]
+    words = rows.words() + [
+        word for path, value in by_path(options).items() for word in OPTIONS[path].words(value) or ()
+    ]
     cluster = RayJobs(address)
     with tempfile.TemporaryDirectory() as folder:
         packed = None if installed else (wheel or build_wheel(Path(folder)))

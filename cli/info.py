@@ -4,6 +4,7 @@ import platform
 import shutil
 import sys
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
@@ -56,8 +57,16 @@ _PACKAGES = (
 )
 
 
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    fits: Annotated[
+        bool, typer.Option("--fits", help="Print what Stable Video Diffusion takes of usual cards, as it is planned.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """What is installed, which devices there are, and what a run would use."""
+    if fits:
+        _print_fits(as_json=as_json)
+        return
     versions = {name: _version(name) for name in _PACKAGES}
     found: dict[str, object] = {
         "recapture": __version__,
@@ -102,6 +111,26 @@ def doctor(as_json: Json = False) -> None:
     typer.echo(found["depth"])
     if sys.version_info[:2] not in ((3, 11), (3, 12)):
         typer.echo("note: Python 3.11 and 3.12 are what the project is tested with")
+
+
+def _print_fits(*, as_json: bool) -> None:
+    """A table by model and card; counting takes a minute or two, so its lines come as they are known."""
+    from .clip import silence_libraries
+
+    silence_libraries()
+    from ..engine.planning.fits import fits
+
+    if as_json:
+        emit([fit.to_json() for fit in fits()])
+        return
+    model = ""
+    for fit in fits():
+        if fit.model != model:
+            model = fit.model
+            typer.echo(f"{model}: computed by the planner, not measured on these cards; GiB")
+            typer.echo(f"  {'card':>7}{'may take':>10}{'tune':>8}{'sample':>8}{'decode':>8}  lowered")
+        peaks = "".join(f"{'-' if peak is None else f'{peak:.1f}':>8}" for peak in (fit.tune, fit.sample, fit.decode))
+        typer.echo(f"  {fit.card_gb:>4} GB{fit.limit:10.1f}{peaks}  {fit.lowered}")
 
 
 def _version(package: str) -> str | None:

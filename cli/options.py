@@ -6,7 +6,7 @@ The options of a run come from the engine's table; those that several commands s
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Annotated, Any, cast, get_type_hints
 
 import typer
@@ -15,6 +15,18 @@ from rich.markup import escape
 from ..engine.config import BY_QUALITY, OPTIONS
 from ..engine.errors import InputError
 from ..engine.options import Option
+
+STEPS = replace(
+    OPTIONS["tune.temporal_steps"], path="steps", flag="--steps", help="Tuning steps of each adapter.",
+    default=None, unset="by quality",
+)  # fmt: skip
+"""Both adapters' numbers of steps in one option."""
+
+RENDER_OPTIONS = (
+    *(option for option in sorted(OPTIONS.values(), key=lambda one: "." not in one.path) if option.flag),
+    STEPS,
+)
+"""Everything that a command may set of a render: the sections in their order, then the run's own."""
 
 _ARGUMENTS = {"video": "CLIP", "manifest": "MANIFEST", "dataset": "DATASET", "job": "JOB", "key_id": "ID"}
 
@@ -30,6 +42,14 @@ def spelling(name: str) -> str:
     if option is not None:  # a service names fields of its request
         return option.flag or name
     return _ARGUMENTS.get(name) or re.sub(r"^[a-z][a-z_]*$", lambda word: "--" + word[0].replace("_", "-"), name)
+
+
+def by_path(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as a command got them, with `--steps` as the two that it stands for."""
+    given = dict(options)
+    if (steps := given.pop(STEPS.path, None)) is not None:
+        given = {"tune.spatial_steps": steps, "tune.temporal_steps": steps, **given}
+    return given
 
 
 def takes(*options: Option) -> Callable[[Callable[..., None]], Callable[..., None]]:

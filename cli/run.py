@@ -2,19 +2,18 @@
 
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..engine.config import OPTIONS, Quality, RunConfig, override, quality_config, read_config
+from ..engine.config import Quality, RunConfig, override, quality_config, read_config
 from ..engine.errors import InputError, spelled
 from ..engine.options import by_section
 from ..engine.user_files.adapter import adapter_rank
 from .clip import ClipArguments, format_duration, open_engine, save_anchor_sheet, writable_output
 from .cluster_options import ClusterOptions, on_cluster
-from .options import spelling, takes
+from .options import RENDER_OPTIONS, by_path, spelling, takes
 from .output import Json, emit
 from .progress import Display
 
@@ -32,17 +31,7 @@ Examples:
 """
 
 
-STEPS = replace(
-    OPTIONS["tune.temporal_steps"], path="steps", flag="--steps", help="Tuning steps of each adapter.",
-    default=None, unset="by quality",
-)  # fmt: skip
-"""Both adapters' numbers of steps in one option."""
-
-_BY_SUBJECT = sorted(OPTIONS.values(), key=lambda option: "." not in option.path)
-"""The sections in their order, then the run's own."""
-
-
-@takes(*(option for option in _BY_SUBJECT if option.flag), STEPS)
+@takes(*RENDER_OPTIONS)
 def run(
     context: typer.Context,
     arguments: ClipArguments,
@@ -89,15 +78,13 @@ def run(
 ) -> None:
     """Render CLIP from a new camera and write the result to a folder."""
     if config is not None:  # then what variables and the user's file give is no more than a default
-        names = {option.path: option.name for option in (*OPTIONS.values(), STEPS)}
+        names = {option.path: option.name for option in RENDER_OPTIONS}
         options = {path: value for path, value in options.items() if _typed(context, names[path])}
         quality = quality if _typed(context, "quality") else None
-    if (steps := options.pop(STEPS.path, None)) is not None:
-        options = {"tune.spatial_steps": steps, "tune.temporal_steps": steps, **options}
-    chosen = _configuration(options, config, quality)
+    chosen = _configuration(by_path(options), config, quality)
     camera = arguments.parsed_camera()
     cluster_options.check(chosen)
-    if dry_run and cluster_options.address is not None and chosen.memory == "auto":
+    if dry_run and cluster_options.address not in (None, "local") and chosen.memory == "auto":
         raise InputError("--dry-run plans on this machine: give the GiB of the cluster's devices", param="memory")
     for name, folder in (("spatial", spatial_adapter), ("temporal", temporal_adapter)):
         if folder is not None:
@@ -179,8 +166,8 @@ def _print_plan(engine: "Recapture", clip: str, spec: Any, options: dict[str, An
     typer.echo(f"delivered  {width}x{height}, {plan.frames} frames at {plan.fps:.3f} fps, nothing cropped")
     typer.echo(f"model      {columns}x{rows} (pixels {plan.pixel_aspect:.3f} wide), windows of frames {windows}")
     typer.echo(f"holes      {100 * plan.hole_share:.1f} % of the anchor")
-    for sentence in preview.memory.sentences() if preview.memory else ():
-        typer.echo(f"within     {sentence}")
+    for sentence in plan.chosen["sentences"]:
+        typer.echo(f"device     {sentence}")
     parts = ", ".join(f"{what} {size / 2**20:.0f}" for what, size in plan.memory.items())
     typer.echo(f"memory     about {plan.memory_bytes / 2**30:.1f} GiB (MiB: {parts})")
     parts = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in plan.stages_s.items() if seconds >= 0.5)

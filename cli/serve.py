@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..engine.config import OPTIONS
 from ..engine.errors import InputError
 from .clip import DeviceIfGiven
-from .options import takes
+from .options import RENDER_OPTIONS, by_path, takes
 from .output import Json, emit
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ DatabaseOption = Annotated[
 ]
 
 
-@takes(OPTIONS["model"])
+@takes(*RENDER_OPTIONS)
 def serve(
     options: dict[str, Any],
     data: Data = None,
@@ -78,9 +77,11 @@ def serve(
     from ..serve.logs import set_up_logs
     from ..serve.processes.supervisor import Supervisor
 
+    given = by_path(options)
     settings = settings_of(
         data=data,
-        model=options.get("model"),
+        model=given.pop("model", None),
+        options=given or None,
         database=database,
         device=device,
         host=host,
@@ -92,7 +93,7 @@ def serve(
     )
     pick_device(settings.device)
     find_model(settings.model)
-    depth = find_depth_model("auto")
+    depth = find_depth_model(settings.options.get("depth.model", "auto"))
     try:
         with socket.create_server((settings.host, settings.port)) as free:
             port = free.getsockname()[1]

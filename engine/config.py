@@ -161,6 +161,9 @@ class TuneConfig:
         "--checkpointing",
         panel="Machine",
     )
+    held_out: int = option(
+        4, "Draws of the held-out loss by which the adapters are measured; 0 measures nothing.", bounds=(0, 64)
+    )
     checkpoint_every: int = option(
         50, "Steps between two checkpoints that a killed run resumes from.", bounds=(1, 100_000)
     )
@@ -247,6 +250,12 @@ class RunConfig:
     attention: Literal["sdpa", "xformers"] = option(
         "sdpa", "Attention operator: torch's own, or xformers (GPU only).", "--attention", panel="Machine"
     )
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = option(
+        "auto",
+        "Precision of the UNet; auto is bf16 on a GPU that has it, else fp16 there, and fp32 on a CPU.",
+        "--dtype",
+        panel="Machine",
+    )
     offload: bool = option(
         False,
         "Keep VAE and image encoder in main memory while the UNet works.",
@@ -255,12 +264,13 @@ class RunConfig:
         panel="Machine",
     )
     memory: float | Literal["auto"] | None = option(
-        None,
-        "Device memory to stay within; checkpointing, decode chunk and size are lowered to it.",
+        "auto",
+        "Device memory to stay within, at most nine tenths of it: offload, checkpointing, decode chunk and size are "
+        "lowered until the run fits.",
         "--memory",
         bounds=(1e-4, 1e5),
         unit="GiB",
-        unset="no limit",
+        unset="nothing is lowered",
         panel="Machine",
     )
     decode: DecodeConfig = field(default_factory=DecodeConfig, metadata={"panel": "Clip"})
@@ -389,6 +399,10 @@ def check(config: RunConfig) -> None:
             "the joint schedule tunes both adapters in each step: give `tune.spatial_steps` and `tune.temporal_steps` "
             "the same number",
             param="tune.schedule",
+        )
+    if tune.warm_start and not tune.held_out:
+        raise InputError(
+            "a warm start stops by the held-out loss: give `tune.held_out` 1 or more", param="tune.held_out"
         )
 
 

@@ -1,12 +1,12 @@
 """The Python face: `Recapture.from_pretrained("tiny")`, a call with a video and a camera, a result that can be saved."""
 
+import gc
 import shutil
 import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,6 +36,7 @@ from .graph.stage import Stage
 from .graph.warm_models import WarmModels
 from .models.adapters import AdapterName
 from .models.attention import require as require_attention
+from .models.precision import dtype_of
 from .planning import memory
 from .progress_bar import progress_bar
 from .result import Result
@@ -46,7 +47,8 @@ from .user_files.adapter import adapter_rank
 from .video import ClipInfo, Limits, admit, probe
 
 _OUT_OF_MEMORY = (
-    "out of memory; set `memory` to auto, or lower `condition.height` and `condition.width`, or `sample.decode_chunk`"
+    "out of memory; lower `memory`, `condition.height` and `condition.width`, or `sample.decode_chunk`, or use fewer "
+    "frames (`decode.max_frames`)"
 )
 
 StepEndCallback = Callable[["Recapture", int, float, dict[str, Any]], dict[str, Any] | None]
@@ -98,7 +100,8 @@ class Recapture:
 
         Args:
             device: `auto` takes a GPU if there is one; `cuda:1` also becomes torch's current device in this thread.
-            torch_dtype: of the UNet; by default fp32 on a CPU and fp16 on a GPU.
+            torch_dtype: of the UNet, where the configuration's `dtype` is auto; by default fp32 on a CPU, and on a GPU
+                bf16 if it computes in that, else fp16.
             store: where stages are kept; by default a folder of the user's cache.
             variant: of a hub repository's weights, such as `fp16`.
             revision: branch, tag or commit of a hub repository.
@@ -113,7 +116,7 @@ class Recapture:
         chosen = pick_device(device)
         if chosen.index is not None:
             torch.cuda.set_device(chosen)  # Triton's kernels start on the current device
-        dtype = torch_dtype or (torch.float16 if chosen.type == "cuda" else torch.float32)
+        dtype = torch_dtype or dtype_of("auto", chosen)
         opened = store if isinstance(store, Store) else Store(store or default_store())
         if variant or revision or cache_dir or token or local_files_only:
             model = repository_folder(
@@ -129,7 +132,7 @@ class Recapture:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the UNet."""
+        """Of the UNet, unless a configuration names another."""
         return self.models.dtype
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
@@ -274,19 +277,28 @@ class Recapture:
                 clean_plate=clean_plate, force=force, given=tuple(given), sampler=sampler,
             )  # fmt: skip
             with progress_bar(stages, on_progress, self._bar_options) as on_progress, _errors_with_an_option():
-                result = self._prepared(request, on_progress, callback_on_step_end)
+                planned = any(stage.name in memory.PLANNED for stage in stages)
+                result = self._prepared(request, on_progress, callback_on_step_end, planned=planned)
                 result.notes += notes
                 edited = self.store if callback_on_step_end is None else _temporary_store(result)
-                for stage in stages:
+
+                def run(stage: Stage) -> None:
                     store = edited if stage.name in _EDITED else self.store
                     self._run(stage, given.get(stage.name), result, store, on_stage_start, on_stage_end)
+
+                self._run_all(stages, result, run)
         result.seconds = time.monotonic() - started
         return result
 
     def _prepared(
-        self, request: RenderRequest, on_progress: ProgressCallback, callback: StepEndCallback | None
+        self,
+        request: RenderRequest,
+        on_progress: ProgressCallback,
+        callback: StepEndCallback | None,
+        *,
+        planned: bool,
     ) -> Result:
-        """A result without stages, its options settled and checked."""
+        """A result without stages, its options checked; `planned`, also settled for the device."""
         context = StageContext(
             request=request,
             models=self.models,
@@ -295,11 +307,44 @@ class Recapture:
             on_step_end=None if callback is None else self._adapted(callback),
         )
         _refuse_early(context)
+        if not planned:
+            return Result(context=context)
+        context, budget = memory.in_precision(context, self._executor.budget())
         if request.config.memory is None:
             return Result(context=context)
-        fitted = memory.fit(context, self._executor.budget(), devices=self._executor.tune_devices)
-        config = memory.settled(request.config, memory.asked(context), fitted.choice)
-        return Result(context=replace(context, request=replace(request, config=config)), memory=fitted)
+        fitted = memory.fit(context, budget, devices=self._executor.tune_devices)
+        return Result(context=memory.settle(context, fitted), memory=fitted)
+
+    def _run_all(self, stages: list[Stage], result: Result, run: Callable[[Stage], None]) -> None:
+        """Run the stages; the first that runs out of memory is begun again once, with less."""
+        position, lowered = 0, False
+        while position < len(stages):
+            try:
+                run(stages[position])
+            except Exception as error:
+                if lowered or not _is_out_of_memory(error):
+                    raise
+            else:
+                position += 1
+                continue
+            # Here the error is gone, and with it what its frames held.
+            lowered = True
+            position = self._lower(stages, position, result)
+
+    def _lower(self, stages: list[Stage], position: int, result: Result) -> int:
+        """Settle the run for less memory than the stage at a position took; the stage to go on with."""
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        failed, size = stages[position].name, result.context.size
+        context, budget = memory.in_precision(result.context, self._executor.budget())
+        less = memory.lower(context, budget, failed, devices=self._executor.tune_devices)
+        result.context, result.memory = memory.settle(context, less), less
+        result.warn(f"the stage {failed} ran out of memory, and went on with less: {', '.join(less.lowered)}")
+        if less.choice.size != size:  # what was made at the other size is made again
+            position = next(i for i, stage in enumerate(stages) if stage.name in memory.PLANNED)
+            result.records = [record for record in result.records if record.name not in memory.PLANNED]
+        return position
 
     def _run(
         self,
@@ -368,6 +413,14 @@ def _refuse_early(context: StageContext) -> None:
         _ = context.depth_digest
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is the device's or main memory's end; torch's CPU and MPS allocators only say so in words."""
+    said = ("can't allocate memory", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    )
+
+
 def _with_arguments(config: RunConfig, given: dict[str, dict[str, Any]]) -> RunConfig:
     """The configuration with arguments of the call in place of its options; None leaves an option as it is."""
     sections = {name: {k: v for k, v in values.items() if v is not None} for name, values in given.items()}
@@ -414,11 +467,7 @@ def _errors_with_an_option() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise Cancelled("interrupted; run the same command again and it goes on from here") from None
-    except torch.OutOfMemoryError:
-        raise ResourceError(f"the GPU is {_OUT_OF_MEMORY}", param="memory") from None
-    except MemoryError:
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
         raise ResourceError(_OUT_OF_MEMORY, param="memory") from None
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):  # the message of torch's CPU allocator
-            raise ResourceError(_OUT_OF_MEMORY, param="memory") from None
-        raise

@@ -73,17 +73,24 @@ def temporal_options(context: StageContext) -> dict[str, Any]:
     names = ["temporal_steps"]
     if context.config.tune.schedule == "joint":
         names += ["spatial_batch", "spatial_prompt"]
-    # Keys of one window per step are as they were before the batch was an option.
+    # The defaults are not named: their keys are as they were before these were options.
     batch = {} if context.config.tune.temporal_batch == 1 else {"temporal_batch": context.config.tune.temporal_batch}
+    measured = {} if context.config.tune.held_out == 4 else {"held_out": context.config.tune.held_out}
     normalization = {"normalisation": context.config.tune.normalization}
-    return {**_tune_options(context, *names), **normalization, **batch}
+    return {**_tune_options(context, *names), **normalization, **batch, **measured}
 
 
 def _tune_options(context: StageContext, *names: str) -> dict[str, Any]:
     shared = ("rank", "lr", "schedule", "sigma_mean", "sigma_std", "weight_decay")
     options = asdict(context.config.tune)
     chosen = {name: options[name] for name in (*shared, *names)}
-    return {**chosen, "seed": context.config.seed, **attention.key(context.config.attention)}
+    return {**chosen, "seed": context.config.seed, **_computed_in(context)}
+
+
+def _computed_in(context: StageContext) -> dict[str, str]:
+    """Attention operator and precision of the UNet, where they are not those of a CPU."""
+    dtype = {} if context.config.dtype in ("auto", "fp32") else {"dtype": context.config.dtype}
+    return {**attention.key(context.config.attention), **dtype}
 
 
 def sample_options(context: StageContext) -> dict[str, Any]:
@@ -107,7 +114,7 @@ def _sampling_options(context: StageContext) -> dict[str, Any]:
     return {
         "seed": context.request.sample_seed,
         "frames": context.models.shape.frames,
-        **attention.key(context.config.attention),
+        **_computed_in(context),
         **own,
     }
 

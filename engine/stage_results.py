@@ -52,7 +52,7 @@ class StageResults:
         records: how each stage went, in order.
         notes: what was chosen for the user, one sentence each; nothing is wrong.
         warnings: what the user should know, one sentence each.
-        memory: what was chosen for the configuration's memory limit, if it had one.
+        memory: the plan of what the run holds of its device; None before the video model's stages, and without one.
         seconds: that the run took.
     """
 

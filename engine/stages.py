@@ -280,8 +280,11 @@ def tune_spatial(context: StageContext, inputs: Inputs, out: Writer) -> None:
 def tune_temporal(context: StageContext, inputs: Inputs, out: Writer) -> None:
     """Tune the temporal adapter on the masked anchor."""
     anchor, start, tuner = load_conditioning(context, inputs), warm_start_of(inputs), context.tuner()
-    steps = context.config.tune.temporal_steps
-    measured = bool(steps or tuned_adapters(inputs))  # what nothing was tuned for has nothing to compare
+    options = context.config.tune
+    steps = options.temporal_steps
+    measured = options.held_out > 0 and bool(
+        steps or tuned_adapters(inputs)
+    )  # what nothing was tuned for has nothing to compare
     before = tuner.held_out(anchor, ()) if measured else 0.0
     passes = _temporal_passes(context, tuner, anchor, inputs)
     if steps and not anchor.latent_mask.any():

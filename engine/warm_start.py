@@ -71,7 +71,13 @@ def _nearest_tuned_paths(context: StageContext, inputs: Inputs, store: Store) ->
             continue
         entry = store.get(info.stage, info.key)
         tuning = {} if entry is None else entry.json("tuning")
-        if entry is None or tuning.get("of") != fits or len(CameraPath.from_json(tuning["path"])) != frames:
+        measured = tuning.get("held_out")
+        if (
+            entry is None
+            or not measured
+            or tuning.get("of") != fits
+            or len(CameraPath.from_json(tuning["path"])) != frames
+        ):
             continue
         found.append((_start_from(entry, inputs).distance, entry.digest, entry))
     return [entry for _, _, entry in sorted(found, key=lambda one: one[:2])]

@@ -13,8 +13,9 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ..client.schema import MOST_UPLOAD_BYTES
-from ..engine.config import check_device
+from ..engine.config import OPTIONS, RunConfig, check_device, override
 from ..engine.errors import InputError, StoreError
+from ..engine.options import by_section
 from .database import Database
 from .jobs.jobs import Quota
 from .safe_http import Outbound
@@ -37,6 +38,20 @@ def _device(value: str) -> str:
     except InputError as error:
         raise ValueError(error.message) from None
     return value
+
+
+def _options(value: dict[str, Any]) -> dict[str, Any]:
+    given = {path: tuple(item) if isinstance(item, list) else item for path, item in value.items()}
+    for path in given:
+        if path not in OPTIONS or path == "model":
+            raise ValueError(
+                f"{path} is no option of the engine" if path != "model" else "model is a setting of its own"
+            )
+    try:
+        override(RunConfig(), by_section(given))
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return given
 
 
 Network = Annotated[str, AfterValidator(_network)]
@@ -68,6 +83,8 @@ class Settings(BaseSettings):
     """`postgresql://...`; None is a SQLite file in `data`, for one machine only."""
     model: str = Field(default="tiny", max_length=500)
     device: Annotated[str, AfterValidator(_device)] = "auto"
+    options: Annotated[dict[str, Any], AfterValidator(_options)] = {}
+    """The engine's options by path (`{"memory": 20, "sample.decode_chunk": 4}`) under those of each request."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     lease_s: Seconds = 30.0

@@ -14,7 +14,9 @@ os.environ["XDG_CONFIG_HOME"] = "/nonexistent"  # nor what they have written int
 import pytest
 import torch
 
-from .small_models import write_small_svd, write_svd_configs
+from recapture.engine.models.stable_video import write_configs
+
+from .small_models import write_small_svd
 
 atexit.register(shutil.rmtree, os.environ["HF_HUB_CACHE"], ignore_errors=True)
 
@@ -31,4 +33,4 @@ def small_svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def svd_configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stable Video Diffusion's own directory without its weights."""
-    return write_svd_configs(tmp_path_factory.mktemp("models") / "svd")
+    return write_configs("svd", tmp_path_factory.mktemp("models") / "svd")

@@ -93,31 +93,6 @@ def write_small_multiview(folder: Path, encoder: Path, **about: object) -> Path:
     return folder
 
 
-def write_svd_configs(folder: Path) -> Path:
-    """Stable Video Diffusion's directory, 14 frames, without its weights."""
-    for part in ("scheduler", "feature_extractor"):
-        (folder / part).mkdir(parents=True)
-    with torch.device("meta"):  # diffusers' defaults are the UNet's config
-        UNetSpatioTemporalConditionModel(sample_size=96, num_frames=14).save_config(folder / "unet")
-        AutoencoderKLTemporalDecoder(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            layers_per_block=2,
-            latent_channels=4,
-            sample_size=768,
-        ).save_config(folder / "vae")
-    CLIPVisionConfig(
-        hidden_size=1280,
-        intermediate_size=5120,
-        num_hidden_layers=32,
-        num_attention_heads=16,
-        patch_size=14,
-        projection_dim=1024,
-        hidden_act="gelu",
-    ).save_pretrained(folder / "image_encoder")
-    return folder
-
-
 def write_small_depth(folder: Path, *, width: int = 16, **extra: object) -> Path:
     """A Depth Anything directory; relative disparity unless `extra`, of its config, says otherwise."""
     torch.manual_seed(0)

@@ -18,8 +18,9 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ...engine.cameras import parse_expression
-from ...engine.config import OPTIONS, RunConfig, override
+from ...engine.config import OPTIONS, QUALITIES, RunConfig, override
 from ...engine.errors import InputError, RecaptureError
+from ...engine.options import by_section
 from ...engine.store import canonical_json
 from ...engine.store.remote_path import AllowedRoots, RemotePath
 
@@ -34,8 +35,8 @@ COLUMNS = pa.schema(
         pa.field("end_s", pa.float64()),  # null is its end
         pa.field("camera", pa.string(), nullable=False),  # a preset expression, or the URI of a camera file
         pa.field("output_uri", pa.string()),  # folder of the bundle; null is <out>/clips/<row_id>
-        pa.field("seed", pa.int64()),  # null is 0
-        pa.field("options", pa.string()),  # JSON object over the model's preset: by section, or as requests name them
+        pa.field("seed", pa.int64()),  # null is the run's
+        pa.field("options", pa.string()),  # JSON object over the run's options: section -> option -> value, or by name
         pa.field("priority", pa.int32()),  # higher ones are admitted first; null is 0
     ],
     metadata={_KIND: b"recapture.bulk.manifest", _VERSION: str(VERSION).encode()},
@@ -115,18 +116,19 @@ class Manifest:
         return self.table["priority"].to_pylist()
 
 
-def read_manifest(place: RemotePath, roots: AllowedRoots, out: RemotePath) -> Manifest:
+def read_manifest(place: RemotePath, roots: AllowedRoots, out: RemotePath, *, seed: int = 0) -> Manifest:
     """Read and check a manifest, by its name's ending: `.parquet`, `.csv`, `.jsonl`.
 
     Args:
         roots: folders that `input_uri`, `output_uri` and camera files must be below.
         out: output folder of rows without an `output_uri`.
+        seed: of rows that give none.
 
     Raises:
         ManifestError: names every bad row with its line and column.
         InputError: the file does not exist, or has another format.
     """
-    checks = _Checks(roots, out, base=place.path.rpartition("/")[0] if place.local else None)
+    checks = _Checks(roots, out, seed, base=place.path.rpartition("/")[0] if place.local else None)
     rows: list[dict[str, Any]] = []
     batches: list[pa.RecordBatch] = []
     problems: list[ManifestProblem] = []
@@ -231,8 +233,8 @@ def _text(place: RemotePath) -> io.TextIOWrapper:
 class _Checks:
     """Checks rows one by one, completes them in place, and remembers which there were."""
 
-    def __init__(self, roots: AllowedRoots, out: RemotePath, base: str | None) -> None:
-        self.roots, self.out, self.base = roots, out, base
+    def __init__(self, roots: AllowedRoots, out: RemotePath, seed: int, base: str | None) -> None:
+        self.roots, self.out, self.seed, self.base = roots, out, seed, base
         self.seen: dict[str, str] = {}
         """Output folder -> row_id, in the order of the rows."""
         self._lines: dict[str, str] = {}
@@ -279,7 +281,7 @@ class _Checks:
         if value is None or value == "":
             if not field.nullable:
                 raise InputError("it is missing")
-            return {"seed": 0, "priority": 0, "options": ""}.get(field.name)
+            return {"seed": self.seed, "priority": 0, "options": ""}.get(field.name)
         if pa.types.is_floating(field.type):
             return _seconds(value)
         if pa.types.is_integer(field.type):
@@ -310,50 +312,61 @@ def is_camera_file(camera: str) -> bool:
     return "/" in camera and "(" not in camera
 
 
-def options_of(text: str) -> dict[str, dict[str, Any]]:
-    """The sections of an `options` column."""
-    sections = json.loads(text) if text else {}
-    return {
-        name: {k: tuple(v) if isinstance(v, list) else v for k, v in part.items()} for name, part in sections.items()
-    }
+_BY_NAME = {name: option.path for option in OPTIONS.values() for name in (option.name, option.request_name)}
+_NOT_IN_ROWS = {"model": "the run's", "seed": "a column of its own"}
+
+
+def options_of(text: str) -> tuple[str | None, dict[str, Any]]:
+    """Quality, if it is named, and values by the configuration's path, of an `options` column.
+
+    Options stand in their section, `{"tune": {"rank": 8}}`, or by the name that commands and requests use,
+    `{"rank": 8, "quality": "draft"}`.
+    """
+    given = json.loads(text) if text else {}
+    quality = given.pop("quality", None)
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{field}": tuple(v) if isinstance(v, list) else v for field, v in value.items()}
+        else:
+            path = _BY_NAME.get(name, name)
+            found[path] = OPTIONS[path].read(value) if path in OPTIONS else value
+    return quality, found
 
 
 def _check_options(text: str) -> str:
+    """The options in one spelling, whichever the row has: by section, and those of the run itself by name."""
     try:
-        sections = json.loads(text)
+        given = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"it is not JSON ({error})") from None
-    known = [name for name, value in RunConfig().to_json().items() if isinstance(value, dict)]
-    if not isinstance(sections, dict):
+    if not isinstance(given, dict):
         raise InputError('it is no object, such as {"rank": 8} or {"tune": {"rank": 8}}')
-    sections = _by_section(sections)
-    text = canonical_json(sections).decode()
-    if unknown := set(sections) - set(known):
-        raise InputError(f"unknown section {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
+    sections = sorted({path.partition(".")[0] for path in OPTIONS if "." in path})
+    for name, value in given.items():
+        if isinstance(value, dict) and name not in sections:
+            raise InputError(f"unknown section {name}; choose from {', '.join(sections)}")
+        if not isinstance(value, dict) and name not in _BY_NAME and name not in OPTIONS and name != "quality":
+            raise InputError(
+                f"unknown option {name}; choose from {', '.join(sorted(_BY_NAME))}, or give options by section"
+            )
+    quality, options = options_of(text)
+    if quality is not None and quality not in list(QUALITIES):
+        raise InputError(f"{quality!r} is not one of {', '.join(QUALITIES)}", param="quality")
+    for name, whose in _NOT_IN_ROWS.items():
+        if name in options:
+            raise InputError(f"a row's options cannot name its {name}: that is {whose}")
     # What a model's name leads to is loaded by the workers: no folder outside the roots, and no adapter's code.
-    depth, multiview = (sections.get(part, {}).get(key) for part, key in (("depth", "model"), ("anchor", "multiview")))
+    depth, multiview = options.get("depth.model"), options.get("anchor.multiview")
     if multiview not in (None, "embedded"):
         raise InputError("a row may name the embedded multiview model, no other")
     if isinstance(depth, str) and (depth.startswith(("/", ".", "~")) or ".." in depth):
         raise InputError("a row may name the embedded depth model or a hub repository, no folder")
-    override(RunConfig(), options_of(text))
-    return text
-
-
-def _by_section(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The options by section, also those that are named as the service's requests name them."""
-    named = {option.request_name: option for option in OPTIONS.values() if option.request}
-    sections = {name: dict(part) for name, part in given.items() if isinstance(part, dict)}
-    for name, value in given.items():
-        if isinstance(value, dict):
-            continue
-        if name not in named:
-            raise InputError(
-                f"unknown option {name}; choose from {', '.join(sorted(named))}, or give options by section"
-            )
-        section, _, field = named[name].path.partition(".")
-        sections.setdefault(section, {})[field] = named[name].read(value)
-    return sections
+    override(RunConfig(), by_section(options))
+    spelled: dict[str, Any] = by_section(options)
+    return canonical_json(
+        {**spelled.pop("", {}), **spelled, **({} if quality is None else {"quality": quality})}
+    ).decode()
 
 
 def _seconds(value: Any) -> float:

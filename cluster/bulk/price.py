@@ -16,7 +16,7 @@ from ...engine.planning.estimate import make_plan
 from ...engine.stages import STAGES
 from ...engine.store.remote_path import AllowedRoots, RemotePath
 from ...engine.video import Limits
-from .engine_row_renderer import config_of
+from .engine_row_renderer import RowDefaults, config_of
 from .manifest import Manifest, is_camera_file
 from .results import Results, Scan
 
@@ -66,6 +66,7 @@ def price(
     scan: Scan,
     roots: AllowedRoots,
     model: str,
+    defaults: RowDefaults | None = None,
     *,
     device: str = "auto",
     workers: int,
@@ -91,7 +92,7 @@ def price(
         clip_bytes = round(pc.sum(done["stage_bytes"]).as_py() / seen)
         basis = f"{done.num_rows} finished rows"
     elif left:
-        costs = _sample(manifest, left, roots, model, device)
+        costs = _sample(manifest, left, roots, model, defaults or RowDefaults(), device)
         clip_s, path_s = (sum(getattr(cost, name) for cost in costs) / len(costs) for name in ("clip_s", "path_s"))
         seconds = clip_s * left_clips + path_s * len(left)
         paths = len(left) / left_clips
@@ -113,15 +114,19 @@ def price(
     )
 
 
-def _sample(manifest: Manifest, left: list[int], roots: AllowedRoots, model: str, device: str) -> list[_Cost]:
+def _sample(
+    manifest: Manifest, left: list[int], roots: AllowedRoots, model: str, defaults: RowDefaults, device: str
+) -> list[_Cost]:
     chosen = {left[0], left[len(left) // 2], left[-1]}
     by_clip = {manifest.row(index).input_uri: index for index in sorted(chosen)}
     with tempfile.TemporaryDirectory(prefix="recapture-price-") as folder:
         engine = Recapture.from_pretrained(model, device=device, store=Path(folder, "stages"))
-        return [_plan(manifest, index, roots, engine, Path(folder)) for index in by_clip.values()][:SAMPLES]
+        return [_plan(manifest, index, roots, engine, defaults, Path(folder)) for index in by_clip.values()][:SAMPLES]
 
 
-def _plan(manifest: Manifest, index: int, roots: AllowedRoots, engine: Recapture, folder: Path) -> _Cost:
+def _plan(
+    manifest: Manifest, index: int, roots: AllowedRoots, engine: Recapture, defaults: RowDefaults, folder: Path
+) -> _Cost:
     row = manifest.row(index)
     place = roots.find(row.input_uri, param="manifest")
     clip = folder / f"clip-{index}"
@@ -132,7 +137,7 @@ def _plan(manifest: Manifest, index: int, roots: AllowedRoots, engine: Recapture
         target = folder / f"camera-{index}{Path(place.path).suffix.lower()}"
         place.download(target, 16 << 20, param="manifest")
         camera = str(target)
-    config = config_of(engine, row, clip, warm_start=False)
+    config = config_of(engine, row, clip, defaults)
     preview = engine(clip, parse_camera(camera), config=config, until="anchor")
     plan = make_plan(preview)
     shared = {stage.name for stage in STAGES if stage.per_clip}

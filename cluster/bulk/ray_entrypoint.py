@@ -14,7 +14,7 @@ from ...engine.errors import InputError
 from ...engine.store.remote_path import AllowedRoots, RemotePath, absolute_uri, join_uri, open_remote_path
 from ..session import connect, require
 from .driver import Policy, Progress
-from .engine_row_renderer import EngineSetup, Keep, pipeline_of
+from .engine_row_renderer import EngineSetup, Keep, RowDefaults, pipeline_of
 from .manifest import Manifest, read_manifest
 from .metrics import BulkMetrics
 from .outcome import RowResult
@@ -31,6 +31,7 @@ class BulkRun:
         manifest, out: URIs; `out` may carry its store's options behind a `?`.
         allow_roots: URIs that rows may name files below; by default the manifest's own folder. The output is always included.
         store: URI of the stage store; None is a folder of the output.
+        defaults: what rows get where they say nothing.
         concurrency: number of workers; None means one per GPU, or one per CPU on a cluster without GPUs.
     """
 
@@ -45,7 +46,7 @@ class BulkRun:
     store: str | None = None
     max_gpu_hours: float | None = None
     attempts: int = 3
-    warm_start: bool = False
+    defaults: RowDefaults = field(default_factory=RowDefaults)
     resume: Resume = field(default_factory=Resume)
 
     @property
@@ -69,7 +70,8 @@ class BulkRun:
         if self.keep not in ("results", "adapters", "all"):
             raise InputError(f"{self.keep!r} is not one of results, adapters, all", param="keep")
         out, roots = open_remote_path(self.out, param="out"), AllowedRoots(self.root_uris)
-        return read_manifest(open_remote_path(self.manifest, param="manifest"), roots, out), out, roots
+        seed = self.defaults.options.get("seed", 0)
+        return read_manifest(open_remote_path(self.manifest, param="manifest"), roots, out, seed=seed), out, roots
 
 
 def run_bulk(
@@ -88,7 +90,7 @@ def run_bulk(
     manifest, out, _ = bulk.open()
     stages_uri = absolute_uri(bulk.store or join_uri(bulk.out, "stages"))
     stages = open_remote_path(stages_uri, param="store")
-    pipeline = pipeline_of(bulk.model, warm_start=bulk.warm_start)
+    pipeline = pipeline_of(bulk.model, bulk.defaults)
     with connect(bulk.cluster, cpus=bulk.concurrency), _terminable():  # in this order: Ray, too, sets a handler
         gpus = 0 if bulk.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
         if bulk.device == "cuda" and not gpus:
@@ -102,7 +104,7 @@ def run_bulk(
             roots=bulk.root_uris,
             keep=bulk.keep,
             threads=None if gpus else 1,
-            warm_start=bulk.warm_start,
+            defaults=bulk.defaults,
         )
         policy = Policy(
             workers=workers,
@@ -133,7 +135,7 @@ def run_bulk(
             pipeline=pipeline,
             resume=bulk.resume,
             stages=stages,
-            facts={"model": bulk.model, "keep": bulk.keep, "workers": workers},
+            facts={"model": bulk.model, "quality": bulk.defaults.quality, "keep": bulk.keep, "workers": workers},
             on_wait=on_wait,
             on_outcome=outcome_seen,
             on_heartbeat=heartbeat_seen,
@@ -153,6 +155,7 @@ def price_bulk(bulk: BulkRun, *, usd_per_gpu_hour: float | None) -> Price:
         scan_output(out),
         roots,
         bulk.model,
+        bulk.defaults,
         device=bulk.device,
         workers=bulk.concurrency or 1,
         usd_per_gpu_hour=usd_per_gpu_hour,

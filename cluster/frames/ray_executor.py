@@ -173,8 +173,8 @@ class RayExecutor:
         """What each worker may take of its device: the least of them, devices shared evenly."""
         answers: list[tuple[str, DeviceBudget]] = self.ask("budget")
         sharing = Counter(where for where, _ in answers)
-        shares = [replace(one, free=one.free // sharing[at]) for at, one in answers]
-        return min(shares, key=lambda one: one.free)
+        shares = [one.shared(sharing[at]) for at, one in answers]
+        return min(shares, key=lambda one: one.usable)
 
     def ask(self, method: str) -> list[Any]:
         """What each worker that is ready answers to a method without arguments."""

@@ -61,6 +61,8 @@ class Tuning:
             InputError: names the option.
         """
         tune = config.tune
+        if config.dtype == "fp16":
+            raise InputError("several devices tune in bf16 or fp32: fp16 needs a scaled loss", param="dtype")
         if tune.schedule == "joint":
             raise InputError(
                 "several devices tune one adapter at a time; set `tune.schedule` to decoupled", param="tune_devices"

@@ -74,9 +74,9 @@ class Tuner:
         return self._masked(anchor, draws, ("spatial", "temporal"))
 
     @torch.no_grad()
-    def held_out(self, anchor: AnchorConditioning, chosen: tuple[AdapterName, ...], draws: int = 4) -> float:
+    def held_out(self, anchor: AnchorConditioning, chosen: tuple[AdapterName, ...]) -> float:
         """Masked loss with these adapters on, over fixed noise that training never sees."""
-        losses = [self._masked(anchor, [_HELD_OUT + i], chosen) for i in range(draws)]
+        losses = [self._masked(anchor, [_HELD_OUT + i], chosen) for i in range(self.config.held_out)]
         return float(torch.stack(losses).mean())
 
     def _masked(self, anchor: AnchorConditioning, draws: Sequence[int], chosen: tuple[AdapterName, ...]) -> Tensor:
@@ -119,6 +119,10 @@ class Tuner:
         return choices[torch.randint(len(choices), (), generator=draw)]
 
 
+_SCALE = ("scale", "_growth_tracker")
+"""Of a gradient scaler's state, what changes."""
+
+
 class Optimizer(Protocol):
     """AdamW over the parameters that are tuned, in one process or spread over several."""
 
@@ -152,7 +156,7 @@ OptimizerFactory = Callable[[VideoModel, TuneConfig, dict[AdapterName, list[nn.P
 
 
 class AdamW:
-    """The optimizer of one process."""
+    """The optimizer of one process. In fp16 the loss is scaled, or most of its gradients would round to nothing."""
 
     is_main_process = True
 
@@ -161,12 +165,14 @@ class AdamW:
     ) -> None:
         self._parameters = parameters
         self._optimizer = adamw(parameters, config, model.device)
+        self._scaler = torch.amp.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()
+        self._scaler.scale(loss).backward()
 
     def step(self) -> None:
-        self._optimizer.step()
+        self._scaler.step(self._optimizer)  # skips a step whose scaled gradients overflow
+        self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
 
     def mean(self, loss: Tensor) -> Tensor:
@@ -177,17 +183,22 @@ class AdamW:
         for key, parameter in by_key(self._parameters):
             found[key] = parameter.detach()
             found |= {f"{key}.{name}": value for name, value in self._optimizer.state[parameter].items()}
-        return found
+        scale = self._scaler.state_dict()
+        return found | {f"scaler.{name}": torch.tensor(scale[name]) for name in _SCALE if scale}
 
     def restore(self, state: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
         if not state:
             return state
         for key, parameter in by_key(self._parameters):
             parameter.data.copy_(state[key])
-            self._optimizer.state[parameter] = {
-                name: state[f"{key}.{name}"].to(parameter.device if name != "step" else "cpu")
-                for name in ("step", "exp_avg", "exp_avg_sq")
-            }
+            if f"{key}.step" in state:  # the first steps may all have been skipped
+                self._optimizer.state[parameter] = {
+                    name: state[f"{key}.{name}"].to(parameter.device if name != "step" else "cpu")
+                    for name in ("step", "exp_avg", "exp_avg_sq")
+                }
+        if self._scaler.is_enabled() and f"scaler.{_SCALE[0]}" in state:
+            scale = {name: state[f"scaler.{name}"].item() for name in _SCALE}
+            self._scaler.load_state_dict({**self._scaler.state_dict(), **scale})
         return state
 
     def close(self) -> None:
@@ -238,6 +249,9 @@ def tune(
         name: list(adapters.adapter_parameters(model.unet, name).values()) for name in losses
     }
     adapters.train_only(model.unet, losses)
+    for part in parameters.values():
+        for parameter in part:
+            parameter.grad = None  # an earlier tuning may have ended in the middle of a step
     optimizer = make_optimizer(model, config, parameters)
     curves: dict[AdapterName, list[Tensor]] = {name: [] for name in losses}  # on the device: no wait for a number
     first = _resume(writer, optimizer, curves)

@@ -115,8 +115,9 @@ class StageContext:
 
     @property
     def model(self) -> VideoModel:
-        """The video model with the options' adapters and attention."""
-        return self.models.video(self.config.tune.rank, self.config.attention, offload=self.config.offload)
+        """The video model with the options' adapters, attention and precision."""
+        config = self.config
+        return self.models.video(config.tune.rank, config.attention, offload=config.offload, precision=config.dtype)
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -1,6 +1,6 @@
 """How much memory a device has for a run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -14,12 +14,24 @@ class DeviceBudget:
     Attributes:
         device: `cuda` or `cpu`.
         dtype: of the UNet there.
-        free: bytes that the run may take, including what its process already holds.
+        free: bytes that are free, including what its process already holds.
+        total: bytes of the whole device; None of main memory, which others share.
     """
 
     device: str
     dtype: torch.dtype
     free: int
+    total: int | None = None
+
+    @property
+    def usable(self) -> int:
+        """Bytes that a run may take: a tenth of the device, or of what main memory has free, is left."""
+        return max(0, self.free - (self.total or self.free) // 10)
+
+    def shared(self, processes: int) -> "DeviceBudget":
+        """The part of each of several processes."""
+        total = None if self.total is None else self.total // processes
+        return replace(self, free=self.free // processes, total=total)
 
 
 def budget_of(device: torch.device, dtype: torch.dtype, loaded: int) -> DeviceBudget:
@@ -29,8 +41,8 @@ def budget_of(device: torch.device, dtype: torch.dtype, loaded: int) -> DeviceBu
         loaded: bytes of a video model that it already holds in main memory.
     """
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return DeviceBudget(device="cuda", dtype=dtype, free=free + torch.cuda.memory_reserved(device))
+        free, total = torch.cuda.mem_get_info(device)
+        return DeviceBudget(device="cuda", dtype=dtype, free=free + torch.cuda.memory_reserved(device), total=total)
     return DeviceBudget(device="cpu", dtype=dtype, free=available_bytes() + loaded)
 
 

@@ -14,6 +14,7 @@ from ..hub import weights_digest
 from ..models import adapters
 from ..models.attention import Attention, set_attention
 from ..models.multiview import MultiviewModel, MultiviewSource, load_multiview_model
+from ..models.precision import Precision, dtype_of
 from ..models.video import ENCODER_PARTS, ModelShape, VideoModel
 from .device_memory import DeviceBudget, budget_of
 
@@ -50,10 +51,23 @@ class WarmModels:
         """sha256 of the UNet."""
         return weights_digest(self.folder, ("unet",))
 
-    def video(self, rank: int, attention: Attention = "sdpa", *, offload: bool = False) -> VideoModel:
-        """The video model with both adapters injected at this rank and this attention operator."""
-        if self._video is None or self._rank != rank:
-            self._video = VideoModel(self.folder, device=self.device, dtype=self.dtype)
+    def video(
+        self,
+        rank: int,
+        attention: Attention = "sdpa",
+        *,
+        offload: bool = False,
+        precision: Precision = "auto",
+    ) -> VideoModel:
+        """The video model with both adapters injected at this rank, this attention operator and precision.
+
+        Args:
+            precision: of the UNet; `auto` is what these models were opened with.
+        """
+        dtype = self.dtype if precision == "auto" else dtype_of(precision, self.device)
+        if self._video is None or self._rank != rank or self._video.dtype != dtype:
+            self._video = None  # the old one's memory is free before the new one takes its own
+            self._video = VideoModel(self.folder, device=self.device, dtype=dtype)
             adapters.inject(self._video.unet, rank)
             self._rank, self._attention = rank, "sdpa"
             self.loads += 1

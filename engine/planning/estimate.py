@@ -34,8 +34,8 @@ class Plan:
     hole_share: float
     memory_bytes: int
     memory: dict[str, int]
-    chosen: dict[str, Any] | None
-    """With a limit: the options that stay within it, and every peak."""
+    chosen: dict[str, Any]
+    """The options that fit the device, what was lowered for that, and every stage's peak."""
     seconds: float
     stages_s: dict[str, float]
 
@@ -45,9 +45,10 @@ class Plan:
 
 def make_plan(preview: StageResults) -> Plan:
     """The plan of the run that a preview (stages up to the anchor) belongs to."""
-    context, info = preview.context, preview.context.request.info
+    context, budget = memory.in_precision(preview.context, preview.context.models.budget())
+    held = memory.fit(context, budget, exact=True)
+    context, info = memory.settle(context, held), context.request.info
     height, width = context.size
-    held = preview.memory or memory.plan(context, context.models.budget())
     seconds = time_plan(context, len(preview.source))
     done = {record.name: record.seconds for record in preview.records if not record.reused}
     return Plan(
@@ -56,11 +57,11 @@ def make_plan(preview: StageResults) -> Plan:
         fps=float(info.rate),
         working_size=(width, height),
         pixel_aspect=(info.width / width) / (info.height / height),
-        windows=[(window.start, window.stop - 1) for window in preview.windows],
+        windows=[(window.start, window.stop - 1) for window in context.windows(len(preview.source))],
         hole_share=preview.hole_share,
         memory_bytes=held.peak,
         memory=held.at_peak,
-        chosen=None if preview.memory is None else preview.memory.to_json(),
+        chosen=held.to_json(),
         seconds=sum(seconds.values()) + sum(done.values()),
         stages_s={**done, **seconds},
     )

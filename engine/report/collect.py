@@ -87,7 +87,8 @@ def collect_report(result: StageResults) -> dict[str, Any]:
         },
         "windows": [[window.start, window.stop - 1] for window in result.windows],
         "measures": measures(result),
-        "notes": list(result.notes),
+        "notes": [*result.notes, *_planned(result)],
+        "memory": None if result.memory is None else result.memory.to_json(),
         "warnings": list(result.warnings),
         "given": [*result.request.given, *(["sampler"] if result.request.sampler is not None else [])],
         "command": command,
@@ -95,6 +96,11 @@ def collect_report(result: StageResults) -> dict[str, Any]:
         "config": request.config.to_json(),
     }
     return jsonable(facts)
+
+
+def _planned(result: StageResults) -> list[str]:
+    """What the memory plan chose, and why."""
+    return [f"memory: {sentence}" for sentence in (result.memory.sentences() if result.memory else ())]
 
 
 def measures(result: StageResults) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from operator import attrgetter
 
 from ..cameras.spec import FileSpec
 from ..config import OPTIONS, quality_config
+from ..models.precision import name_of
 from ..stage_results import StageResults
 
 
@@ -28,9 +29,11 @@ def command_of(result: StageResults) -> tuple[str, list[str]]:
         str(request.config.seed),
     ]
     unsaid = []
+    # A plan is made anew where the command is typed, and the device suggests the same precision.
+    settled = {"memory": None, "dtype": name_of(result.context.models.dtype)}
     for path, option in OPTIONS.items():
         value = attrgetter(path)(request.config)
-        if path in ("model", "seed") or value == attrgetter(path)(usual):
+        if path in ("model", "seed") or value == attrgetter(path)(usual) or settled.get(path, ...) == value:
             continue
         said = option.words(value)
         words += said or []

@@ -39,7 +39,7 @@ async def create_scene(asked: SceneCreate, http: Request, service: Service, tena
 @router.post("/v1/renders:estimate")
 async def create_estimate(asked: EstimateCreate, http: Request, service: Service, tenant: Tenant) -> Estimate:
     """What a render would be and cost: sizes, windows, hole share, memory, and time measured on the worker."""
-    config = run_config(service.settings.model, asked.options, 0)
+    config = run_config(service.settings.model, asked.options, 0, service.settings.options)
     camera = check_camera(asked.camera)
     request = await run_in_threadpool(render_request, service, tenant, asked.input, camera, config)
     return Estimate.model_validate(await _done(service, tenant, "estimate", request, http))

@@ -39,7 +39,7 @@ def create_render(asked: RenderCreate, service: Service, tenant: Tenant, respons
     model = service.settings.model
     if asked.model not in (None, model):
         raise ModelError(f"{asked.model!r} is not served here; {model} is", param="model", code="model_not_served")
-    config = run_config(model, asked.options, asked.seed)
+    config = run_config(model, asked.options, asked.seed, service.settings.options)
     request = render_request(
         service, tenant, asked.input, check_camera(asked.camera), config, webhook_url=asked.webhook_url
     )

@@ -1,6 +1,8 @@
 """From what a request says to what the engine runs."""
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ...client.options import ClipOptions, Options, SampleOptions
@@ -33,13 +35,17 @@ def camera_text(camera: str | dict[str, Any]) -> str:
     return camera if isinstance(camera, str) else f"camera file, {len(camera['frames'])} frames"
 
 
-def run_config(model: str, options: Options, seed: int) -> RunConfig:
+def run_config(model: str, options: Options, seed: int, defaults: Mapping[str, Any]) -> RunConfig:
     """The configuration of a render.
+
+    Args:
+        defaults: the operator's, by path.
 
     Raises:
         InputError: values that do not go together; carries the option's path.
     """
-    return override(quality_config(options.quality, model=model, seed=seed), sections(options))
+    base = override(quality_config(options.quality, model=model, seed=seed), by_section(defaults))
+    return override(replace(base, seed=seed), sections(options))
 
 
 def sections(options: ClipOptions | SampleOptions) -> dict[str, dict[str, Any]]:

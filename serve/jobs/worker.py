@@ -30,6 +30,7 @@ from ...engine.config import RunConfig, override
 from ...engine.errors import InputError, RecaptureError
 from ...engine.graph.context import StageContext
 from ...engine.models import adapters
+from ...engine.options import by_section
 from ...engine.pipeline import Recapture
 from ...engine.planning.estimate import make_plan, time_plan
 from ...engine.report.bundle import write_bundle
@@ -52,7 +53,6 @@ from .lease import Lease, Lost, Stopped
 from .options import digest_of
 from .preview import OpenClip, Previewer, clip_key
 from .records import Job, Refused
-from .worker_registry import WorkerRegistry
 
 _IDLE_S, _AWAKE_S, _AWAKE_FOR_S = 0.2, 0.02, 20.0
 """Between two looks at the queue; more often for a while after a job, when a person may be dragging a slider."""
@@ -90,13 +90,14 @@ class JobWorker:
         self.inputs, self.files = Inputs(settings, uploads), uploads.files
         with tempfile.TemporaryDirectory() as folder:  # the engine wants a store; each job brings its tenant's
             self.models = Recapture.from_pretrained(settings.model, device=settings.device, store=folder).models
+        self._usual = override(RunConfig(model=settings.model), by_section(settings.options))
         self.workers = WorkerRegistry(database)
         self.previewer = Previewer()
         self._beaten_at = 0.0
 
     def run(self) -> None:
         """Take jobs until told to stop."""
-        entry, depth = self.models.entry, self.models.depth_source(RunConfig().depth.model)
+        entry, depth = self.models.entry, self.models.depth_source(self._usual.depth.model)
         model = {
             "id": entry.name,
             "license": entry.license,
@@ -107,7 +108,8 @@ class JobWorker:
         }
         self.workers.register(self.name, self.kinds, model, self.models.device.type)
         if "render" in self.kinds:
-            self.models.video(RunConfig().tune.rank)  # warm before the first job comes
+            # Warm before the first job comes.
+            self.models.video(self._usual.tune.rank, self._usual.attention, precision=self._usual.dtype)
         log.info(
             "worker_ready",
             worker=self.name,
@@ -229,7 +231,7 @@ class JobWorker:
 
         def prepare() -> OpenClip:
             store = self.files.store(job.tenant)
-            config = override(RunConfig(model=self.settings.model), request["sections"])
+            config = override(self._usual, request["sections"])
             return OpenClip(self._film(job, lease, store, config, camera="static", until="intrinsics"), store)
 
         sha256 = request["sha256"]

@@ -14,9 +14,8 @@ import typer.main
 
 from recapture.cli import defaults
 from recapture.cli.main import app
-from recapture.cli.options import spelling
+from recapture.cli.options import STEPS, spelling
 from recapture.cli.preview import SECTIONS
-from recapture.cli.run import STEPS
 from recapture.client import Options
 from recapture.engine.config import BY_QUALITY, OPTIONS, RunConfig, check, override
 from recapture.engine.errors import InputError, ResourceError
@@ -62,8 +61,8 @@ def other_value(option: Option) -> Any:
     """A value that the option accepts and that is not its default."""
     if option.kind is bool:
         return not option.default
-    if option.choices:
-        return next(word for word in option.choices if word != option.default)
+    if words := [word for word in option.choices if word != option.default]:
+        return words[0]
     if option.kind is str:
         return "some/where"
     assert option.bounds is not None
@@ -167,7 +166,7 @@ def test_a_request_reaches_the_engine_within_the_same_bounds(option):
                 Options.model_validate({option.request_name: end + step})
             with pytest.raises(InputError):
                 option.check(option.read(end + step))
-    assert run_config("tiny", Options(), 3) == run_config("tiny", Options(sample_steps=None), 3)
+    assert run_config("tiny", Options(), 3, {}) == run_config("tiny", Options(sample_steps=None), 3, {})
 
 
 def test_values_of_another_type_are_refused():

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 
 from recapture.client.schema import Options, Resample
-from recapture.cluster.bulk.engine_row_renderer import config_of
+from recapture.cluster.bulk.engine_row_renderer import RowDefaults, config_of
 from recapture.cluster.bulk.manifest import Row
 from recapture.engine.cameras import parse_camera
 from recapture.engine.config import RunConfig, override, quality_config
@@ -104,7 +104,7 @@ def cases(engine: Recapture) -> dict[str, Case]:
         sdedit_sigma=0.5,
         composite="on",
     )
-    asked = run_config("tiny", request, 3)
+    asked = run_config("tiny", request, 3, {})
     return {
         "standard": Case(config=standard),
         "draft": Case(config=quality_config("draft", model="tiny", seed=1)),
@@ -127,8 +127,12 @@ def cases(engine: Recapture) -> dict[str, Case]:
                 replace(plain, offload=True), {"tune": {"checkpointing": "full"}, "sample": {"decode_chunk": 2}}
             )
         ),
-        "bulk row": Case(config=config_of(engine, row, Path(), warm_start=False), camera=row.camera),
-        "bulk row, warm": Case(config=config_of(engine, row, Path(), warm_start=True), camera=row.camera, warm=True),
+        "bulk row": Case(config=config_of(engine, row, Path(), RowDefaults()), camera=row.camera),
+        "bulk row, warm": Case(
+            config=config_of(engine, row, Path(), RowDefaults(options={"tune.warm_start": True})),
+            camera=row.camera,
+            warm=True,
+        ),
         "request": Case(config=asked),
         "resample": Case(config=resampled(asked, Resample(seed=11, sample_steps=3, sdedit_steps=2), depth="embedded")),
     }

@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from recapture.cli.main import app
 from recapture.cli.serve import settings_of
+from recapture.client.options import Options
 from recapture.engine.errors import InputError
+from recapture.serve.jobs.options import run_config
 from recapture.serve.keys import create_key, has_key, list_keys, revoke_key
 from recapture.serve.settings import Settings
 
@@ -68,6 +70,21 @@ def test_a_wrong_variable_is_refused_by_its_name(tmp_path, monkeypatch, variable
     assert told.returncode == 1
     assert told.stderr.startswith("recapture: ")
     assert "Traceback" not in told.stderr
+
+
+def test_the_engines_options_are_settings(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECAPTURE_SERVE_OPTIONS", '{"memory": 20, "sample.guidance": [1, 2]}')
+    settings = Settings.read(data=tmp_path)
+    config = run_config("tiny", Options(quality="draft", rank=4), 3, settings.options)
+    assert (config.memory, config.sample.guidance, config.tune.rank, config.seed) == (20, (1, 2), 4, 3)
+    assert config.tune.temporal_steps == 0
+    for wrong, message in (
+        ({"memory": "lots"}, "memory: 'lots' is not auto or a number"),
+        ({"tune.rnk": 1}, "tune.rnk is no option of the engine"),
+        ({"model": "svd"}, "model is a setting of its own"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Settings.read(data=tmp_path, options=wrong)
 
 
 def test_a_wrong_line_of_dotenv_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Bulk without Ray: manifests and their refusals, results as rows, resuming, budgets, what is kept."""
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from recapture.cluster.bulk.driver import Policy
-from recapture.cluster.bulk.engine_row_renderer import config_of
+from recapture.cluster.bulk.engine_row_renderer import RowDefaults, config_of, pipeline_of
 from recapture.cluster.bulk.manifest import COLUMNS, ManifestError, read_manifest, row_id
 from recapture.cluster.bulk.ownership import Ownership
 from recapture.cluster.bulk.render import BrokenDevice
@@ -26,13 +27,14 @@ from ...engine.test_pipeline import write_clip
 from .rows import Bulk, HerePool, files_below, make_bulk
 
 
-def read(folder: Path, name: str, text: str | bytes):
+def read(folder: Path, name: str, text: str | bytes, **more: int):
     (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     roots = AllowedRoots([str(folder)])
     return read_manifest(
         open_remote_path(str(folder / name), param="manifest"),
         roots,
         open_remote_path(str(folder / "out"), param="out"),
+        **more,
     )
 
 
@@ -506,12 +508,53 @@ def test_the_part_of_a_clip_is_frames(tmp_path, small_svd):
         "a,walk.mp4,static,,,,\n"
     )
     manifest = read(tmp_path, "m.csv", (tmp_path / "m.csv").read_text())
-    part = config_of(engine, manifest.row(0), clip, warm_start=True)
+    part = config_of(engine, manifest.row(0), clip, RowDefaults(options={"tune.warm_start": True}))
     assert (part.decode.first_frame, part.decode.max_frames, part.seed) == (1, 4, 3)
     assert part.sample.guidance == (1.0, 2.0)
     assert part.tune.warm_start
-    whole = config_of(engine, manifest.row(1), clip, warm_start=False)
+    whole = config_of(engine, manifest.row(1), clip, RowDefaults())
     assert (whole.decode.first_frame, whole.decode.max_frames) == (0, None)
+
+
+def test_a_row_says_options_by_section_or_by_name_over_the_runs(tmp_path, small_svd):
+    rows = [
+        {"quality": "draft", "memory": 12, "guidance": 2.0, "fov_deg": 50, "dtype": "bf16", "tune": {"rank": 4}},
+        {"rank": 2},
+    ]
+    lines = [json.dumps({"clip_id": "a", "input_uri": "a.mp4", "camera": "static", "options": row}) for row in rows]
+    manifest = read(tmp_path, "m.jsonl", "\n".join(lines), seed=5)
+    engine = Recapture.from_pretrained(small_svd, device="cpu", store=tmp_path / "store")
+    defaults = RowDefaults(quality="paper", options={"tune.rank": 8, "memory": 20, "attention": "sdpa"})
+    first, second = (config_of(engine, manifest.row(index), tmp_path, defaults) for index in (0, 1))
+    assert (first.tune.temporal_steps, first.memory, first.dtype, first.tune.rank) == (0, 12, "bf16", 4)
+    assert (first.sample.guidance, first.depth.fov_deg) == ((1.0, 2.0), 50)
+    assert (second.tune.schedule, second.memory, second.tune.rank, second.seed) == ("joint", 20, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "svd"}, "a row's options cannot name its model"),
+        ({"seed": 1}, "a row's options cannot name its seed"),
+        ({"ranks": 8}, "unknown option ranks"),
+        ({"quality": "best"}, "'best' is not one of draft, standard, paper"),
+        ({"quality": ["draft"]}, "is not one of draft, standard, paper"),
+        ({"memory": "lots"}, "'lots' is not auto or a number"),
+        ([1], "it is no object"),
+    ],
+)
+def test_wrong_options_of_a_row_are_refused(tmp_path, options, message):
+    row = {"clip_id": "a", "input_uri": "a.mp4", "camera": "static", "options": json.dumps(options)}
+    with pytest.raises(ManifestError, match=re.escape(message)):
+        read(tmp_path, "m.jsonl", json.dumps(row))
+
+
+def test_what_changes_no_pixel_is_not_in_a_pipelines_digest(small_svd):
+    usual = pipeline_of(str(small_svd), RowDefaults())
+    for options in ({"memory": 12}, {"offload": True}, {"tune.checkpointing": "full"}):
+        assert pipeline_of(str(small_svd), RowDefaults(options=options)) == usual
+    assert pipeline_of(str(small_svd), RowDefaults(options={"tune.rank": 4})) != usual
+    assert pipeline_of(str(small_svd), RowDefaults(quality="draft")) != usual
 
 
 def test_an_empty_output_has_an_empty_table(tmp_path):

@@ -53,6 +53,7 @@ from .lease import Lease, Lost, Stopped
 from .options import digest_of
 from .preview import OpenClip, Previewer, clip_key
 from .records import Job, Refused
+from .worker_registry import WorkerRegistry
 
 _IDLE_S, _AWAKE_S, _AWAKE_FOR_S = 0.2, 0.02, 20.0
 """Between two looks at the queue; more often for a while after a job, when a person may be dragging a slider."""

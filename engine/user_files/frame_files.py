@@ -66,7 +66,9 @@ def files_in(folder: Path, suffixes: Sequence[str], param: str, kinds: str) -> t
         if path.suffix.lower() in suffixes and path.is_file() and not path.name.startswith("."):
             found.setdefault(path.suffix.lower(), []).append(path)
     if not found:
-        raise InputError(f"{folder} holds no {kinds}", param=param)
+        deeper = [path.parent for path in sorted(folder.glob("*/*")) if path.suffix.lower() in suffixes]
+        hint = f"; did you mean {deeper[0]}?" if deeper else ""
+        raise InputError(f"{folder} holds no {kinds}{hint}", param=param)
     order = sorted(found, key=suffixes.index)
     files, notes = found[order[0]], []
     if len(found) > 1:

@@ -94,6 +94,9 @@ def read_cameras(path: str | Path) -> PoseTrack:
         raise CameraError(f"{error.filename or path}: no such camera file", param="camera") from None
     except (OSError, ValueError) as error:
         raise CameraError(f"{path}: cannot be read: {error}", param="camera") from None
+    models = sorted({file.parent for ending in ("*", "*/*") for file in path.glob(f"{ending}/images.[tb][xi][tn]")})
+    if models:  # the folder of a whole reconstruction
+        raise CameraError(f"{path}: holds COLMAP models deeper down; name one: {models[0]}", param="camera")
     kinds = "; ".join(f"{f.summary} ({f.name})" for f in FORMATS.values())
     raise CameraError(f"{path}: not a camera file of a known format. Known: {kinds}", param="camera")
 

@@ -203,3 +203,11 @@ def test_a_path_from_nerfstudios_viewer(tmp_path):
     file.write_text(json.dumps({**document, "camera_path": path}))
     with pytest.raises(CameraError, match="camera_path 2: camera_to_world must be 16 numbers"):
         read_cameras(file)
+
+
+def test_the_folder_around_a_model_names_the_model(tmp_path):
+    (tmp_path / "scene" / "sparse").mkdir(parents=True)
+    colmap(tmp_path / "scene" / "sparse" / "0", [0.0, 0.1], ["0.jpg", "1.jpg"])
+    for folder in ("scene", "scene/sparse"):
+        with pytest.raises(CameraError, match=r"name one: .*scene/sparse/0"):
+            read_cameras(tmp_path / folder)

@@ -169,6 +169,10 @@ def test_what_is_no_depth_is_refused_by_its_name(own, read, tmp_path):
     for name, match in (("none", "does not exist"), ("own", "holds no .npy")):
         with pytest.raises(InputError, match=match):
             read(tmp_path / name)
+    (own / "deeper").mkdir()
+    np.save(own / "deeper" / "0.npy", DEPTH[0])
+    with pytest.raises(InputError, match=r"holds no .*; did you mean .*own/deeper\?"):
+        read(own)
     (own / "depth.mp4").write_bytes(b"x")
     with pytest.raises(InputError, match="is a file; give a folder"):
         read(own / "depth.mp4")

@@ -8,14 +8,31 @@ import hashlib
 import posixpath
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial, wraps
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 from pyarrow import fs
 
+from .remote_path import with_retries
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _steady(call: Callable[Concatenate["Bucket", _P], _T]) -> Callable[Concatenate["Bucket", _P], _T]:
+    """The method, called again while the store does not answer; each of them may be done twice."""
+
+    @wraps(call)
+    def again(self: "Bucket", *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return with_retries(partial(call, self, *args, **kwargs))
+
+    return again
+
 
 class Bucket:
-    """Entries below `base` on any `pyarrow.fs` filesystem. Errors of the transport pass through as OSError."""
+    """Entries below `base` on any `pyarrow.fs` filesystem. Errors of the transport that last pass through as OSError."""
 
     def __init__(self, filesystem: fs.FileSystem, base: str) -> None:
         self.filesystem = filesystem
@@ -24,6 +41,7 @@ class Bucket:
     def _at(self, where: str) -> str:
         return f"{self.base}/{where}" if self.base else where
 
+    @_steady
     def read(self, where: str) -> bytes | None:
         """The bytes of one small object, or None if it does not exist."""
         try:
@@ -32,12 +50,14 @@ class Bucket:
         except FileNotFoundError:
             return None
 
+    @_steady
     def write(self, where: str, data: bytes) -> None:
         """Write a small object."""
         self._make_parent(where)
         with self.filesystem.open_output_stream(self._at(where), compression=None) as stream:
             stream.write(data)
 
+    @_steady
     def upload(self, source: Path, where: str) -> None:
         """Copy a local file to an object."""
         self._make_parent(where)
@@ -47,6 +67,7 @@ class Bucket:
         ):
             shutil.copyfileobj(read, stream, 1 << 22)
 
+    @_steady
     def download(self, where: str, target: Path) -> str:
         """Copy one object to a local file; returns the sha256 of what arrived."""
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +81,7 @@ class Bucket:
                 out.write(chunk)
         return digest.hexdigest()
 
+    @_steady
     def sha256(self, where: str) -> str | None:
         """Digest of one object, or None if it does not exist."""
         try:
@@ -71,6 +93,7 @@ class Bucket:
         except FileNotFoundError:
             return None
 
+    @_steady
     def tree(self) -> dict[str, dict[str, float]]:
         """Every object: `<stage>/<key[:2]>/<key>` -> {path below it: time of its last change, Unix seconds}."""
         found: dict[str, dict[str, float]] = defaultdict(dict)
@@ -80,6 +103,7 @@ class Bucket:
                 found["/".join(parts[:3])]["/".join(parts[3:])] = info.mtime.timestamp() if info.mtime else 0.0
         return dict(found)
 
+    @_steady
     def delete(self, where: Iterable[str]) -> None:
         """Delete files and whole folders, in this order; missing ones are not an error."""
         for path in map(self._at, where):

@@ -26,6 +26,8 @@ from recapture.engine.errors import StoreError
 from recapture.engine.store import Entry, Store, canonical_json, stage_key
 from recapture.engine.store.arrays import ArrayWriter, read_array
 
+from ..cluster.bulk.faulty_filesystem import Faulty
+
 KEY = "ab" + "0" * 62
 OTHER = "cd" + "1" * 62
 
@@ -717,3 +719,18 @@ def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store("mock:///x")
     assert store.root.parent == tmp_path / "cache" / "recapture" / "store"
     assert publish(store).path.is_relative_to(store.root)
+
+
+def test_a_store_that_stumbles_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recapture.engine.store.remote_path._PAUSES_S", (0.0, 0.0, 0.0))
+    faulty = Faulty(fs.LocalFileSystem(), lambda number: "timeout" if number % 3 == 0 else None)
+    (tmp_path / "bucket").mkdir()
+    store = Store(str(tmp_path / "bucket"), filesystem=fs.PyFileSystem(faulty), local_dir=tmp_path / "here")
+    entry = publish(store)
+    assert faulty.failed
+    faulty.failed.clear()
+    again = Store(str(tmp_path / "bucket"), filesystem=fs.PyFileSystem(faulty), local_dir=tmp_path / "there")
+    found = again.get("depth", KEY)
+    assert found is not None
+    assert found.digest == entry.digest
+    assert faulty.failed

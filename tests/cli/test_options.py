@@ -232,6 +232,7 @@ REFUSALS = [
     ["--height", "64"],
     ["--memory", "lots"],
     ["--model", "gigantic"],
+    ["--depth", "nonsense"],
     ["--camera", "swirl(3deg)"],
     ["--rnak", "3"],
     ["--cluster-x"],

@@ -88,6 +88,8 @@ def check_code(language: str, code: str) -> None:
     elif language == "sh":
         for line in code.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
+            if words[:1] in (["helm"], ["kubectl"]):  # whose releases and secrets are called so, too
+                words = words[words.index("--") :] if "--" in words else []
             if "recapture" in words:
                 check_command(words[words.index("recapture") + 1 :])
 

@@ -192,7 +192,7 @@ class Recapture:
         on_stage_start: Callable[[str, Result], None] = lambda name, result: None,
         on_stage_end: Callable[[StageRecord, Result], None] = lambda record, result: None,
     ) -> Result:
-        """Film a video again.
+        """Render a video again from another camera path.
 
         Args:
             video: path of the clip.

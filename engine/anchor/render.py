@@ -146,7 +146,7 @@ def _remove_specks(color: np.ndarray, mask: np.ndarray, source: np.ndarray) -> N
     Args:
         color: uint8 [h, w, 3]; a closed pixel takes the mean of what is covered around it.
         mask: bool [h, w].
-        source: uint8 [h, w], evidence.
+        source: uint8 [h, w], provenance.
     """
     islands = _small_parts(mask)
     mask[islands], source[islands] = False, 0
@@ -209,7 +209,7 @@ def _draw_plate(
     depth_tolerance: float,
     device: torch.device,
 ) -> tuple[Splat, Tensor]:
-    """The background's pixels of `behind` [T, H, W] from the new camera, and their evidence uint8 [T, h, w]."""
+    """The background's pixels of `behind` [T, H, W] from the new camera, and their provenance uint8 [T, h, w]."""
     count = len(behind)
     values = np.concatenate([plate.color.astype(np.float32) / 255, plate.confidence[..., None]], -1)
     pictures = torch.from_numpy(values).permute(2, 0, 1)[None].expand(count, -1, -1, -1).to(device)

@@ -19,7 +19,7 @@ _BLIND_SHARE = 0.25
 def write_anchor(
     batches: Iterator[dict[str, np.ndarray]], size: tuple[int, int], out: Writer, on_frame: Callable[[int], None]
 ) -> dict[str, list[float]]:
-    """Write color (uint8 [N, h, w, 3]), validity_mask (bool [N, h, w]), alpha and evidence (uint8 [N, h, w]).
+    """Write color (uint8 [N, h, w, 3]), validity_mask (bool [N, h, w]), alpha and provenance (uint8 [N, h, w]).
 
     Args:
         batches: of `draw_anchor`, in the order of the frames.

@@ -222,7 +222,7 @@ def test_the_ray_service_starts_on_two_nodes_with_its_state_in_redis(started, sh
     cluster = ray_cluster("service.yaml")
     # What KubeRay makes of the resource: the options of `ray start`, and where the head's state is.
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0"}
-    token |= {f"RAY_SERVE_PROXY_{name}_CHECK_TIMEOUT_S": "120" for name in ("READY", "HEALTH")}  # a busy machine
+    token |= {f"RAY_SERVE_PROXY_{name}_CHECK_TIMEOUT_S": "600" for name in ("READY", "HEALTH")}  # a busy machine
     fault_tolerance = {"RAY_REDIS_ADDRESS": f"127.0.0.1:{redis}", "RAY_external_storage_namespace": "recapture"}
     ray = str(Path(sys.executable).parent / "ray")
     head = cluster["headGroupSpec"]

@@ -93,7 +93,7 @@ def test_a_run_whose_every_byte_is_in_a_bucket(uri):
 
 def test_every_stage_stays_when_all_are_kept(uri):
     bulk = S3Bulk(uri, clips=1)
-    bulk.run(give_back=False)
+    bulk.run(evict_stages=False)
     stages = {name for name in files_below(bulk.out / "stages") if name.endswith("manifest.json")}
     assert len(stages) == 3  # the shared one, and one a path
 

@@ -322,7 +322,7 @@ def options_of(text: str) -> tuple[str | None, dict[str, Any]]:
     Options stand in their section, `{"tune": {"rank": 8}}`, or by the name that commands and requests use,
     `{"rank": 8, "quality": "draft"}`.
     """
-    given = json.loads(text) if text else {}
+    given: dict[str, Any] = json.loads(text) if text else {}
     quality = given.pop("quality", None)
     found: dict[str, Any] = {}
     for name, value in given.items():

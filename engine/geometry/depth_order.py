@@ -14,7 +14,8 @@ _WIDTH = 160
 _CHANGED, _DISTINCT = 40, 0.02
 """Levels of 255 by which a pixel differs from the empty scene where something passes; share of the values' range by
 which its depth must differ from the scene's to count."""
-_LEAST = 50
+_LEAST, _SELDOM = 50, 0.25
+"""Pixels that are enough to judge by; share of the frames in which something may pass a pixel whose scene is known."""
 _BEHIND, _BEFORE = 0.8, 0.5
 _AGAINST, _FOR = -0.4, 0.2
 """Rank correlations with an estimate from which that is no accident."""
@@ -41,7 +42,7 @@ def runs_backwards(
     maps = np.stack([cv2.resize(depth(t), size, interpolation=cv2.INTER_NEAREST) for t in chosen])
     finite = np.isfinite(maps)
     maps = np.where(finite, maps, np.nan)
-    behind = _share_behind(pictures, maps) if len(chosen) > 2 and stands_still(frames) else None
+    behind = share_behind(pictures, maps) if len(chosen) > 2 and stands_still(frames) else None
     if behind is not None and behind < _BEFORE:
         return None
     middle = len(chosen) // 2
@@ -69,10 +70,16 @@ def refuse_backwards(found: Literal["certain", "likely"] | None, where: str, war
     warn(f"the depth in {where} seems to run the wrong way, far for near; {way_out}")
 
 
-def _share_behind(pictures: np.ndarray, maps: np.ndarray) -> float | None:
-    """Share of what passes that lies behind the scene it hides; None where too little passes."""
+def share_behind(pictures: np.ndarray, maps: np.ndarray) -> float | None:
+    """Share of what passes a standing camera that lies behind the scene it hides; None where too little passes.
+
+    Args:
+        pictures: uint8 [N, h, w, 3].
+        maps: [N, h, w], NaN where unknown.
+    """
     scene = np.median(pictures, axis=0)
     passes = np.abs(pictures - scene).max(-1) > _CHANGED
+    passes &= passes.mean(0) <= _SELDOM  # elsewhere the median may be of the thing
     usual = np.where(passes, np.nan, maps)
     known = np.isfinite(usual).any(0)
     behind_it = np.full(maps.shape[1:], np.nan)

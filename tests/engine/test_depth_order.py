@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from recapture.engine.errors import InputError
-from recapture.engine.geometry.depth_order import refuse_backwards, runs_backwards
+from recapture.engine.geometry.depth_order import refuse_backwards, runs_backwards, share_behind
 
 N, H, W = 8, 96, 160
 
@@ -36,6 +36,17 @@ def test_what_passes_is_near(scene):
     assert runs_backwards((1 / depth).__getitem__, frames, flat) == "certain"
     holed = np.where(np.arange(W) % 3 == 0, np.nan, 1 / depth)
     assert runs_backwards(holed.__getitem__, frames, flat) == "certain"
+
+
+def test_a_slow_thing_is_judged_where_it_passes_seldom(scene):
+    """In the middle of its way it hides the wall for most of the time."""
+    frames, depth = np.stack([scene[0][0]] * N), np.full((N, H, W), 6.0, np.float32)
+    frames[:, 30:60, 10:40] = frames[:, 30:60, 90:120]
+    for t in range(N):
+        frames[t, 30:70, 30 + 9 * t : 70 + 9 * t] = (230, 30, 20)
+        depth[t, 30:70, 30 + 9 * t : 70 + 9 * t] = 2.0
+    assert share_behind(frames, depth) == 0.0
+    assert share_behind(frames, 1 / depth) == 1.0
 
 
 def test_a_thing_that_rests_and_then_leaves_proves_nothing(scene):

@@ -1,7 +1,7 @@
 """`recapture evaluate`: quality against ground truth, and what changed between two evaluations."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -29,6 +29,9 @@ def evaluate(
     depth: Annotated[
         str, typer.Option(help="Depth that the pipeline is given: true, reduced, estimated.")
     ] = "true,estimated",
+    poses: Annotated[
+        Literal["true", "estimated"], typer.Option(help="Source camera that the pipeline is given, or finds.")
+    ] = "true",
     vary: Annotated[
         list[str] | None, typer.Option(help="KNOB=VALUE,VALUE: also try these; may be repeated.", show_default=False)
     ] = None,
@@ -64,6 +67,7 @@ def evaluate(
         options.get("model", "tiny"),
         rows,
         depth,
+        poses,
         vary or [],
         paths,
         gcd,
@@ -82,6 +86,7 @@ def _evaluate(
     model: str,
     rows: str | None,
     depth: str,
+    poses: Literal["true", "estimated"],
     vary: list[str],
     paths: str | None,
     gcd: Path | None,
@@ -135,6 +140,7 @@ def _evaluate(
             rows=_chosen(rows, list(ROWS), "rows"),
             depths=_chosen(depth, ["true", "reduced", "estimated"], "depth"),
             on_line=on_line,
+            poses=poses,
             vbench_python=vbench_python,
         )
         lines = evaluation.run()

@@ -23,6 +23,10 @@ class ClipOptions(Asked):
     """Horizontal field of view of the clip."""
     locked: bool | None = None
     """The source camera stands still: other frames show what one hides."""
+    relative_to: Literal["world", "source"] | None = None
+    """The path starts at the first source pose and stays in the world, or rides on the source camera."""
+    background: bool | None = None
+    """Fill what a moment does not show with what other frames show of surfaces that stand still."""
 
 
 class SampleOptions(Asked):
@@ -81,6 +85,8 @@ FIELDS = {
     "depth.fov_deg": "fov_deg",
     "anchor.locked": "locked",
     "anchor.route": "anchor",
+    "motion.relative_to": "relative_to",
+    "motion.background": "background",
     "condition.height": "height",
     "condition.width": "width",
     "tune.rank": "rank",

@@ -88,6 +88,26 @@ class AnchorConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MotionConfig:
+    """A source camera that moves."""
+
+    relative_to: Literal["world", "source"] | None = option(
+        None,
+        "The path starts at the first source pose and stays in the world, or rides on the source camera.",
+        "--relative-to",
+        unset="world, where the source moves",
+        request="clip",
+    )
+    background: bool = option(
+        True,
+        "Fill what a moment does not show with what other frames show of surfaces that stand still.",
+        "--background",
+        off="--no-background",
+        request="clip",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ConditionConfig:
     """What the video model sees of the source and of the anchor."""
 
@@ -277,6 +297,7 @@ class RunConfig:
     decode: DecodeConfig = field(default_factory=DecodeConfig, metadata={"panel": "Clip"})
     depth: DepthConfig = field(default_factory=DepthConfig, metadata={"panel": "Depth and anchor"})
     anchor: AnchorConfig = field(default_factory=AnchorConfig, metadata={"panel": "Depth and anchor"})
+    motion: MotionConfig = field(default_factory=MotionConfig, metadata={"panel": "Depth and anchor"})
     condition: ConditionConfig = field(default_factory=ConditionConfig, metadata={"panel": "Model"})
     tune: TuneConfig = field(default_factory=TuneConfig, metadata={"panel": "Tuning"})
     sample: SampleConfig = field(default_factory=SampleConfig, metadata={"panel": "Sampling"})

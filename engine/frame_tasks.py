@@ -7,15 +7,16 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from .anchor.other_frames import OtherFrames
 from .anchor.render import FRAMES_AT_ONCE, draw_anchor, to_tensor, to_uint8
-from .cameras import CameraPath
+from .cameras import CameraPath, Depths
 from .diffusion.encoding import anchor_mask, augmented_frames, working_anchor
 from .geometry.background import Plate
 from .geometry.depth_estimation import predict_frame
 from .graph.context import StageContext
 from .graph.frame_task import FrameBatch
 from .models.multiview import MultiviewSource, NovelView, synthesized_anchor
-from .stage_results import load_array, load_background_plate, load_camera_path, load_source_view
+from .stage_results import load_array, load_background_plate, load_camera_path, load_depth, load_source_view, load_world
 from .store import Entry
 
 
@@ -50,14 +51,32 @@ class DrawAnchor:
             np.broadcast_to(K_px, (len(images), 3, 3)),
             path,
             plate=plate,
+            others=self._others(context),
             depth_tolerance=context.config.anchor.depth_tolerance,
             valid=context.request.source_mask,
             device=context.drawing_device,
         )
 
+    def _others(self, context: StageContext) -> OtherFrames | None:
+        """The clip's other frames, where the source camera moves; what is drawn of them is kept between calls."""
+        if "others" not in self.__dict__:
+            images, depths, K_px, path, _ = self.scene
+            world = load_world(self.inputs) if context.config.motion.background else None
+            self.__dict__["others"] = world and OtherFrames(
+                images,
+                depths,
+                np.broadcast_to(K_px, (len(images), 3, 3)),
+                path,
+                world,
+                depth_tolerance=context.config.anchor.depth_tolerance,
+                valid=context.request.source_mask,
+                device=context.drawing_device,
+            )
+        return self.__dict__["others"]
+
     @cached_property
-    def scene(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, CameraPath, Plate | None]:
-        images, depths = self.inputs["frames"].array("frames"), self.inputs["depth"].array("depth")
+    def scene(self) -> tuple[np.ndarray, Depths, np.ndarray, CameraPath, Plate | None]:
+        images, depths = self.inputs["frames"].array("frames"), load_depth(self.inputs)
         return (
             images,
             depths,

@@ -5,6 +5,7 @@ Two options have another name in keys than in the configuration, since stores ou
 """
 
 import hashlib
+import json
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -39,10 +40,25 @@ def standing_camera_options(context: StageContext) -> dict[str, Any]:
     }
 
 
+def motion_options(context: StageContext) -> dict[str, Any]:
+    """Of `motion`: the source camera's own poses, where the camera comes with them."""
+    camera = json.loads(context.request.camera.to_json())
+    source = camera.get("source")
+    return {"source": source, **({} if source is None else {"path_scale": camera["path_scale"]})}
+
+
+def camera_options(context: StageContext) -> dict[str, Any]:
+    """Of `camera`."""
+    camera = json.loads(context.request.camera.to_json())
+    return {"camera": camera, "relative_to": context.config.motion.relative_to}
+
+
 def anchor_options(context: StageContext) -> dict[str, Any]:
     """Of `anchor`."""
     options, request = context.config.anchor, context.request
     shared = {"band": options.depth_tolerance, "mask": _mask(request.mask_digest), "force": request.force}
+    if not context.config.motion.background:
+        shared["background"] = False
     return shared if options.route == "points" else {**shared, "route": options.route, "seed": request.config.seed}
 
 

@@ -3,23 +3,25 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .cameras import CameraPath, SourceView
+from .anchor.other_frames import World
+from .cameras import AgreedDepth, CameraPath, CameraSpec, Depths, SourceView, in_one_world
 from .cameras.track import ClipPart
 from .config import RunConfig
 from .diffusion.conditioning import AnchorConditioning, SourceBank
 from .geometry.background import Plate
+from .geometry.source_camera import SourceCamera
 from .graph.context import StageContext
 from .graph.request import RenderRequest
 from .graph.stage import Inputs
 from .models import adapters
 from .planning.memory import MemoryPlan
-from .store import Entry
+from .store import Entry, Writer
 from .video.clip import ClipInfo
 
 _TEXTURED = 26
@@ -184,6 +186,51 @@ def load_source_view(inputs: Inputs) -> SourceView:
         subject_depth=summary["subject"],
         part=ClipPart(first_frame=first, clip_frames=max(info.frame_count, first + len(clip["times_s"]))),
     )
+
+
+def write_source_camera(camera: SourceCamera, out: Writer) -> None:
+    """Store how the source camera moves, as `load_source_camera` reads it."""
+    names = ("kind", "reason", "turns_only", "error_px", "agreeing")
+    out.json("motion", {**{name: getattr(camera, name) for name in names}, "moves": camera.moves})
+    out.save_array("c2w", camera.c2w)
+    out.save_array("log_scale", camera.log_scale)
+    if camera.moving is not None:
+        out.save_array("moving", camera.moving)
+
+
+def load_source_camera(inputs: Inputs) -> SourceCamera:
+    """How the source camera moves."""
+    entry = inputs["motion"]
+    about = entry.json("motion")
+    moving = entry.array("moving") if about.pop("moves") else None
+    return SourceCamera(c2w=entry.array("c2w"), log_scale=entry.array("log_scale"), moving=moving, **about)
+
+
+def load_world(inputs: Inputs) -> World | None:
+    """What brings the frames into one space, None where the source camera stands still."""
+    camera = load_source_camera(inputs)
+    if camera.moving is None:
+        return None
+    return World(c2w=camera.c2w, moving=camera.moving)
+
+
+def load_depth(inputs: Inputs) -> Depths:
+    """Depth of each frame at the network's resolution, in the units of the camera path."""
+    depth, log_scale = inputs["depth"].array("depth"), inputs["motion"].array("log_scale")
+    return AgreedDepth(depth, log_scale) if log_scale.any() else depth
+
+
+def resolve_path(
+    camera: CameraSpec, inputs: Inputs, relative_to: Literal["world", "source"] | None
+) -> tuple[CameraPath, list[str]]:
+    """The path for the clip, relative to the source camera of each moment, and what the user should know.
+
+    Raises:
+        CameraError: it is impossible in this clip.
+    """
+    source = load_source_camera(inputs)
+    moves = source.c2w if source.moves else None
+    return in_one_world(camera, load_source_view(inputs), moves, source.reason, relative_to)
 
 
 def load_camera_path(inputs: Inputs) -> CameraPath:

@@ -1,6 +1,6 @@
 """The whole program, in order: each stage is a pure function of its inputs, its options and its weights.
 
-    clip -> frames -> depth -> background -> intrinsics -> camera -> anchor -> source, condition -> spatial, temporal
+    clip -> frames -> depth -> background -> intrinsics -> motion -> camera -> anchor -> source, condition -> spatial, temporal
          -> sample -> refine -> generate -> deliver
 
 `STAGES` lists them in the order of this file. What a stage depends on is stated where it is defined: other stages by
@@ -8,7 +8,6 @@ name, the options it reads (`stage_options.py`), the weights it uses. Its key in
 else.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -32,6 +31,7 @@ from .geometry.depth_files import read_depth
 from .geometry.depth_order import refuse_backwards, runs_backwards
 from .geometry.depth_summary import ClipDepth
 from .geometry.intrinsics import settle_intrinsics
+from .geometry.source_camera import find_source_camera
 from .graph.context import SamplingStep, StageContext
 from .graph.frame_task import FrameBatch, FrameTask
 from .graph.stage import STAGES, Inputs, Stage, stage
@@ -44,10 +44,13 @@ from .stage_results import (
     load_array,
     load_camera_path,
     load_conditioning,
+    load_depth,
     load_source_bank,
     load_source_view,
     load_tensor,
+    resolve_path,
     tuned_adapters,
+    write_source_camera,
 )
 from .store import Writer
 from .store.arrays import ArrayWriter
@@ -81,7 +84,7 @@ def decode_clip(context: StageContext, inputs: Inputs, out: Writer) -> None:
     inputs=("frames",),
     config=stage_options.depth_options,
     weights=lambda context: context.depth_digest,
-    version=3,
+    version=4,
     effort=6,
     per_clip=True,
     by_frame=True,
@@ -158,16 +161,34 @@ def find_intrinsics(context: StageContext, inputs: Inputs, out: Writer) -> None:
 
 
 @stage(
+    "motion",
+    inputs=("frames", "depth", "background", "intrinsics"),
+    config=stage_options.motion_options,
+    effort=1,
+    per_clip=True,
+)
+def find_motion(context: StageContext, inputs: Inputs, out: Writer) -> None:
+    """Find how the source camera moves, and what moves by itself."""
+    view, images, depths = load_source_view(inputs), inputs["frames"].array("frames"), inputs["depth"].array("depth")
+    still = inputs["background"].json("background")["locked"]
+    given = context.request.camera.source_poses(view)
+    write_source_camera(find_source_camera(images, depths, view.K_px, still=still, given=given), out)
+
+
+@stage(
     "camera",
-    inputs=("frames", "depth", "intrinsics"),
-    config=lambda context: {"camera": json.loads(context.request.camera.to_json())},
+    inputs=("frames", "depth", "intrinsics", "motion"),
+    config=stage_options.camera_options,
+    version=2,
     effort=0.1,
 )
 def resolve_camera(context: StageContext, inputs: Inputs, out: Writer) -> None:
     """Sample the path at each frame's time."""
     camera, view = context.request.camera, load_source_view(inputs)
-    path = camera.resolve(view)
-    through = through_geometry(path, inputs["depth"].array("depth"), view.K_px)
+    path, said = resolve_path(camera, inputs, context.config.motion.relative_to)
+    for sentence in said:
+        context.warn(sentence)
+    through = through_geometry(path, load_depth(inputs), view.K_px)
     for sentence in [*camera.warnings(view), *path_warnings(path, view), *through]:
         context.warn(sentence)
     out.json("camera", {"path": path.to_json()})
@@ -175,7 +196,7 @@ def resolve_camera(context: StageContext, inputs: Inputs, out: Writer) -> None:
 
 @stage(
     "anchor",
-    inputs=("frames", "depth", "background", "intrinsics", "camera"),
+    inputs=("frames", "depth", "background", "intrinsics", "motion", "camera"),
     config=stage_options.anchor_options,
     weights=lambda context: context.multiview_source and context.multiview_source.digest,
     version=5,
@@ -368,7 +389,7 @@ def decode_latents(context: StageContext, inputs: Inputs, out: Writer) -> None:
 
 @stage(
     "deliver",
-    inputs=("frames", "depth", "background", "intrinsics", "camera", "anchor", "generate"),
+    inputs=("frames", "depth", "background", "intrinsics", "motion", "camera", "anchor", "generate"),
     config=stage_options.deliver_options,
     version=4,
     effort=6,

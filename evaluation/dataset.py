@@ -2,7 +2,7 @@
 
 scene_N/cameras.json                 width, height, fps, K, and c2w [T, 4, 4] of every view
 scene_N/source/{rgb/NNN.png, depth.npz}
-scene_N/target_*/{rgb/NNN.png, visible.npz}
+scene_N/target_*/{rgb/NNN.png, visible.npz, and seen.npz where the source camera moves}
 """
 
 import json
@@ -26,6 +26,7 @@ class Shot:
         truth: uint8 [T, H, W, 3], the scene from the target path.
         visible: bool [T, H, W], target pixels that the source frame of the same moment shows.
         known: bool [T, H, W], target pixels whose truth is known; all that is scored lies in it.
+        seen: bool [T, H, W], visible, or standing still and shown by the source frame of any moment.
         K_px: float64 [3, 3] of both cameras, in pixels of (W, H).
         source_c2w, target_c2w: float64 [T, 4, 4], OpenCV axes.
     """
@@ -35,6 +36,7 @@ class Shot:
     truth: np.ndarray
     visible: np.ndarray
     known: np.ndarray
+    seen: np.ndarray
     K_px: np.ndarray
     source_c2w: np.ndarray
     target_c2w: np.ndarray
@@ -91,26 +93,34 @@ def _read_shot(scene: Path, target: Path) -> Shot:
         poses = [np.array(cameras["views"][view]["c2w"], np.float64) for view in ("source", target.name)]
         K_px, fps = np.array(cameras["K"], np.float64), float(cameras["fps"])
         depth = _only_array(scene / "source" / "depth.npz").astype(np.float32)
-        packed = _only_array(target / "visible.npz")
+        visible = _mask(target / "visible.npz", depth.shape)
+        seen = _mask(target / "seen.npz", depth.shape) if (target / "seen.npz").exists() else visible
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{scene} cannot be read ({error})", param="dataset") from None
     source, truth = read_frames(scene / "source" / "rgb"), read_frames(target / "rgb")
     shape = source.shape[:3]
     if truth.shape != source.shape or depth.shape != shape or any(pose.shape != (shape[0], 4, 4) for pose in poses):
         raise InputError(f"{target}: frames, depth and cameras are not of one length and size", param="dataset")
-    if packed.dtype == np.uint8 and packed.shape != shape:  # np.packbits
-        packed = np.unpackbits(packed.ravel())[: np.prod(shape)].reshape(shape)
     return Shot(
         source=source,
         depth=depth,
         truth=truth,
-        visible=packed.astype(bool),
+        visible=visible,
         known=np.ones(shape, bool),
+        seen=seen,
         K_px=K_px,
         source_c2w=poses[0],
         target_c2w=poses[1],
         fps=fps,
     )
+
+
+def _mask(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A mask of that shape, stored as it is or by np.packbits."""
+    packed = _only_array(path)
+    if packed.dtype == np.uint8 and packed.shape != shape:
+        packed = np.unpackbits(packed.ravel())[: np.prod(shape)].reshape(shape)
+    return packed.astype(bool)
 
 
 def read_frames(folder: Path) -> np.ndarray:

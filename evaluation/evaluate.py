@@ -28,17 +28,19 @@ from ..engine.config import RunConfig, override
 from ..engine.models.multiview import multiview_source
 from ..engine.pipeline import Recapture
 from ..engine.result import Result
+from ..engine.stage_results import load_source_camera
 from ..engine.stages import STAGES
 from ..engine.store import canonical_json
 from ..engine.video import VideoWriter
 from .dataset import Shot, ShotEntry
 from .rows import ROWS, VARIED, Overrides, TableRow
 from .score import METRICS_VERSION, Scorer
-from .shot_files import DepthFit, field_of_view_deg, fit_scale, write_camera, write_clip, write_depth
+from .shot_files import DepthFit, field_of_view_deg, fit_scale, source_errors, write_camera, write_clip, write_depth
 from .variations import Variation, merged
 from .vbench import run_vbench
 
 DepthKind = Literal["true", "reduced", "estimated"]
+PosesKind = Literal["true", "estimated"]
 REDUCED = 2
 """A side of `reduced` depth is this many times shorter than the clip's, about as a network's map of a 720p clip is."""
 PICTURED = (0, 4, 9, 13)
@@ -64,6 +66,7 @@ class Evaluation:
         rows: names out of `rows.ROWS`.
         depths: which depth the pipeline is given.
         vary: each is tried alone against the base, for the rows of `rows.VARIED`.
+        poses: of the source camera that the pipeline is given; estimated are given none.
         vbench_python: interpreter of an environment with the package `vbench`, to run it on every line's video.
         on_line: called with each finished line.
     """
@@ -78,6 +81,7 @@ class Evaluation:
     vary: list[Variation] = field(default_factory=list)
     on_line: Callable[[dict[str, Any], bool], None] = lambda line, reused: None
     vbench_python: Path | None = None
+    poses: PosesKind = "true"
 
     def jobs(self) -> Iterator[Rendering]:
         """The lines of one shot, in the order of the table."""
@@ -156,6 +160,12 @@ class _ShotAtWork:
         return path
 
     @cached_property
+    def source_camera(self) -> Path:
+        path = self.folder / "source_camera.json"
+        write_camera(self.shot, path, of="source")
+        return path
+
+    @cached_property
     def estimated(self) -> tuple[Path, DepthFit]:
         """A folder with the network's depth at the true scale, and the fit that brought it there."""
         result = self.engine_run(self.evaluation.base, None, until="depth")
@@ -180,9 +190,9 @@ class _ShotAtWork:
     def engine_run(self, config: RunConfig, depth_dir: Path | None, *, until: str) -> Result:
         run = self.evaluation
         config = override(config, {"depth": {"fov_deg": field_of_view_deg(self.shot), "kind": "depth"}})
-        return run.engine(
-            self.clip, parse_camera(str(self.camera)), config=config, until=until, depth_dir=depth_dir, force=True
-        )
+        source = self.source_camera if run.poses == "true" else None
+        camera = parse_camera(str(self.camera), source_camera=source)
+        return run.engine(self.clip, camera, config=config, until=until, depth_dir=depth_dir, force=True)
 
     def key(self, job: Rendering, config: RunConfig) -> str:
         """What a line depends on: the shot, the options, the weights, the stages and the metrics."""
@@ -191,6 +201,7 @@ class _ShotAtWork:
             "shot": self.digest,
             "row": job.row.name,
             "depth": job.depth,
+            "poses": self.evaluation.poses,
             "metrics": METRICS_VERSION,
         }
         value["optional"] = [*self.evaluation.scorer.names, *(["video"] if self.evaluation.vbench_python else [])]
@@ -230,11 +241,15 @@ class _ShotAtWork:
             "row": job.row.name,
             "depth": job.depth,
             "vary": job.vary,
+            "poses": run.poses,
             "seconds": round(seconds, 2),
             "coverage": float(covered.mean()),
             "depth_scale": fit and fit.scale,
             "depth_abs_rel": fit and fit.abs_rel,
         }
+        if result is not None and run.poses == "estimated":
+            found = load_source_camera(result.entries).c2w
+            line |= {name: finite(value) for name, value in source_errors(found, self.shot.source_c2w).items()}
         seams = [] if result is None or job.row.until != "generate" else [w.start for w in result.windows[1:]]
         per_frame, per_clip = run.scorer(frames, self.shot, covered, seams)
         line |= {name: finite(value) for name, value in per_clip.items()}

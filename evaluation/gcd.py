@@ -214,6 +214,7 @@ def _read_shot(scene: Path, control: _Control, count: int, width: int) -> Shot:
         truth=np.stack([picture.color for picture in targets]),
         visible=np.stack(visible),
         known=np.stack([picture.known for picture in targets]),
+        seen=np.stack(visible),
         K_px=K_px,
         source_c2w=source_c2w,
         target_c2w=target_c2w,

@@ -57,6 +57,8 @@ class Scorer:
         frames = []
         for t in range(count):
             row = frame_metrics(output[t], shot.truth[t], shot.visible[t], shot.known[t], covered[t])
+            other = shot.known[t] & shot.seen[t] & ~shot.visible[t]
+            row["psnr_other_moments"] = capped_psnr(output[t], shot.truth[t], other) if other.any() else float("nan")
             row["psnr_edge"] = capped_psnr(output[t], shot.truth[t], edges[t])
             for name, values in zip(("all", "visible", "occluded"), distances, strict=True):
                 row[f"effnetlite0_distance_{name}"] = float(values[t])

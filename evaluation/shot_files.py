@@ -1,9 +1,11 @@
 """A shot as a user would bring it: a lossless clip, a camera file, a folder with depth."""
 
+import json
 import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -38,18 +40,35 @@ def write_clip(frames: np.ndarray, fps: float, path: Path) -> None:
     os.replace(aside, path)
 
 
-def write_camera(shot: Shot, path: Path) -> CameraPath:
-    """The target path relative to the source camera of the same moment, in the project's own format."""
+def write_camera(shot: Shot, path: Path, *, of: Literal["source", "target"] = "target") -> None:
+    """A camera's poses in the world of the first source camera, in the project's own format."""
     count, height, width = shot.depth.shape
     camera = CameraPath(
-        c2w=inverse(shot.source_c2w) @ shot.target_c2w,
+        c2w=inverse(shot.source_c2w[:1]) @ (shot.source_c2w if of == "source" else shot.target_c2w),
         K_px=np.broadcast_to(shot.K_px, (count, 3, 3)),
         width=width,
         height=height,
         times_s=np.arange(count) / shot.fps,
     )
-    path.write_text(camera.to_json())
-    return camera
+    path.write_text(json.dumps({**json.loads(camera.to_json()), "reference": "world"}))
+
+
+def source_errors(found: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    """How far poses [N, 4, 4] of the source camera are from the true ones, at most, after one scale.
+
+    Returns:
+        `source_rotation_deg`, and `source_position_share` of the true path's length, NaN where it has none.
+    """
+    found, true = (inverse(poses[:1]) @ poses for poses in (found, true))
+    a, b = found[:, :3, 3], true[:, :3, 3]
+    scale = (a * b).sum() / np.square(a).sum() if a.any() else 1.0
+    length = np.linalg.norm(np.diff(b, axis=0), axis=1).sum()
+    cosine = (np.trace(inverse(found)[:, :3, :3] @ true[:, :3, :3], axis1=1, axis2=2) - 1) / 2
+    off = float(np.linalg.norm(scale * a - b, axis=1).max())
+    return {
+        "source_rotation_deg": float(np.degrees(np.arccos(np.clip(cosine, -1, 1))).max()),
+        "source_position_share": off / length if length > 0 else float("nan"),
+    }
 
 
 def fit_scale(estimated: np.ndarray, true: np.ndarray) -> DepthFit:

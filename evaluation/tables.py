@@ -46,6 +46,7 @@ def columns(lines: Sequence[Line]) -> list[list[Column]]:
         column(f"psnr_visible_{n}", "PSNR visible", 2),
         column(f"psnr_visible_covered_{n}", "visible and covered", 2),
         column(f"psnr_occluded_{n}", "PSNR occluded", 2),
+        column(f"psnr_other_moments_{n}", "other moments", 2),
         column(f"psnr_edge_{n}", "edge PSNR", 2),
         column("edge_flicker", "edge flicker, less is better", 2),
         column(f"ssim_all_{n}", "SSIM all", 3),
@@ -67,6 +68,8 @@ def columns(lines: Sequence[Line]) -> list[list[Column]]:
         column(f"camera_rotation_deg_{n}", "camera off by, deg", 2),
         column(f"camera_translation_share_{n}", "of the path's length", 3),
         column("camera_computed", "in share of frames", 2),
+        column("source_rotation_deg", "source camera off by at most, deg", 2),
+        column("source_position_share", "of its path's length", 3),
     ]
     clip += [
         column(name, name.replace("_", " "), 2, 100)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ...kernels.splat import Splat, splat, warp
-from ..cameras import CameraPath
+from ..cameras import CameraPath, Depths
 from ..geometry.background import TRUSTED, Plate, hidden
 from ..geometry.upsample import upsample
 from ..graph.frame_task import FrameBatch
 from .matte import split_layers
+from .other_frames import OtherFrames, Own
 
 FRAMES_AT_ONCE = 2
 """Frames lifted and drawn together: memory is bounded by this, whatever the clip's length."""
@@ -29,12 +30,13 @@ _SPECK_PX = 4
 
 def draw_anchor(
     frames: np.ndarray,
-    depth: np.ndarray,
+    depth: Depths,
     chosen: range,
     source_K_px: np.ndarray,
     path: CameraPath,
     *,
     plate: Plate | None,
+    others: OtherFrames | None = None,
     depth_tolerance: float,
     valid: Callable[[int], np.ndarray] | None,
     device: torch.device,
@@ -56,6 +58,7 @@ def draw_anchor(
         source_K_px: [N, 3, 3] in pixels of (W, H).
         path: the new camera; its size is the anchor's.
         plate: the static background that other frames show, drawn into the holes.
+        others: the clip's other frames in one world with these, drawn into the holes where the source camera moves.
         valid: mask of frame t, bool [H, W]: pixels that may be lifted.
     """
     part = slice(chosen.start, chosen.stop)
@@ -85,6 +88,13 @@ def draw_anchor(
         behind = torch.where(filled[:, None], other.color, behind)
         source = torch.where(filled, confidence, source)
         covered = covered | filled
+    if others is not None and not bool(covered.all()):
+        for k, t in enumerate(chosen):
+            found = others.fill(t, Own(color=far.color[k], depth=far.depth[k], covered=covered[k]))
+            filled = found.mask & ~covered[k]
+            behind[k] = torch.where(filled[None], found.color, behind[k])
+            source[k] = torch.where(filled, found.provenance, source[k])
+            covered[k] |= filled
     whole = seen.edge + (1 - seen.alpha)[:, None] * behind
     picture = to_uint8(torch.where(covered[:, None], whole, seen.alone))
     mask, provenance = covered.cpu().numpy(), source.cpu().numpy()

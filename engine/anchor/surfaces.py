@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ...kernels.splat import splat, warp
-from ..cameras import CameraPath
+from ..cameras import CameraPath, Depths
 from ..geometry.background import Plate, hidden
 from ..geometry.upsample import upsample
 from .render import to_tensor
@@ -19,7 +19,7 @@ _BEFORE = 0.1
 
 def draw_surfaces(
     frames: np.ndarray,
-    depth: np.ndarray,
+    depth: Depths,
     t: int,
     source_K_px: np.ndarray,
     path: CameraPath,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .agreed_depth import Depths
 from .path import CameraPath, SourceView, scaled_intrinsics
 from .rigid import rotation_angle_deg
 
@@ -76,7 +77,7 @@ def _magnified(path: CameraPath, view: SourceView) -> list[str]:
     return [f"the path zooms in up to {factor.max():.1f} times at {frame_list(frames)}: the clip has no such detail"]
 
 
-def through_geometry(path: CameraPath, depth: np.ndarray, source_K_px: np.ndarray) -> list[str]:
+def through_geometry(path: CameraPath, depth: Depths, source_K_px: np.ndarray) -> list[str]:
     """Warn where the new camera stands behind the surface that the source sees in its place.
 
     Only the source's own view is known: a camera outside or behind it counts as free.

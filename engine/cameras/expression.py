@@ -58,6 +58,12 @@ class PresetSpec:
     text: str
     motions: tuple[MotionSpec, ...]
 
+    in_world = True
+
+    def source_poses(self, view: SourceView) -> np.ndarray | None:
+        """A preset knows none."""
+        return None
+
     def resolve(self, view: SourceView) -> CameraPath:
         """The path for this clip, each motion sampled at the frames' times.
 
@@ -67,7 +73,7 @@ class PresetSpec:
         n = len(view.times_s)
         elapsed = view.times_s - view.times_s[0]
         clip_fraction = elapsed / elapsed[-1] if n > 1 else elapsed
-        c2w = np.broadcast_to(np.eye(4), (n, 4, 4))
+        c2w = still = np.broadcast_to(np.eye(4), (n, 4, 4))
         zoom = np.ones(n)
         for motion in self.motions:
             target = np.array([0.0, 0.0, _target_depth(motion.values, view)])
@@ -76,6 +82,8 @@ class PresetSpec:
                 progress=_progress(motion.values, clip_fraction),
                 pivot=w2c[:, :3, :3] @ target + w2c[:, :3, 3],
                 median_depth=view.median_depth,
+                source=still if view.source_c2w is None else view.source_c2w,
+                times_s=view.times_s,
             )
             step = motion.preset.move(motion.values, scene)
             c2w = c2w @ step.c2w

@@ -122,6 +122,10 @@ class SourceView:
     part: ClipPart | None = None
     """Which of the clip's frames these are; None is all."""
 
+    source_c2w: np.ndarray | None = None
+    """float64 [N, 4, 4], the source camera's poses in the world of the first one; None where it stands still, or where
+    paths ride on it."""
+
     def __post_init__(self) -> None:
         for name in ("K_px", "times_s"):
             object.__setattr__(self, name, _frozen(getattr(self, name)))

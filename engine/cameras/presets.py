@@ -39,6 +39,8 @@ class Scene:
     progress: np.ndarray  # [N], 0 to 1
     pivot: np.ndarray  # [N, 3], the point looked at, scene units
     median_depth: float
+    source: np.ndarray  # [N, 4, 4], the source camera's own motion; all alike where it stands still
+    times_s: np.ndarray  # [N]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +177,30 @@ def _lemniscate(values: Values, scene: Scene) -> Motion:
     return _placed(position * scene.median_depth, values, scene)
 
 
+def _source(_: Values, scene: Scene) -> Motion:
+    return Motion(c2w=scene.source, zoom=np.ones(len(scene.source)))
+
+
+def _stabilize(values: Values, scene: Scene) -> Motion:
+    """The source camera's motion under a Gaussian in time; rotations by their chordal mean (Hartley et al. 2013)."""
+    sigma = _number(values, "strength") * _STEADY_S
+    if sigma == 0:
+        return _source(values, scene)
+    apart = (scene.times_s[:, None] - scene.times_s) / sigma
+    weight = np.exp(-0.5 * apart**2)
+    weight /= weight.sum(1, keepdims=True)
+    u, _, vt = np.linalg.svd(np.einsum("ts,sij->tij", weight, scene.source[:, :3, :3]))
+    u[..., 2] *= np.linalg.det(u @ vt)[:, None]
+    return Motion(c2w=rigid(u @ vt, weight @ scene.source[:, :3, 3]), zoom=np.ones(len(u)))
+
+
+def _offset(values: Values, scene: Scene) -> Motion:
+    right, up, forward = (_number(values, name) * scene.median_depth for name in ("right", "up", "forward"))
+    still = _static(values, scene)
+    position = np.broadcast_to([right, -up, forward], (len(still.zoom), 3))
+    return Motion(c2w=rigid(still.c2w[:, :3, :3], position), zoom=still.zoom)
+
+
 def _angle(default: float, limit: float, meaning: str) -> tuple[Parameter, Parameter]:
     return _from_to("angle", "deg", default, -limit, limit, 0.0, meaning)
 
@@ -209,8 +235,27 @@ def _look_at(default: str, *, none: bool = True) -> Parameter:
 _ELEVATION = Parameter(name="elevation", unit="deg", default=0.0, low=-85.0, high=85.0, help="how far it also rises")
 _PIVOT = _look_at("subject", none=False)
 
+_STEADY_S = 2.0
+"""Standard deviation of the smoothing in time, at strength 1."""
+
 _PRESETS = (
-    ("static", "The source camera itself.", (), _static),
+    ("static", "Stands still.", (), _static),
+    ("source", "Moves as the source camera does.", (), _source),
+    (
+        "stabilize",
+        "Moves as the source camera does, without its shake.",
+        (Parameter(name="strength", unit="factor", default=0.25, low=0.0, high=5.0, help="1 smooths over some 2 s"),),
+        _stabilize,
+    ),
+    (
+        "offset",
+        "Stands beside where it would be.",
+        tuple(
+            Parameter(name=name, unit="median depths", default=0.0, low=-10.0, high=10.0, help=f"how far {name}")
+            for name in ("right", "up", "forward")
+        ),
+        _offset,
+    ),
     ("pan", "Turns on the spot; positive looks right.", _angle(10.0, 360.0, "how far"), _pan),
     ("tilt", "Turns on the spot; positive looks up.", _angle(5.0, 90.0, "how far"), _tilt),
     ("roll", "Turns about its axis; positive is clockwise.", _angle(5.0, 360.0, "how far"), _roll),
@@ -285,8 +330,16 @@ _PRESETS = (
     ),
 )
 
+_WHOLE = ("stabilize", "offset")
+"""They hold from the first frame to the last."""
+
 PRESETS: dict[str, Preset] = {
-    name: Preset(name=name, summary=summary, parameters=(*parameters, *(TIMING if parameters else ())), move=move)
+    name: Preset(
+        name=name,
+        summary=summary,
+        parameters=(*parameters, *(TIMING if parameters and name not in _WHOLE else ())),
+        move=move,
+    )
     for name, summary, parameters, move in _PRESETS
 }
 

@@ -36,6 +36,16 @@ class CameraSpec(Protocol):
         """What the user wrote."""
         ...
 
+    @property
+    def in_world(self) -> bool:
+        """Whether its poses can stay in the world of the first source camera; else they belong to the source camera of
+        each moment."""
+        ...
+
+    def source_poses(self, view: SourceView) -> np.ndarray | None:
+        """The source camera's own poses, float64 [N, 4, 4] in scene units, where the camera comes with them."""
+        ...
+
     def resolve(self, view: SourceView) -> CameraPath:
         """The path for this clip.
 
@@ -61,6 +71,20 @@ class FileSpec:
     track: PoseTrack
     source: PoseTrack | None
     path_scale: float | None
+
+    @property
+    def in_world(self) -> bool:
+        """Poses of a world, of which the source camera's are not given."""
+        return self.track.reference == "world" and self.source is None
+
+    def source_poses(self, view: SourceView) -> np.ndarray | None:
+        """Of the source camera's file."""
+        if self.track.reference == "source" or self.source is None:
+            return None
+        c2w, _ = self.source.sample(view.times_s, view.part)
+        c2w = inverse(c2w[:1]) @ c2w
+        c2w[:, :3, 3] *= self._scale(view)
+        return c2w
 
     def resolve(self, view: SourceView) -> CameraPath:
         """The file's poses relative to the source camera's of the same moments, in scene units.
@@ -155,6 +179,12 @@ class PathSpec:
     def text(self) -> str:
         """The file that a saved result keeps its path in."""
         return "camera.json"
+
+    in_world = False
+
+    def source_poses(self, view: SourceView) -> np.ndarray | None:
+        """Not known."""
+        return None
 
     def resolve(self, view: SourceView) -> CameraPath:
         """The poses at the clip's size and times.

@@ -19,6 +19,8 @@ _TRIES = 200
 _STRIDE = 4
 _STEP = 0.06
 """A step in log depth between two neighbors that is no slope of a plane."""
+_BEYOND = 0.7
+"""Log depth by which a flat surface may go beyond everything that was seen."""
 _HOLD = 2e-4
 """Weight of the depth itself against its slopes: holds the picture as a whole in its place."""
 
@@ -46,7 +48,8 @@ def flatten(log_depth: np.ndarray, usable: np.ndarray, *, seed: int = 0) -> np.n
     flat = (off.min(0) < FLAT) & usable
     held = np.where(flat, np.take_along_axis(surfaces, nearest[None], 0)[0], log_depth)
     right, down = (_slopes(log_depth, surfaces, nearest, flat, axis) for axis in (1, 0))
-    solved = solve_slopes(right, down, held)
+    # A plane goes to infinity at its horizon, and a pixel there is not a million times as far as all that was seen.
+    solved = np.minimum(solve_slopes(right, down, held), log_depth[usable].max() + _BEYOND)
     return np.where(usable, solved, log_depth).astype(np.float32)
 
 

@@ -22,7 +22,7 @@ from ...engine.geometry.background import Plate
 from ...engine.geometry.upsample import upsample
 from ...engine.report.html.pictures import spread, tinted_holes
 from ...engine.result import Result
-from ...engine.stage_results import load_background_plate, load_source_view
+from ...engine.stage_results import load_background_plate, load_depth, load_source_view, resolve_path
 from ...engine.store import Store
 from ...engine.video import VideoWriter
 
@@ -49,7 +49,7 @@ class OpenClip:
         """
         key = (times, height, width)
         if self._moments is None or self._moments[0] != key:
-            source, depth = self.result.source, self.result.depth
+            source, depth = self.result.source, load_depth(self.result.entries)
             size = (width, height)
             pictures = np.stack([cv2.resize(source[t], size, interpolation=cv2.INTER_AREA) for t in times])
             coarse = _depth_at_most(depth[times], height, width)
@@ -86,7 +86,7 @@ class Previewer:
         started = time.monotonic()
         clip = opened.result
         view = load_source_view(clip.entries)
-        whole = camera.resolve(view)
+        whole, said = resolve_path(camera, clip.entries, clip.config.motion.relative_to)
         one = asked["frame"]
         times = spread(len(clip.source), asked["count"]) if one is None else [_frame(clip, one)]
         height, width = _fit(view.height, view.width, asked["max_side"])
@@ -123,7 +123,7 @@ class Previewer:
             "hole_share": float(np.mean(holes)),
             "frames": frames,
             "mp4": film,
-            "warnings": [*camera.warnings(view), *path_warnings(whole, view)],
+            "warnings": [*said, *camera.warnings(view), *path_warnings(whole, view)],
             "seconds": time.monotonic() - started,
         }
 
@@ -140,7 +140,7 @@ class Previewer:
         t, view = _frame(clip, asked["frame"]), load_source_view(clip.entries)
         height, width = _fit(view.height, view.width, asked["max_side"])
         picture = cv2.resize(clip.source[t], (width, height), interpolation=cv2.INTER_AREA)
-        depth = _depth_at_most(clip.depth[t : t + 1], height, width)
+        depth = _depth_at_most(load_depth(clip.entries)[t : t + 1], height, width)
         lifted = upsample(depth, picture[None], depth_tolerance=clip.config.anchor.depth_tolerance)
         with np.errstate(over="ignore"):  # what is too far for float16 is as good as infinitely far
             halves = (lifted[0] / view.median_depth).astype("<f2")

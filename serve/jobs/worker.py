@@ -233,7 +233,7 @@ class JobWorker:
         def prepare() -> OpenClip:
             store = self.files.store(job.tenant)
             config = override(self._usual, request["sections"])
-            return OpenClip(self._film(job, lease, store, config, camera="static", until="intrinsics"), store)
+            return OpenClip(self._film(job, lease, store, config, camera="static", until="motion"), store)
 
         sha256 = request["sha256"]
         if sha256 is None:

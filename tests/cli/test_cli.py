@@ -89,7 +89,7 @@ def test_run_ends_in_five_lines_and_a_bundle(recapture, clip, quick, tmp_path):
     assert answer.code == 0, answer.err
     lines = answer.out.strip().splitlines()
     assert [line.split()[0] for line in lines] == ["video", "report", "generated", "time", "next"]
-    assert "reuses frames, depth, background, intrinsics, source, spatial" in lines[-1]
+    assert "reuses frames, depth, background, intrinsics, motion, source, spatial" in lines[-1]
     assert f"{out}-2" in lines[-1]
     assert "anchor sheet" in answer.err
     for name in ("video.mp4", "generated.mp4", "anchor.mp4", "mask.mp4", "report.html", "report.json", "camera.json"):
@@ -312,7 +312,15 @@ def test_store_commands(recapture, clip, quick, depth_dir, tmp_path):
         "preview", clip, "--camera", "static", "--out", tmp_path / "p", "--depth-dir", depth_dir, "--store", store
     )
     kept = json.loads(recapture("store", "ls", "--store", store, "--json").out)
-    assert {entry["stage"] for entry in kept} == {"frames", "depth", "background", "intrinsics", "camera", "anchor"}
+    assert {entry["stage"] for entry in kept} == {
+        "frames",
+        "depth",
+        "background",
+        "intrinsics",
+        "motion",
+        "camera",
+        "anchor",
+    }
     assert recapture("store", "verify", "--store", store).code == 0
     frames = next(store.glob("frames/*/*/frames.arrow"))
     frames.write_bytes(bytes(frames.stat().st_size))

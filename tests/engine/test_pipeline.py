@@ -162,7 +162,7 @@ def test_tuning_lowers_the_held_out_masked_loss(film):
 
 
 def test_static_camera_gives_the_source_back(film):
-    result = film("static")
+    result = film("static", options={**OPTIONS, "motion": {"relative_to": "source"}})
     assert result.validity_mask.all()
     assert np.array_equal(result.anchor, result.source)
     assert np.array_equal(result.frames, result.source)

@@ -14,7 +14,23 @@ from recapture.engine.cameras import CameraPath, SourceView, parse_camera, path_
 from recapture.engine.cameras.rigid import matrix_from_quaternion, quaternion_from_matrix, rotation_angle_deg, slerp
 from recapture.engine.errors import CameraError
 
-NAMES = ["static", "pan", "tilt", "roll", "zoom", "dolly", "truck", "pedestal", "dolly_zoom", "arc", "orbit", "crane"]
+NAMES = [
+    "static",
+    "source",
+    "stabilize",
+    "offset",
+    "pan",
+    "tilt",
+    "roll",
+    "zoom",
+    "dolly",
+    "truck",
+    "pedestal",
+    "dolly_zoom",
+    "arc",
+    "orbit",
+    "crane",
+]
 NAMES += ["spiral", "lemniscate"]
 SUBJECT = np.array([0.0, 0.0, 3.0])
 
@@ -199,7 +215,7 @@ def test_one_movement_has_one_key() -> None:
 
 
 REFUSED = [
-    ("arcc(20deg)", r"column 1: unknown preset 'arcc' \(did you mean 'arc'\?\)\. Presets: static, pan"),
+    ("arcc(20deg)", r"column 1: unknown preset 'arcc' \(did you mean 'arc'\?\)\. Presets: static, source"),
     ("arc(20deg)+zom(2)", r"column 12: unknown preset 'zom' \(did you mean 'zoom'\?\)"),
     ("", "column 1: expected a preset, not the end"),
     ("pan(3)+", "column 8: expected a preset"),

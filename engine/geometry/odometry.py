@@ -188,7 +188,7 @@ def _resected(points: np.ndarray, pixel: np.ndarray, K_px: np.ndarray, guess: np
     )
     if not done or inliers is None or len(inliers) < LEAST_SIGHTINGS:
         raise LostCamera(f"no motion of the camera explains what frame {t} shows: a cut, or most of it moves")
-    kept = inliers[:, 0]
+    kept = np.asarray(inliers, np.intp)[:, 0]
     turn, shift = cv2.solvePnPRefineLM(points[kept], pixel[kept], K_px, None, turn, shift)
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = cv2.Rodrigues(turn)[0], shift[:, 0]

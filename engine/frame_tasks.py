@@ -51,28 +51,20 @@ class DrawAnchor:
             np.broadcast_to(K_px, (len(images), 3, 3)),
             path,
             plate=plate,
-            others=self._others(context),
+            others=self.others if context.config.motion.background else None,
             depth_tolerance=context.config.anchor.depth_tolerance,
             valid=context.request.source_mask,
             device=context.drawing_device,
         )
 
-    def _others(self, context: StageContext) -> OtherFrames | None:
+    @cached_property
+    def others(self) -> OtherFrames | None:
         """The clip's other frames, where the source camera moves; what is drawn of them is kept between calls."""
-        if "others" not in self.__dict__:
-            images, depths, K_px, path, _ = self.scene
-            world = load_world(self.inputs) if context.config.motion.background else None
-            self.__dict__["others"] = world and OtherFrames(
-                images,
-                depths,
-                np.broadcast_to(K_px, (len(images), 3, 3)),
-                path,
-                world,
-                depth_tolerance=context.config.anchor.depth_tolerance,
-                valid=context.request.source_mask,
-                device=context.drawing_device,
-            )
-        return self.__dict__["others"]
+        images, depths, K_px, path, _ = self.scene
+        world = load_world(self.inputs)
+        if world is None:
+            return None
+        return OtherFrames(images, depths, np.broadcast_to(K_px, (len(images), 3, 3)), path, world)
 
     @cached_property
     def scene(self) -> tuple[np.ndarray, Depths, np.ndarray, CameraPath, Plate | None]:

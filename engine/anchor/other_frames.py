@@ -36,6 +36,10 @@ _GAIN_BOUNDS = (0.8, 1.25)
 _LEAST_OVERLAP = 200
 
 
+Valid = Callable[[int], np.ndarray]
+"""Mask of a frame, bool [H, W]: pixels that may be lifted."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     """What brings the frames of a clip into one space.
@@ -71,52 +75,32 @@ class OtherFrames:
     """Draws holes of a path's pictures from other frames of the clip."""
 
     def __init__(
-        self,
-        frames: np.ndarray,
-        depth: Depths,
-        source_K_px: np.ndarray,
-        path: CameraPath,
-        world: World,
-        *,
-        depth_tolerance: float,
-        valid: Callable[[int], np.ndarray] | None,
-        device: torch.device,
+        self, frames: np.ndarray, depth: Depths, source_K_px: np.ndarray, path: CameraPath, world: World
     ) -> None:
         """As `draw_anchor`."""
         self.frames, self.depth, self.source_K_px, self.path, self.world = frames, depth, source_K_px, path, world
-        self.depth_tolerance, self.valid, self.device = depth_tolerance, valid, device
         self.static = lru_cache(maxsize=2 * MOST)(self._static)
         self.points = lru_cache(maxsize=CANDIDATES + 2)(self._points)
 
-    def fill(self, t: int, own: Own) -> Filling:
+    def fill(self, t: int, own: Own, depth_tolerance: float, valid: Valid | None) -> Filling:
         """What other frames than t show in the picture of moment t."""
-        size = self.path.height, self.path.width
-        drawn = [(u, self._draw(t, u)) for u in self._chosen(t, own.covered)]
-        color = torch.zeros((3, *size), device=self.device)
-        mask = torch.zeros(size, dtype=torch.bool, device=self.device)
-        provenance = torch.zeros(size, dtype=torch.uint8, device=self.device)
+        drawn = [(u, self._draw(t, u, own.color.device, depth_tolerance, valid)) for u in self._chosen(t, own.covered)]
+        color, mask = torch.zeros_like(own.color), torch.zeros_like(own.covered)
+        provenance = torch.zeros_like(own.covered, dtype=torch.uint8)
         if not drawn:
             return Filling(color=color, mask=mask, provenance=provenance)
         depths = torch.stack([torch.where(part.mask[0], part.depth[0], torch.inf) for _, part in drawn])
         front = depths.min(0).values
         for k, (u, part) in enumerate(drawn):
-            new = part.mask[0] & ~mask & (depths[k] <= front * (1 + 2 * self.depth_tolerance))
-            picture = part.color[0] * self._exposure(part, own)[:, None, None]
+            new = part.mask[0] & ~mask & (depths[k] <= front * (1 + 2 * depth_tolerance))
+            picture = part.color[0] * _exposure(part, own, depth_tolerance)[:, None, None]
             color = torch.where(new[None], picture.clamp(0, 1), color)
             provenance[new] = max(_LEAST_PROVENANCE, 254 - abs(u - t))
             mask = mask | new
         return Filling(color=color, mask=mask, provenance=provenance)
 
-    def _exposure(self, part: Splat, own: Own) -> Tensor:
-        """Factor per channel [3] that brings a frame to the moment's exposure, by what both show."""
-        both = part.mask[0] & own.covered & ((part.depth[0] / own.depth - 1).abs() < self.depth_tolerance)
-        if int(both.sum()) < _LEAST_OVERLAP:
-            return torch.ones(3, device=self.device)
-        ratio = own.color[:, both].median(1).values / part.color[0][:, both].median(1).values.clamp(min=0.02)
-        return ratio.clamp(*_GAIN_BOUNDS)
-
-    def _draw(self, t: int, u: int) -> Splat:
-        picture, depth, static = self.static(u)
+    def _draw(self, t: int, u: int, device: torch.device, depth_tolerance: float, valid: Valid | None) -> Splat:
+        picture, depth, static = (part.to(device) for part in self.static(u, depth_tolerance, valid))
         return splat(
             picture,
             depth,
@@ -125,26 +109,25 @@ class OtherFrames:
             torch.from_numpy(self.path.K_px[t : t + 1].copy()),
             (self.path.height, self.path.width),
             valid=static,
-            depth_tolerance=self.depth_tolerance,
+            depth_tolerance=depth_tolerance,
         )
 
     def _motion(self, t: int, u: int) -> np.ndarray:
         """float64 [4, 4], from the source camera of moment u to the new camera of moment t."""
         return self.path.w2c[t] @ np.linalg.inv(self.world.c2w[t]) @ self.world.c2w[u]
 
-    def _static(self, u: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _static(self, u: int, depth_tolerance: float, valid: Valid | None) -> tuple[Tensor, Tensor, Tensor]:
         """Frame u as `splat` takes it: color [1, 3, H, W], depth [1, H, W], and what of it stands still and is whole."""
         height, width = self.frames.shape[1:3]
-        depth = upsample(np.array(self.depth[u : u + 1]), self.frames[u : u + 1], depth_tolerance=self.depth_tolerance)
-        layers = split_layers(self.frames[u], depth[0], depth_tolerance=self.depth_tolerance)
+        depth = upsample(np.array(self.depth[u : u + 1]), self.frames[u : u + 1], depth_tolerance=depth_tolerance)
+        layers = split_layers(self.frames[u], depth[0], depth_tolerance=depth_tolerance)
         moving = cv2.resize(self.world.moving[u].astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
         # The rim of a thing that moves holds some of its color.
         kept = (cv2.dilate(moving, np.ones((5, 5), np.uint8)) == 0) & (layers.mixed <= MOST_MIXED)
-        if self.valid is not None:
-            kept &= self.valid(u)
+        if valid is not None:
+            kept &= valid(u)
         color = torch.from_numpy(layers.color).permute(2, 0, 1)[None]
-        tensors = color, torch.from_numpy(layers.depth)[None], torch.from_numpy(kept)[None]
-        return tensors[0].to(self.device), tensors[1].to(self.device), tensors[2].to(self.device)
+        return color, torch.from_numpy(layers.depth)[None], torch.from_numpy(kept)[None]
 
     def _chosen(self, t: int, covered: Tensor) -> list[int]:
         """Frames that show most of what is open in picture t, in order of their distance in time."""
@@ -186,3 +169,12 @@ class OtherFrames:
         pixel = np.stack([x * width / size[0], y * height / size[1], np.ones_like(x)], -1)
         rays = pixel @ np.linalg.inv(self.source_K_px[u]).T
         return (rays * np.minimum(z, 1e6)[..., None])[~moving & (z > 0)]
+
+
+def _exposure(part: Splat, own: Own, depth_tolerance: float) -> Tensor:
+    """Factor per channel [3] that brings a frame to the moment's exposure, by what both show."""
+    both = part.mask[0] & own.covered & ((part.depth[0] / own.depth - 1).abs() < depth_tolerance)
+    if int(both.sum()) < _LEAST_OVERLAP:
+        return torch.ones_like(own.color[:, 0, 0])
+    ratio = own.color[:, both].median(1).values / part.color[0][:, both].median(1).values.clamp(min=0.02)
+    return ratio.clamp(*_GAIN_BOUNDS)

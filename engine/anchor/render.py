@@ -90,7 +90,8 @@ def draw_anchor(
         covered = covered | filled
     if others is not None and not bool(covered.all()):
         for k, t in enumerate(chosen):
-            found = others.fill(t, Own(color=far.color[k], depth=far.depth[k], covered=covered[k]))
+            own = Own(color=far.color[k], depth=far.depth[k], covered=covered[k])
+            found = others.fill(t, own, depth_tolerance, valid)
             filled = found.mask & ~covered[k]
             behind[k] = torch.where(filled[None], found.color, behind[k])
             source[k] = torch.where(filled, found.provenance, source[k])

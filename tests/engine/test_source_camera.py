@@ -178,19 +178,12 @@ def test_other_frames_fill_what_a_moment_does_not_show(walked: Filmed):
     still, _ = in_one_world(parse_camera("static"), VIEW, source, "", "world")
     assert isinstance(still, CameraPath)
     others = OtherFrames(
-        walked.frames,
-        walked.depth,
-        np.broadcast_to(K_PX, (N, 3, 3)),
-        still,
-        World(c2w=source, moving=walked.flying),
-        depth_tolerance=0.05,
-        valid=None,
-        device=torch.device("cpu"),
+        walked.frames, walked.depth, np.broadcast_to(K_PX, (N, 3, 3)), still, World(c2w=source, moving=walked.flying)
     )
     nothing = Own(
         color=torch.zeros(3, H, W), depth=torch.full((H, W), torch.nan), covered=torch.zeros(H, W, dtype=torch.bool)
     )
-    found = others.fill(t, nothing)
+    found = others.fill(t, nothing, 0.05, None)
     mask = found.mask.numpy()
     assert mask.mean() > 0.95
     truth = film(np.eye(4)[None]).frames[0]

@@ -31,7 +31,7 @@ class Display:
             disable=not sys.stderr.isatty() or quiet,
         )
         self._task: TaskID | None = None
-        self._noted = False
+        self._noted = 0
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -44,7 +44,7 @@ class Display:
         self._console.print(text, markup=False, soft_wrap=True)
 
     def on_stage_start(self, name: str, result: "StageResults | None" = None) -> None:
-        """Show a bar for a stage; before the first, what was chosen for the user."""
+        """Show a bar for a stage, and what was found or chosen for the user."""
         self._say_notes(result)
         self._remove_bar()
         self._task = self._bars.add_task(name, total=1, detail="")
@@ -58,10 +58,10 @@ class Display:
         self.say(f"{record.name:11}{how:24}{about}".rstrip())
 
     def _say_notes(self, result: "StageResults | None") -> None:
-        if result is not None and not self._noted:
-            self._noted = True
-            for sentence in result.notes:
+        if result is not None:
+            for sentence in result.notes[self._noted :]:
                 self.say(sentence)
+            self._noted = len(result.notes)
 
     def _remove_bar(self) -> None:
         if self._task is not None:

@@ -364,6 +364,7 @@ class Recapture:
         if entry is None:
             on_start(stage.name, result)
             entry = self._executor.run_stage(stage, context, inputs, store, stage.key(context, inputs))
+        result.notes += [sentence for sentence in entry.meta.get("notes", ()) if sentence not in result.notes]
         for sentence in entry.meta["warnings"]:  # a reused stage still has something to say
             result.warn(sentence)
         result.entries[stage.name] = entry

@@ -172,7 +172,9 @@ def find_motion(context: StageContext, inputs: Inputs, out: Writer) -> None:
     view, images, depths = load_source_view(inputs), inputs["frames"].array("frames"), inputs["depth"].array("depth")
     still = inputs["background"].json("background")["locked"]
     given = context.request.camera.source_poses(view)
-    write_source_camera(find_source_camera(images, depths, view.K_px, still=still, given=given), out)
+    found = find_source_camera(images, depths, view.K_px, still=still, given=given)
+    (context.warn if found.kind == "lost" else context.note)(found.sentence)
+    write_source_camera(found, out)
 
 
 @stage(
@@ -187,7 +189,7 @@ def resolve_camera(context: StageContext, inputs: Inputs, out: Writer) -> None:
     camera, view = context.request.camera, load_source_view(inputs)
     path, said = resolve_path(camera, inputs, context.config.motion.relative_to)
     for sentence in said:
-        context.warn(sentence)
+        context.note(sentence)
     through = through_geometry(path, load_depth(inputs), view.K_px)
     for sentence in [*camera.warnings(view), *path_warnings(path, view), *through]:
         context.warn(sentence)

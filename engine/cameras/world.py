@@ -42,14 +42,13 @@ def in_one_world(
     if relative_to == "source" or not camera.in_world:
         return camera.resolve(view), []
     if lost:
-        said = f"the source camera's motion cannot be found ({lost}): the path rides on the source camera"
-        return camera.resolve(view), [said]
+        return camera.resolve(view), ["the path rides on the source camera, whose motion is not known"]
     if source_c2w is None:
         return camera.resolve(view), []
     path, said = camera.resolve(replace(view, source_c2w=source_c2w)), []
     if relative_to is None:
         said.append(
-            "the source camera moves: the path starts at its first pose and stays in the world; "
-            "`relative_to` source makes it ride on the source camera"
+            "the path starts at the first source pose and stays in the world; `relative_to` source makes it ride on the "
+            "source camera"
         )
     return replace(path, c2w=inverse(source_c2w) @ path.c2w), said

@@ -39,6 +39,20 @@ class SourceCamera:
     agreeing: float
 
     @property
+    def sentence(self) -> str:
+        """For the user."""
+        if self.kind == "lost":
+            return f"the source camera's motion cannot be found: {self.reason}"
+        if not self.moves:
+            return "the source camera stands still: the clip is treated as static"
+        if self.kind == "given":
+            return "the source camera moves along the poses of its file"
+        how = "turns on its spot" if self.turns_only else "moves"
+        return (
+            f"the source camera {how}: poses found, {100 * self.agreeing:.0f} % of what was followed agrees with them"
+        )
+
+    @property
     def moves(self) -> bool:
         """Whether the poses differ."""
         return self.moving is not None

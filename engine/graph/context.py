@@ -79,7 +79,8 @@ class StageContext:
         executor: does work that goes frame by frame, and makes the optimizer.
         on_progress: see `ProgressCallback`.
         on_step_end: see `StepCallback`; None is nobody.
-        warnings: what the running stage has to say to the user.
+        warnings: what the running stage warns the user of.
+        notes: what it found or chose that the user should know; nothing is wrong.
     """
 
     request: RenderRequest
@@ -88,6 +89,7 @@ class StageContext:
     on_progress: ProgressCallback = lambda stage, done, total, detail: None
     on_step_end: StepCallback | None = None
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def config(self) -> RunConfig:
@@ -102,6 +104,11 @@ class StageContext:
         """Tell the user something, now and whenever the stage's result is reused."""
         if sentence not in self.warnings:
             self.warnings.append(sentence)
+
+    def note(self, sentence: str) -> None:
+        """As `warn`, of something that is as it should be."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
 
     @property
     def device(self) -> torch.device:

@@ -137,6 +137,8 @@ def stage(
 def compute_stage(stage: Stage, context: StageContext, inputs: Inputs, store: Store, key: str) -> Entry:
     """Compute a stage in this process and publish its result."""
     context.warnings.clear()
+    context.notes.clear()
     with store.begin(stage.name, key) as writer:
         stage.compute(context, inputs, writer)
-        return writer.publish({"clip": context.request.clip_name, "warnings": list(context.warnings)})
+        said = {"warnings": list(context.warnings), "notes": list(context.notes)}
+        return writer.publish({"clip": context.request.clip_name, **said})

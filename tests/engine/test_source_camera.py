@@ -144,6 +144,7 @@ def test_a_camera_that_hardly_moves_counts_as_standing_still():
     found = find_source_camera(filmed.frames, filmed.depth, K_PX, still=False, given=still)
     assert found.kind == "still"
     assert not found.moves
+    assert "stands still" in found.sentence
 
 
 def test_blank_frames_give_a_reason():
@@ -151,7 +152,7 @@ def test_blank_frames_give_a_reason():
         np.full((3, H, W, 3), 90, np.uint8), np.full((3, H, W), WALL, np.float32), K_PX, still=False, given=None
     )
     assert found.kind == "lost"
-    assert "nothing to follow" in found.reason
+    assert "nothing to follow" in found.sentence
     assert np.array_equal(found.c2w, np.tile(np.eye(4), (3, 1, 1)))
 
 
@@ -162,12 +163,12 @@ def test_a_preset_stays_in_the_world_or_rides_along():
     source = walk()
     still, said = in_one_world(parse_camera("static"), VIEW, source, "", None)
     assert np.allclose(source @ still.c2w, np.eye(4), atol=1e-12)
-    assert "the source camera moves" in said[0]
+    assert "stays in the world" in said[0]
     rides, said = in_one_world(parse_camera("static"), VIEW, source, "", "source")
     assert np.array_equal(rides.c2w, np.tile(np.eye(4), (N, 1, 1)))
     assert not said
     _, said = in_one_world(parse_camera("static"), VIEW, None, "a cut", None)
-    assert "a cut" in said[0]
+    assert "rides on the source camera" in said[0]
     with pytest.raises(CameraError, match="a cut") as refused:
         in_one_world(parse_camera("static"), VIEW, None, "a cut", "world")
     assert refused.value.param == "relative_to"

@@ -299,7 +299,7 @@ def test_until_names_a_stage_and_later_arrays_say_that_they_are_missing(film):
         film(until="ancor")
     preview = film(until="anchor")
     assert preview.records[-1].name == "anchor"
-    for name in ("frames", "generated", "matte", "generated_share"):
+    for name in ("frames", "generated", "generated_mask", "generated_share"):
         with pytest.raises(AttributeError, match="stopped after anchor"):
             getattr(preview, name)
 

@@ -137,7 +137,8 @@ def _parts_of_one(mask: np.ndarray, distance: float, resting: np.ndarray, rested
 
 def _distance(mask: np.ndarray, log_depth: np.ndarray, behind: np.ndarray) -> float:
     """Log depth of a thing: the ground's at its foot if it stands there, else that of its own nearer parts."""
-    own = float(np.quantile(log_depth[mask], 0.3))
+    surface = log_depth[mask][log_depth[mask] < SKY]  # what flies before the sky is taken for sky in part
+    own = float(np.quantile(surface, 0.3)) if len(surface) else SKY
     h = len(mask)
     rows = np.flatnonzero(mask.any(1))
     lowest = int(rows[-1])
@@ -152,7 +153,7 @@ def _distance(mask: np.ndarray, log_depth: np.ndarray, behind: np.ndarray) -> fl
 
 
 def steadied(things: list[Thing], neighbors: list[list[Thing]]) -> list[Thing]:
-    """Each thing at the mean distance of itself and of what overlaps it in neighboring frames."""
+    """Each thing at the mean distance of itself and of what overlaps it in neighboring frames, where that is known."""
     steady = []
     for thing in things:
         distances = [thing.distance]
@@ -160,7 +161,8 @@ def steadied(things: list[Thing], neighbors: list[list[Thing]]) -> list[Thing]:
             shares = [_overlap(thing.mask, other.mask) for other in others]
             if shares and max(shares) > _OVERLAP:
                 distances.append(others[int(np.argmax(shares))].distance)
-        steady.append(Thing(thing.mask, float(np.mean(distances))))
+        known = [distance for distance in distances if distance < SKY]
+        steady.append(Thing(thing.mask, float(np.mean(known)) if known else SKY))
     return steady
 
 
@@ -184,10 +186,14 @@ def unlabeled(labels: np.ndarray, distances: np.ndarray) -> list[Thing]:
 def placed(things: list[Thing], log_depth: np.ndarray, background: Background) -> np.ndarray:
     """Log depth of a frame: the background's, and the things' before it; float32 [h, w]."""
     out = background.log_depth.copy()
+    surfaces = out[out < SKY]
+    middle = float(np.median(surfaces)) if len(surfaces) else 0.0
     finite = np.minimum(log_depth, background.log_depth)
     for thing in things:
         rows, columns = thing.mask.any(1).sum(), thing.mask.any(0).sum()
         relief = RELIEF if rows > columns else _WIDE_RELIEF
-        level(out, finite, thing.mask, thing.distance, relief=relief)
+        # What flies before the sky, and is taken for sky, may be anywhere; with the sky it would not move at all.
+        distance = thing.distance if thing.distance < SKY else middle
+        level(out, finite, thing.mask, distance, relief=relief)
         out[thing.mask] = np.minimum(out[thing.mask], background.log_depth[thing.mask] - _IN_FRONT)
     return out

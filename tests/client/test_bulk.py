@@ -165,8 +165,8 @@ def test_a_manifest_reads_as_the_cluster_reads_it(tmp_path):
     )
     assert [row.options.temporal_steps for row in here] == [5, 5]
     assert here[0].options.guidance == 2.0
-    assert [options_of(there.row(index).options)["tune"] for index in (0, 1)] == [{"temporal_steps": 5}] * 2
-    assert options_of(there.row(0).options)["sample"]["guidance"] == (1.0, 2.0)
+    given = {"tune.temporal_steps": 5, "sample.guidance": (1.0, 2.0)}
+    assert [options_of(there.row(index).options) for index in (0, 1)] == [(None, given)] * 2
     targets = [row.target(manifest, tmp_path / "out" / "results.jsonl") for row in here]
     assert len(set(targets)) == 2
     assert {target.parents[1] for target in targets} == {tmp_path / "out" / "clips"}

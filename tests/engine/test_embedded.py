@@ -68,7 +68,7 @@ def test_the_demo_path_leaves_three_to_ten_percent_holes(footage):
 
 
 def test_static_camera_gives_the_clip_back(footage, tmp_path):
-    result = footage.film("static")
+    result = footage.film("static", motion={"relative_to": "source"})
     assert np.array_equal(result.anchor, result.source)
     assert result.validity_mask.all()
     delivered = frames_of(result.save(tmp_path / "out"))

@@ -47,4 +47,6 @@ def _binary(data: bytes) -> np.ndarray:
         _, x, y, z, _, _, _, _, track = struct.unpack_from("<Q3d3BdQ", data, at)
         found.append((x, y, z))
         at += 51 + 8 * track
+        if at > len(data):
+            raise struct.error("a track is longer than the file")
     return np.array(found, dtype=np.float64).reshape(-1, 3)

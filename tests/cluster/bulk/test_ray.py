@@ -135,7 +135,7 @@ def test_the_command_films_every_row_and_keeps_what_it_is_told(cluster, recaptur
     assert not [path for path in (out / "stages").rglob("*.arrow")]
     again = recapture("bulk", *words, "--keep", "adapters")
     assert again.code == 3
-    assert "2 failed, 2 ok of 4" in again.out
+    assert "2 completed, 2 failed of 4" in again.out
     left = recapture("bulk", *words, "--dry-run", "--json", "--usd-per-gpu-hour", 2)
     assert json.loads(left.out)["rows"] == 0
 

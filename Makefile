@@ -36,7 +36,7 @@ $(READY): pyproject.toml locks/dev.txt
 # One second of a street: a van in front, a cyclist behind it. The clip ships inside a PyPI package.
 demo: $(DEMO)
 	$(BIN)/recapture run "$$($(BIN)/python examples/demo_clip.py)" --first-frame 108 --frames 24 \
-		--camera "dolly_zoom(0.2)" --quality draft --out $(OUT)
+		--camera "dolly_zoom(0.2)" --relative-to source --quality draft --out $(OUT)
 
 test: $(READY)
 	$(BIN)/pytest -q

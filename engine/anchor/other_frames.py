@@ -12,6 +12,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels.splat import Splat, splat
@@ -34,6 +35,11 @@ MOST_MIXED = 0.3
 """A pixel whose color is less certain than that is not taken from another frame."""
 _GAIN_BOUNDS = (0.8, 1.25)
 _LEAST_OVERLAP = 200
+_NEARBY = 0.12
+"""Side of the neighborhood, in picture widths, in which a frame must look like the moment's own."""
+_LEAST_NEARBY = 0.05
+_UNLIKE = 0.06
+"""Mean difference of color, 0 to 1, from which on it does not."""
 
 
 Valid = Callable[[int], np.ndarray]
@@ -92,8 +98,8 @@ class OtherFrames:
         depths = torch.stack([torch.where(part.mask[0], part.depth[0], torch.inf) for _, part in drawn])
         front = depths.min(0).values
         for k, (u, part) in enumerate(drawn):
-            new = part.mask[0] & ~mask & (depths[k] <= front * (1 + 2 * depth_tolerance))
             picture = part.color[0] * _exposure(part, own, depth_tolerance)[:, None, None]
+            new = part.mask[0] & ~mask & (depths[k] <= front * (1 + 2 * depth_tolerance)) & _agrees(picture, part, own)
             color = torch.where(new[None], picture.clamp(0, 1), color)
             provenance[new] = max(_LEAST_PROVENANCE, 254 - abs(u - t))
             mask = mask | new
@@ -169,6 +175,23 @@ class OtherFrames:
         pixel = np.stack([x * width / size[0], y * height / size[1], np.ones_like(x)], -1)
         rays = pixel @ np.linalg.inv(self.source_K_px[u]).T
         return (rays * np.minimum(z, 1e6)[..., None])[~moving & (z > 0)]
+
+
+def _agrees(picture: Tensor, part: Splat, own: Own) -> Tensor:
+    """bool [h, w]: where a frame looks like the moment's own around what both show, and forms more than crumbs.
+
+    Estimated depth puts a frame's surfaces beside where they belong. Where that shows in the overlap nearby, what the
+    frame adds is displaced as well.
+    """
+    both = (part.mask[0] & own.covered).float()
+    off = (picture - own.color).abs().mean(0) * both
+    side = round(_NEARBY * own.covered.shape[1]) | 1
+    total, count = (F.avg_pool2d(v[None, None], side, 1, side // 2)[0, 0] for v in (off, both))
+    near = count > _LEAST_NEARBY
+    everywhere = off.sum() / both.sum().clamp(min=1)
+    alike = torch.where(near, total / count.clamp(min=1e-6), everywhere) < _UNLIKE
+    opened = cv2.morphologyEx((part.mask[0] & alike).byte().cpu().numpy(), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    return torch.from_numpy(opened).to(alike.device) > 0
 
 
 def _exposure(part: Splat, own: Own, depth_tolerance: float) -> Tensor:

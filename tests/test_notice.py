@@ -11,7 +11,7 @@ NOTICE = (ROOT / "NOTICE").read_text()
 PATTERNS = [
     pattern
     for line in NOTICE.splitlines()
-    if re.match(r"(serve|engine|evaluation|docs|benchmarks)/", line)
+    if re.match(r"(serve|engine|evaluation|docs|benchmarks|priors)/", line)
     for pattern in line.split(", ")
 ]
 MEDIA = frozenset(

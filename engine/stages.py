@@ -84,7 +84,7 @@ def decode_clip(context: StageContext, inputs: Inputs, out: Writer) -> None:
     inputs=("frames",),
     config=stage_options.depth_options,
     weights=lambda context: context.depth_digest,
-    version=4,
+    version=5,
     effort=6,
     per_clip=True,
     by_frame=True,

@@ -318,7 +318,7 @@ def test_source_mask_leaves_pixels_out(film, tmp_path):
         picture = np.full((HEIGHT, WIDTH), 255, np.uint8)
         picture[:, :20] = 0
         cv2.imwrite(str(tmp_path / f"{t:03}.png"), picture)
-    result = film("static", mask_dir=tmp_path)
+    result = film("static", mask_dir=tmp_path, options={**OPTIONS, "motion": {"relative_to": "source"}})
     assert not result.validity_mask[:, :, :20].any()
     assert result.validity_mask[:, :, 20:].all()
 

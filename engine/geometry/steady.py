@@ -92,7 +92,10 @@ def temporal_mean(
         weight = np.nan_to_num(weight)
         total += weight
         mean += weight * np.nan_to_num(moved)
-    return np.where(np.isfinite(center), mean / total, np.nan).astype(np.float32)
+    averaged = np.where(
+        center >= SKY, SKY, mean / total
+    )  # a mean of SKY is SKY but for rounding, which makes it a surface
+    return np.where(np.isfinite(center), averaged, np.nan).astype(np.float32)
 
 
 def temporal_median(

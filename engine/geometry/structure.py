@@ -26,7 +26,7 @@ def structured(image: np.ndarray, log_depth: np.ndarray) -> np.ndarray:
     if unknown.all():
         return log_depth
     work = _nearest_known(log_depth, unknown) if unknown.any() else log_depth
-    sky = work >= SKY - 0.5  # a mean over time of SKY is not SKY to the last bit
+    sky = work >= SKY
     if sky.all():
         return log_depth
     farthest = float(work[~sky].max())

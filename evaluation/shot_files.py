@@ -11,7 +11,7 @@ import av
 import numpy as np
 
 from ..engine.cameras import CameraPath
-from ..engine.cameras.rigid import inverse
+from ..engine.cameras.rigid import inverse, rotation_angle_deg
 from .dataset import Shot
 
 
@@ -63,10 +63,9 @@ def source_errors(found: np.ndarray, true: np.ndarray) -> dict[str, float]:
     a, b = found[:, :3, 3], true[:, :3, 3]
     scale = (a * b).sum() / np.square(a).sum() if a.any() else 1.0
     length = np.linalg.norm(np.diff(b, axis=0), axis=1).sum()
-    cosine = (np.trace(inverse(found)[:, :3, :3] @ true[:, :3, :3], axis1=1, axis2=2) - 1) / 2
     off = float(np.linalg.norm(scale * a - b, axis=1).max())
     return {
-        "source_rotation_deg": float(np.degrees(np.arccos(np.clip(cosine, -1, 1))).max()),
+        "source_rotation_deg": float(rotation_angle_deg((inverse(found) @ true)[:, :3, :3]).max()),
         "source_position_share": off / length if length > 0 else float("nan"),
     }
 

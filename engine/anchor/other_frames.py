@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...kernels.splat import Splat, splat
 from ..cameras import CameraPath, Depths
+from ..cameras.rigid import inverse
 from ..geometry.upsample import upsample
 from .matte import split_layers
 
@@ -25,7 +26,7 @@ MOST = 4
 CANDIDATES = 24
 """Frames that are considered, evenly spread: time does not grow with the clip's length."""
 _GRID = (36, 64)
-"""Cells of a picture in which coverage is counted, and points of a source frame in each direction, twice as many."""
+"""Cells of a picture in which coverage is counted; points of a source frame are taken twice as densely."""
 _LEAST_GAIN = 0.003
 """Share of the picture that a frame must add to be drawn."""
 _LATE = 0.3
@@ -120,7 +121,7 @@ class OtherFrames:
 
     def _motion(self, t: int, u: int) -> np.ndarray:
         """float64 [4, 4], from the source camera of moment u to the new camera of moment t."""
-        return self.path.w2c[t] @ np.linalg.inv(self.world.c2w[t]) @ self.world.c2w[u]
+        return self.path.w2c[t] @ inverse(self.world.c2w[t : t + 1])[0] @ self.world.c2w[u]
 
     def _static(self, u: int, depth_tolerance: float, valid: Valid | None) -> tuple[Tensor, Tensor, Tensor]:
         """Frame u as `splat` takes it: color [1, 3, H, W], depth [1, H, W], and what of it stands still and is whole."""

@@ -48,8 +48,8 @@ def draw_anchor(
         is covered, else how much of the pixel the soft edge of a near thing covers, whose color it then has: a hole
         beside a near thing begins outside its soft edge, and what fills the hole goes behind that edge; `provenance`
         uint8 [T, h, w], where a pixel comes from: 255 is the frame of the same moment, 1 to 254 other frames of a
-        locked-off clip (the confidence in them), 0 a hole. `covered` and `from_other_frames`, float64 [T]: the share of each
-        picture that is covered, and that other frames gave.
+        locked-off clip (the confidence in them) or of a camera that moves (254 less their distance in time), 0 a hole.
+        `covered` and `from_other_frames`, float64 [T]: the share of each picture that is covered, and that other frames gave.
 
     Args:
         frames: uint8 [N, H, W, 3].

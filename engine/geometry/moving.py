@@ -11,6 +11,8 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from ..cameras.rigid import inverse
+
 _LOOK_AT_PX = 480
 _OFFSETS = (-12, -6, -3, -1, 1, 3, 6, 12)
 """The other moments that a frame is compared with, in frames."""
@@ -75,7 +77,7 @@ def _seen_through(
     points = rays * np.exp(np.minimum(log_depth, 20))[..., None]
     against, heard = np.zeros((height, width), np.int16), np.zeros((height, width), np.int16)
     for u in others:
-        motion = np.linalg.inv(c2w[u]) @ c2w[t]
+        motion = inverse(c2w[u : u + 1])[0] @ c2w[t]
         local = points @ motion[:3, :3].T + motion[:3, 3]
         ahead = local[..., 2]
         front = ahead > 1e-6

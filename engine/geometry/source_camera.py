@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..cameras.rigid import inverse, rotation_angle_deg
 from .moving import moving_masks
 from .odometry import LostCamera, camera_motion
 
@@ -72,7 +73,7 @@ def find_source_camera(
     """
     count = len(frames)
     if given is not None:
-        c2w = np.linalg.inv(given[0]) @ given
+        c2w = inverse(given[:1]) @ given
         return _settled("given", frames, depth, K_px, c2w, np.zeros(count))
     if still or count < 2:
         return _standing("still", count)
@@ -119,9 +120,8 @@ def _settled(
     agreeing: float = 1.0,
 ) -> SourceCamera:
     shift = np.linalg.norm(c2w[:, :3, 3], axis=1).max()
-    cosine = (np.trace(c2w[:, :3, :3], axis1=1, axis2=2).min() - 1) / 2
     unit = float(np.median(depth[0][np.isfinite(depth[0])])) if np.isfinite(depth[0]).any() else 1.0
-    if shift < _LEAST_SHIFT * unit and np.degrees(np.arccos(np.clip(cosine, -1, 1))) < _LEAST_TURN_DEG:
+    if shift < _LEAST_SHIFT * unit and rotation_angle_deg(c2w[:, :3, :3]).max() < _LEAST_TURN_DEG:
         return _standing("still", len(frames))
     return SourceCamera(
         kind=kind,

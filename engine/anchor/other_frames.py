@@ -32,8 +32,8 @@ _LEAST_GAIN = 0.003
 _LATE = 0.3
 """By how much less the frame farthest in time counts."""
 _LEAST_PROVENANCE = 54
-MOST_MIXED = 0.3
-"""A pixel whose color is less certain than that is not taken from another frame."""
+UNCERTAIN = 0.3
+"""A pixel counts as covered while at most this share of it is open, or of a color that was not seen by itself."""
 _GAIN_BOUNDS = (0.8, 1.25)
 _LEAST_OVERLAP = 200
 _NEARBY = 0.12
@@ -130,7 +130,7 @@ class OtherFrames:
         layers = split_layers(self.frames[u], depth[0], depth_tolerance=depth_tolerance)
         moving = cv2.resize(self.world.moving[u].astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
         # The rim of a thing that moves holds some of its color.
-        kept = (cv2.dilate(moving, np.ones((5, 5), np.uint8)) == 0) & (layers.mixed <= MOST_MIXED)
+        kept = (cv2.dilate(moving, np.ones((5, 5), np.uint8)) == 0) & (layers.mixed <= UNCERTAIN)
         if valid is not None:
             kept &= valid(u)
         color = torch.from_numpy(layers.color).permute(2, 0, 1)[None]

@@ -16,12 +16,10 @@ from ..geometry.background import TRUSTED, Plate, hidden
 from ..geometry.upsample import upsample
 from ..graph.frame_task import FrameBatch
 from .matte import split_layers
-from .other_frames import OtherFrames, Own
+from .other_frames import UNCERTAIN, OtherFrames, Own
 
 FRAMES_AT_ONCE = 2
 """Frames lifted and drawn together: memory is bounded by this, whatever the clip's length."""
-_UNCERTAIN = 0.3
-"""A pixel counts as covered while at most this share of it is open, or of a color that was not seen by itself."""
 _NARROW_PX = 4
 """A gap in what is sure, between two sides that are, is no wider than this; a hole beside one side is none."""
 _SPECK_PX = 4
@@ -137,7 +135,7 @@ def _laid_over(far: Splat, near: Splat, mixed: Tensor, depth_tolerance: float) -
     edge = torch.where(in_front[:, None], near.color[:, :3], 0.0)
     alone = edge / alpha.clamp(min=1e-3)[:, None]
     uncertain = torch.where(far.mask, warp(mixed[:, None], far.winner)[:, 0], 1.0)
-    covered = (1 - alpha) * uncertain <= _UNCERTAIN
+    covered = (1 - alpha) * uncertain <= UNCERTAIN
     covered = covered | (_closed(covered) & far.mask)  # what was behind a thin thing is known from both its sides
     return _Seen(
         edge=edge, alpha=alpha, alone=alone, behind=torch.where(far.mask[:, None], far.color, alone), covered=covered

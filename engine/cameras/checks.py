@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..user_files.numbering import counted
 from .agreed_depth import Depths
 from .path import CameraPath, SourceView, scaled_intrinsics
 from .rigid import rotation_angle_deg
@@ -15,13 +16,6 @@ _JUMP_NEIGHBORS = 4
 _JUMP_DEG = 2.0
 _JUMP_SHARE = 0.05
 _MAGNIFICATION = 2.0
-
-
-def frame_list(frames: np.ndarray) -> str:
-    """Frame numbers for a sentence: `frame 4`, `frames 0-3, 7`."""
-    runs = np.split(frames, np.flatnonzero(np.diff(frames) > 1) + 1)
-    text = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
-    return f"frame{'s' if len(frames) > 1 else ''} {text}"
 
 
 def path_warnings(path: CameraPath, view: SourceView | None = None) -> list[str]:
@@ -63,7 +57,7 @@ def _behind(path: CameraPath) -> list[str]:
     if not len(frames):
         return []
     return [
-        f"the path faces more than 90 degrees away from the source's view at {frame_list(frames)}: "
+        f"the path faces more than 90 degrees away from the source's view at {counted(frames)}: "
         "the clip hardly shows that side"
     ]
 
@@ -74,7 +68,7 @@ def _magnified(path: CameraPath, view: SourceView) -> list[str]:
     frames = np.flatnonzero(factor > _MAGNIFICATION)
     if not len(frames):
         return []
-    return [f"the path zooms in up to {factor.max():.1f} times at {frame_list(frames)}: the clip has no such detail"]
+    return [f"the path zooms in up to {factor.max():.1f} times at {counted(frames)}: the clip has no such detail"]
 
 
 def through_geometry(path: CameraPath, depth: Depths, source_K_px: np.ndarray) -> list[str]:
@@ -100,4 +94,4 @@ def through_geometry(path: CameraPath, depth: Depths, source_K_px: np.ndarray) -
     seen = ahead & (u >= 0) & (u < w) & (v >= 0) & (v < h)
     surface = depth[np.arange(n), np.clip(v, 0, h - 1), np.clip(u, 0, w - 1)]
     frames = np.flatnonzero(seen & np.isfinite(surface) & (surface > 0) & (center[:, 2] >= surface))
-    return [f"the path passes through geometry at {frame_list(frames)}"] if len(frames) else []
+    return [f"the path passes through geometry at {counted(frames)}"] if len(frames) else []

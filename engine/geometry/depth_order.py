@@ -5,6 +5,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
+from scipy.stats import rankdata
 
 from ..errors import InputError
 from .background import sampled, stands_still
@@ -97,5 +98,4 @@ def _rank_correlation(values: np.ndarray, estimate: np.ndarray) -> float:
     a, b = values[both], estimate[both]
     if len(a) < _LEAST or np.ptp(a) == 0 or np.ptp(b) == 0:
         return 1.0
-    rank_a, rank_b = (np.unique(each, return_inverse=True)[1].astype(float) for each in (a, b))
-    return float(np.corrcoef(rank_a, rank_b)[0, 1])
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
